@@ -1,0 +1,43 @@
+# The environment lives in .venv and is made anew when pyproject.toml or constraints.txt change.
+# Another Python: make PYTHON=python3.12
+
+PYTHON ?= python3
+JOBS ?= 2
+PYTEST_ARGS ?=
+BIN = .venv/bin
+TINY = build/tiny
+INSTALLED = .venv/.installed
+
+# the test models are tiny: more threads per process cost more than they save
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: run test check bench clean
+
+run: $(INSTALLED)
+	$(BIN)/python -m steerbench.tiny $(TINY)
+	$(BIN)/steerbench run --methods static_prompt,caa,random_direction --tasks hh_rlhf \
+	  --data $(TINY)/hh_rlhf.jsonl --model $(TINY)/lm --reward-model $(TINY)/reward --encoder $(TINY)/encoder \
+	  --n-examples 16 --out runs/tiny
+
+test: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(JOBS) $(PYTEST_ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only $(PYTEST_ARGS)
+
+clean:
+	rm -rf .venv build dist runs steerbench.egg-info .coverage .benchmarks .mypy_cache .ruff_cache .pytest_cache
+	find steerbench methods tasks tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "steerbench needs Python 3.11 or newer, and $(PYTHON) is not. Name another one: make PYTHON=python3.12"; \
+	  exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	touch $@

@@ -1,0 +1,1 @@
+"""Steering methods, one file each; installed as `steerbench.methods`."""

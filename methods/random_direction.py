@@ -1,0 +1,35 @@
+"""The control: a random direction, as long as the difference of means would be.
+
+A method that does no better than this moves the model, but not where it claims. The direction is drawn from a normal
+distribution and scaled to the length of the CAA vector at the same layer and pool, so equal strength means equal norm.
+
+Cost: as CAA.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from steerbench import Add, FitContext, PlacedEdit, Site, Steerer, Steering, difference_of_means, middle_layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomDirection(Steerer):
+    """A random direction of the norm of the difference of means."""
+
+    off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
+
+    strength: float = 1.0
+    layer: int | None = None
+    pool: Literal["response_mean", "last_response"] = "response_mean"
+    scope: Literal["all", "prompt", "response"] = "response"
+
+    def fit(self, context: FitContext) -> Steering:
+        """Draw a direction and give it the length of chosen minus rejected."""
+        site = Site("resid_post", middle_layer(context.lm, self.layer))
+        mean_shift = difference_of_means(context, site, self.pool)
+        direction = torch.randn(len(mean_shift), generator=context.generator("random_direction"))
+        vector = direction / direction.norm() * mean_shift.norm()
+        return Steering(edits=(PlacedEdit(site, Add(vector, self.strength), self.scope),))

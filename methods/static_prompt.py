@@ -1,0 +1,53 @@
+"""One fixed instruction before the unchanged dialogue: the "Prompting" row of RE-Control.
+
+Paper: Kong et al. 2024, arXiv 2406.05954. The default is the text in the authors' code (Lingkai-Kong/RE-Control
+@f897869, `inference_intervention.py`, defined there and never used); the paper's own wording is not known. It is the
+system line of Vicuna's training format, so on Vicuna part of its gain is the restored format.
+
+Differences from that code: the text goes in as a system turn, which the model's chat template places (in front of the
+first user turn where the template has no system turn), and it is added once, also when the method is composed.
+
+Fit: none. Cost: prefill of about 30 more tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from steerbench import Dialogue, FitContext, PromptPart, Steerer, Steering, Turn
+
+RE_CONTROL = (
+    "A question from a curious user and an answer from an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user’s questions."
+)
+
+
+class SystemText(PromptPart):
+    """Puts a text into the system turn, behind what already stands there; a text that is there is not added again."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __call__(self, dialogue: Dialogue) -> Dialogue:
+        """Return the dialogue with the text in its system turn."""
+        if not self.text:
+            return dialogue
+        if not dialogue or dialogue[0].role != "system":
+            return (Turn("system", self.text), *dialogue)
+        present = dialogue[0].text
+        if self.text in present.split("\n\n"):
+            return dialogue
+        return (Turn("system", f"{present}\n\n{self.text}"), *dialogue[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticPrompt(Steerer):
+    """A fixed system text."""
+
+    off: ClassVar[Mapping[str, Any]] = {"text": ""}
+
+    text: str = RE_CONTROL
+
+    def fit(self, context: FitContext) -> Steering:
+        """Return the prompt part; nothing is learned."""
+        return Steering(prompt=(SystemText(self.text),))

@@ -1,0 +1,78 @@
+"""steerbench: which steering method for your language model, and what it costs.
+
+Everything public is importable from here. Names are loaded when first used: importing steerbench imports no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from steerbench.dialogue import Dialogue as Dialogue
+    from steerbench.dialogue import Turn as Turn
+    from steerbench.dialogue import parse_hh as parse_hh
+    from steerbench.dialogue import plain_text as plain_text
+    from steerbench.dialogue import user as user
+    from steerbench.directions import difference_of_means as difference_of_means
+    from steerbench.edits import Add as Add
+    from steerbench.errors import SteerbenchError as SteerbenchError
+    from steerbench.generation import activations as activations
+    from steerbench.generation import generate as generate
+    from steerbench.generation import log_probs as log_probs
+    from steerbench.generation import response_logits as response_logits
+    from steerbench.lm import LanguageModel as LanguageModel
+    from steerbench.lm import Tokens as Tokens
+    from steerbench.protocol import Decoding as Decoding
+    from steerbench.protocol import Protocol as Protocol
+    from steerbench.registry import add_plugin as add_plugin
+    from steerbench.registry import load as load
+    from steerbench.registry import names as names
+    from steerbench.response import Response as Response
+    from steerbench.reward import Reward as Reward
+    from steerbench.reward import RewardModel as RewardModel
+    from steerbench.sites import Site as Site
+    from steerbench.steerer import FitContext as FitContext
+    from steerbench.steerer import Pair as Pair
+    from steerbench.steerer import Rollout as Rollout
+    from steerbench.steerer import Steerer as Steerer
+    from steerbench.steerer import middle_layer as middle_layer
+    from steerbench.steering import DecodePart as DecodePart
+    from steerbench.steering import Edit as Edit
+    from steerbench.steering import LogitsPart as LogitsPart
+    from steerbench.steering import Part as Part
+    from steerbench.steering import PlacedEdit as PlacedEdit
+    from steerbench.steering import PromptPart as PromptPart
+    from steerbench.steering import Steering as Steering
+    from steerbench.task import Example as Example
+    from steerbench.task import Task as Task
+    from steerbench.task import TaskData as TaskData
+    from steerbench.task import Unusable as Unusable
+
+_HOMES = {
+    "dialogue": ["Dialogue", "Turn", "parse_hh", "plain_text", "user"],
+    "directions": ["difference_of_means"],
+    "edits": ["Add"],
+    "errors": ["SteerbenchError"],
+    "generation": ["activations", "generate", "log_probs", "response_logits"],
+    "lm": ["LanguageModel", "Tokens"],
+    "protocol": ["Decoding", "Protocol"],
+    "registry": ["add_plugin", "load", "names"],
+    "response": ["Response"],
+    "reward": ["Reward", "RewardModel"],
+    "sites": ["Site"],
+    "steerer": ["FitContext", "Pair", "Rollout", "Steerer", "middle_layer"],
+    "steering": ["DecodePart", "Edit", "LogitsPart", "Part", "PlacedEdit", "PromptPart", "Steering"],
+    "task": ["Example", "Task", "TaskData", "Unusable"],
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'steerbench' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"steerbench.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(["__version__", *_HOME])

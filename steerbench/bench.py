@@ -1,0 +1,132 @@
+"""Everything that all methods of one run share: the model, the rewards, the examples, and the protocol's key."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import steerbench
+from steerbench import registry
+from steerbench.data import load_data
+from steerbench.encoder import SentenceEncoder
+from steerbench.errors import SteerbenchError
+from steerbench.lm import LanguageModel
+from steerbench.machine import dtype_of, pick_device, use_threads
+from steerbench.progress import Progress, silent
+from steerbench.protocol import Key, Protocol, asset, ids_hash
+from steerbench.reward import Reward, RewardModel
+from steerbench.selection import fitting, prompt_limit
+from steerbench.task import Example
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What must not change a score: where and how fast it is measured."""
+
+    out: Path = Path("runs")
+    device: str = "auto"
+    batch_size: int = 16
+    progress: Progress = silent
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """A loaded protocol."""
+
+    protocol: Protocol
+    options: Options
+    version: int
+    """Of the task."""
+    lm: LanguageModel
+    reward: Reward
+    held_out: Reward | None
+    encoder: SentenceEncoder
+    train: Sequence[Example]
+    test: Sequence[Example]
+    max_prompt_tokens: int
+    data_revision: str
+    counts: dict[str, int]
+    """Records and prompts left out, by reason."""
+    shared: dict[object, Any] = field(default_factory=dict)
+    """Rollouts and activations, computed once for all methods."""
+
+    @cached_property
+    def key(self) -> Key:
+        """What the protocol came to: equal keys, comparable scores. Device, batch size and paths are not in it."""
+        p = self.protocol
+        return {
+            "task": p.task,
+            "task_version": self.version,
+            "data": self.data_revision,
+            "split": "test",
+            "n_examples": len(self.test),
+            "examples": ids_hash([e.id for e in self.test]),
+            "n_train": len(self.train),
+            "train_examples": ids_hash([e.id for e in self.train]),
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "model": asset(self.lm.name, self.lm.revision),
+            "dtype": str(self.lm.dtype).removeprefix("torch."),
+            "prompt_format": self.lm.format.name,
+            **asdict(p.decoding),
+            "reward_model": asset(self.reward.name, self.reward.revision),
+            "held_out_reward": asset(self.held_out.name, self.held_out.revision) if self.held_out else None,
+            "encoder": asset(self.encoder.name, self.encoder.revision),
+            "tuning_budget": 0,
+            "seeds": list(p.seeds),
+            "steerbench": ".".join(steerbench.__version__.split(".")[:2]),
+        }
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Readable names for tables."""
+        return {
+            "task": self.protocol.task,
+            "model": self.lm.name,
+            "reward_model": self.reward.name,
+            "held_out_reward": self.held_out.name if self.held_out else "",
+            "encoder": self.encoder.name,
+        }
+
+
+def load_bench(protocol: Protocol, options: Options) -> Bench:
+    """Load what a protocol names. Cheap things first, so that a mistake in them is told before a model is read."""
+    task = registry.load("tasks", protocol.task)()
+    device = pick_device(options.device)
+    data = load_data(task, _task_path(protocol))
+    lm = LanguageModel.load(protocol.model, device=device, dtype=dtype_of(protocol.dtype))
+    use_threads(sum(p.numel() for p in lm.model.parameters()), device)
+    limit = prompt_limit(lm, protocol.decoding.max_new_tokens, protocol.max_prompt_tokens)
+    counts = Counter(data.skipped)
+    train = fitting(lm, data.train, protocol.n_train, limit, counts)
+    test = fitting(lm, data.test, protocol.n_examples, limit, counts)
+    if not train or not test:
+        raise SteerbenchError(
+            f"no {'training' if not train else 'test'} prompt of {protocol.task} has at most {limit} tokens; raise "
+            f"--max-prompt-tokens, lower --max-new-tokens, or take a model with a longer context."
+        )
+    size = options.batch_size
+    held_out = protocol.held_out_reward
+    return Bench(
+        protocol=protocol,
+        options=options,
+        version=task.version,
+        lm=lm,
+        reward=RewardModel.load(protocol.reward_model, device=device, batch_size=size),
+        held_out=RewardModel.load(held_out, device=device, batch_size=size) if held_out else None,
+        encoder=SentenceEncoder.load(protocol.encoder, device=device, batch_size=size),
+        train=train,
+        test=test,
+        max_prompt_tokens=limit,
+        data_revision=data.revision,
+        counts=dict(counts),
+    )
+
+
+def _task_path(protocol: Protocol) -> Path | None:
+    """Return the path of the task's data: a folder may hold one folder per task."""
+    if protocol.data is None:
+        return None
+    inner = protocol.data / protocol.task
+    return inner if inner.is_dir() else protocol.data

@@ -1,0 +1,275 @@
+"""The command line: reads options, calls the library, prints. Nothing heavy is imported before it is needed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from steerbench import __version__
+from steerbench.errors import SteerbenchError
+
+if TYPE_CHECKING:
+    from steerbench.protocol import Protocol
+
+out = Console()
+err = Console(stderr=True)
+
+
+class _Commands(TyperGroup):
+    """A user's mistake ends with 2 and one sentence, an interruption with 130; anything else is a bug: a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SteerbenchError as error:
+            err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            err.print("interrupted. Finished records are kept; the same command goes on from there.", style="yellow")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    name="steerbench",
+    cls=_Commands,
+    help="Which steering method for your language model, and what it costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+new = typer.Typer(help="Begin a plugin.", no_args_is_help=True)
+app.add_typer(new, name="new")
+
+Methods = Annotated[
+    str, typer.Option("--methods", "--method", help="Methods, such as 'caa:strength=2,caa+static_prompt'.")
+]
+Model = Annotated[str, typer.Option("--model", help="Language model: a folder, or org/name[@revision] of the Hub.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="File or folder in the task's original schema; default: the Hub.")
+]
+RewardOption = Annotated[
+    str, typer.Option("--reward-model", help="Reward model that methods may learn from: folder or Hub name.")
+]
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A file with a method or a task; repeatable.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+NTrain = Annotated[int, typer.Option(help="Training examples that methods may learn from.", min=1)]
+MaxNew = Annotated[int, typer.Option(help="Most tokens of a response.", min=1)]
+MaxPrompt = Annotated[int | None, typer.Option(help="Leave out longer prompts; default: what the context allows.")]
+BatchSize = Annotated[int, typer.Option(help="Prompts at once. Changes no score in float32.", min=1)]
+
+
+@app.command()
+def run(
+    methods: Methods,
+    model: Model,
+    reward_model: RewardOption,
+    tasks: Annotated[str, typer.Option("--tasks", "--task", help="Tasks, separated by commas.")] = "hh_rlhf",
+    data: Data = None,
+    held_out_reward: Annotated[str | None, typer.Option(help="Reward model that only scores.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Sentence encoder for coherence.")] = None,
+    n_examples: Annotated[int, typer.Option(help="Test prompts.", min=1)] = 256,
+    n_train: NTrain = 512,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
+    max_prompt_tokens: MaxPrompt = None,
+    max_new_tokens: MaxNew = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
+    top_k: Annotated[int, typer.Option(help="0 switches off.", min=0)] = 0,
+    top_p: Annotated[float, typer.Option(help="1 switches off.")] = 1.0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 16,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("runs"),
+    plugin: Plugins = None,
+) -> None:
+    """Measure methods on tasks, write records, and print the leaderboard."""
+    _add_plugins(plugin)
+    from steerbench.protocol import DEFAULT_ENCODER, Decoding, Protocol
+
+    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+    protocols = [
+        Protocol(
+            task=task,
+            model=model,
+            reward_model=reward_model,
+            held_out_reward=held_out_reward,
+            encoder=encoder or DEFAULT_ENCODER,
+            data=data,
+            n_examples=n_examples,
+            n_train=n_train,
+            max_prompt_tokens=max_prompt_tokens,
+            decoding=decoding,
+            seeds=_numbers(seeds),
+            dtype=dtype,
+        )
+        for task in _words(tasks, "tasks")
+    ]
+    _run(protocols, methods, folder, device, batch_size)
+
+
+def _run(protocols: "list[Protocol]", methods: str, folder: Path, device: str, batch_size: int) -> None:
+    from steerbench import tables
+    from steerbench.bench import Options
+    from steerbench.leaderboard import leaderboard, write_csv
+    from steerbench.run import plan
+    from steerbench.run import run as measure
+
+    plan(methods)  # mistakes in the methods first
+    with tables.bars(err) as progress:
+        options = Options(out=folder, device=device, batch_size=batch_size, progress=progress)
+        outcomes = [measure(protocol, methods, options) for protocol in protocols]
+    records = [r for outcome in outcomes for r in outcome.records]
+    table = leaderboard(records)
+    csv = folder / "leaderboard.csv"
+    write_csv(table, csv)
+    tables.show(out, table, records)
+    found = sum(outcome.found for outcome in outcomes)
+    out.print(f"{len(records)} records in {folder}, {found} of them from before; leaderboard in {csv}.")
+    failures = [failure for outcome in outcomes for failure in outcome.failures]
+    for failure in failures:
+        err.print(f"failed: {failure.method} (seed {failure.seed}): {failure.message}", style="red", markup=False)
+    if failures:
+        raise typer.Exit(2)
+
+
+@app.command("list")
+def list_(kind: Annotated[Literal["methods", "tasks", "all"], typer.Argument(help="What to list.")] = "all") -> None:
+    """List methods and tasks, and where each comes from."""
+    from steerbench.registry import KINDS, sources
+
+    for name in KINDS:
+        if kind in (name, "all"):
+            out.print(name, style="bold")
+            for source in sources(name):
+                out.print(f"  {source.name}  [dim]{source.origin}[/dim]", highlight=False)
+
+
+@app.command()
+def leaderboard(
+    folders: Annotated[list[Path], typer.Argument(help="Folders with records.")],
+    csv: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+) -> None:
+    """Rank the records in folders. Refuses to rank what was not measured alike."""
+    from steerbench import tables
+    from steerbench.leaderboard import leaderboard as rank
+    from steerbench.leaderboard import write_csv
+    from steerbench.records import Store
+
+    records = [record for folder in folders for record in Store(folder).records()]
+    table = rank(records)
+    tables.show(out, table, records)
+    if csv:
+        write_csv(table, csv)
+        out.print(f"written: {csv}")
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="Prompts, each in quotes.")],
+    methods: Methods,
+    model: Model,
+    reward_model: Annotated[str | None, typer.Option(help="For methods that learn from a reward.")] = None,
+    task: Annotated[str, typer.Option(help="Task whose training examples methods learn from.")] = "hh_rlhf",
+    data: Data = None,
+    n_train: NTrain = 512,
+    max_new_tokens: MaxNew = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
+    seed: int = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    plugin: Plugins = None,
+) -> None:
+    """Show what methods make of prompts, beside the unsteered model."""
+    _add_plugins(plugin)
+    from steerbench import tables
+    from steerbench.protocol import Decoding
+    from steerbench.sample import Sampling, sample
+
+    settings = Sampling(
+        model=model,
+        reward_model=reward_model,
+        task=task,
+        data=data,
+        n_train=n_train,
+        decoding=Decoding(max_new_tokens=max_new_tokens, temperature=temperature),
+        seed=seed,
+        dtype=dtype,
+        device=device,
+    )
+    with tables.bars(err) as progress:
+        shown = list(sample(prompts, methods, settings, progress))
+    for method, responses in shown:
+        out.print(method, style="bold", markup=False)
+        for response in responses:
+            out.print(f"  {response.text or '(empty)'}", markup=False, highlight=False)
+
+
+@new.command("method")
+def new_method(name: Annotated[str, typer.Argument(help="Name of the method and of its file.")]) -> None:
+    """Write a method file to start from."""
+    from steerbench.template import METHOD
+
+    path = Path(f"{name}.py")
+    if not name.isidentifier():
+        raise SteerbenchError(f"{name!r} is no Python identifier; use letters, digits and underscores.")
+    if path.exists():
+        raise SteerbenchError(f"{path} exists; choose another name.")
+    path.write_text(METHOD.replace("MyMethod", "".join(w.capitalize() for w in name.split("_"))), encoding="utf-8")
+    out.print(f"written: {path}. Next: steerbench check {path}", highlight=False)
+
+
+@app.command()
+def check(
+    file: Annotated[str, typer.Argument(help="A method: a Python file, or a name.")],
+    family: Annotated[str | None, typer.Option(help="One model family; default: all.")] = None,
+) -> None:
+    """Run the contract suite on a method and say which invariant it breaks."""
+    from steerbench import tables
+    from steerbench.contract import check_method, families
+    from steerbench.registry import add_plugin
+
+    name = file
+    if file.endswith(".py"):
+        kind, name = add_plugin(file)
+        if kind != "methods":
+            raise SteerbenchError(f"{file} is a task; the contract suite checks methods.")
+    with tables.bars(err) as progress:
+        results = check_method(name, families(family), progress)
+    if tables.show_checks(out, name, results):
+        raise typer.Exit(2)
+
+
+def _add_plugins(paths: list[Path] | None) -> None:
+    from steerbench.registry import add_plugin
+
+    for path in paths or []:
+        add_plugin(path)
+
+
+def _words(text: str, what: str) -> list[str]:
+    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not words:
+        raise SteerbenchError(f"--{what} is empty; `steerbench list {what}` shows what there is.")
+    return words
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(text, "seeds"))
+    except ValueError:
+        raise SteerbenchError(f"--seeds {text!r} must be whole numbers separated by commas, such as 0,1,2.") from None
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,288 @@
+"""Generate with a steering, read activations, and score given responses: the three uses of a language model."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from steerbench.dialogue import Dialogue
+from steerbench.errors import SteerbenchError, suggest
+from steerbench.hooks import Positions, steered, watched
+from steerbench.lm import Batch, LanguageModel, Tokens, by_length
+from steerbench.progress import Progress, silent
+from steerbench.protocol import Decoding
+from steerbench.response import Response
+from steerbench.seeds import generator_for
+from steerbench.sites import Place, Site
+from steerbench.steering import Steering
+
+if TYPE_CHECKING:
+    from steerbench.reward import Reward
+
+Pool = Literal["last_prompt", "last_response", "response_mean", "all"]
+
+
+@torch.no_grad()
+def generate(  # noqa: PLR0913 - the settings of one call, each by name
+    lm: LanguageModel,
+    dialogues: Sequence[Dialogue],
+    steering: Steering = Steering(),
+    decoding: Decoding = Decoding(),
+    *,
+    seed: int = 0,
+    reward: "Reward | None" = None,
+    batch_size: int = 16,
+    use_cache: bool = True,
+    progress: Progress = silent,
+) -> list[Response]:
+    """Return one response per dialogue, in order.
+
+    Sampling draws from one generator per dialogue, seeded by `seed` and the dialogue, so that neither the batch nor the
+    steering changes what is drawn. Raises SteerbenchError if a prompt does not fit the context or an edit gives NaN.
+    """
+    if steering.decode is None:
+        return _draw(lm, dialogues, steering, decoding, (seed, 0), batch_size, use_cache, progress)
+    if reward is None:
+        raise SteerbenchError("this steering chooses among candidates and needs a reward model; give one.")
+    count = steering.decode.candidates
+    draws = [_draw(lm, dialogues, steering, decoding, (seed, k), batch_size, use_cache, progress) for k in range(count)]
+    return [_choose(steering, d, list(c), reward) for d, c in zip(dialogues, zip(*draws, strict=True), strict=True)]
+
+
+def generate_fixed(
+    lm: LanguageModel, dialogue: Dialogue, steering: Steering, new_tokens: int, reward: "Reward | None" = None
+) -> None:
+    """Generate exactly `new_tokens` greedy tokens, end tokens forbidden, and throw them away: for timing."""
+    tokens = [lm.tokens(steering.apply_prompt(dialogue))]
+    _check_fit(lm, tokens, new_tokens)
+    batch = lm.left_padded(tokens)
+    decoding = Decoding(max_new_tokens=new_tokens)
+    count = steering.decode.candidates if steering.decode else 1
+    with torch.no_grad():
+        rows = [_generate_batch(lm, batch, steering, decoding, [], True, new_tokens)[0] for _ in range(count)]
+    if steering.decode and reward:
+        _choose(steering, dialogue, [lm.cut(row) for row in rows], reward)
+
+
+def _choose(steering: Steering, dialogue: Dialogue, candidates: list[Response], reward: "Reward") -> Response:
+    assert steering.decode is not None
+    return candidates[steering.decode.choose(dialogue, [c.text for c in candidates], reward)]
+
+
+def _draw(  # noqa: PLR0913, PLR0917
+    lm: LanguageModel,
+    dialogues: Sequence[Dialogue],
+    steering: Steering,
+    decoding: Decoding,
+    seed: tuple[int, int],
+    batch_size: int,
+    use_cache: bool,
+    progress: Progress,
+) -> list[Response]:
+    tokens = [lm.tokens(steering.apply_prompt(d)) for d in dialogues]
+    _check_fit(lm, tokens, decoding.max_new_tokens)
+    responses: dict[int, Response] = {}
+    with progress("generate", len(tokens)) as advance:
+        for rows in by_length(tokens, batch_size):
+            batch = lm.left_padded([tokens[i] for i in rows])
+            generators = [generator_for(seed[0], "sample", seed[1], dialogues[i]) for i in rows]
+            for i, ids in zip(rows, _generate_batch(lm, batch, steering, decoding, generators, use_cache), strict=True):
+                responses[i] = lm.cut(ids)
+            advance(len(rows))
+    return [responses[i] for i in range(len(dialogues))]
+
+
+def _check_fit(lm: LanguageModel, tokens: Sequence[Tokens], new: int) -> None:
+    longest = max((len(t.prompt) + len(t.response) for t in tokens), default=0)
+    if longest + new > lm.context_length:
+        raise SteerbenchError(
+            f"a text of {longest} tokens and {new} new ones do not fit the context of {lm.context_length}; "
+            f"lower --max-prompt-tokens or --max-new-tokens."
+        )
+
+
+def _generate_batch(
+    lm: LanguageModel,
+    batch: Batch,
+    steering: Steering,
+    decoding: Decoding,
+    generators: Sequence[torch.Generator],
+    use_cache: bool,
+    min_new_tokens: int = 0,
+) -> list[list[int]]:
+    """Return the new ids of each row; what follows an end token is still there."""
+    watch = _Watch()
+    processors = LogitsProcessorList([watch])
+    processors += [part.processor(lm, batch.input_ids, batch.attention_mask) for part in steering.logits]
+    processors += _sampling(decoding, generators)
+    positions = Positions(batch, lm.end_ids, cached=use_cache)
+    with steered(lm.model, lm.anatomy, steering.edits, positions):
+        ids = lm.model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            max_new_tokens=decoding.max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            do_sample=False,
+            use_cache=use_cache,
+            logits_processor=processors,
+        )
+    watch.check(steering)
+    return [row[batch.input_ids.shape[1] :] for row in ids.tolist()]
+
+
+def _sampling(decoding: Decoding, generators: Sequence[torch.Generator]) -> list[LogitsProcessor]:
+    if decoding.temperature == 0:
+        return []
+    processors: list[LogitsProcessor] = [TemperatureLogitsWarper(float(decoding.temperature))]
+    if decoding.top_k:
+        processors.append(TopKLogitsWarper(decoding.top_k))
+    if decoding.top_p < 1:
+        processors.append(TopPLogitsWarper(decoding.top_p))
+    return [*processors, _Draw(generators)]
+
+
+class _Draw(LogitsProcessor):
+    """Draws each row's token with its own generator and leaves it as the only choice for the greedy search."""
+
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        self._generators = generators
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in self._generators])
+        cumulative = scores.double().softmax(-1).cumsum(-1)
+        target = draws.to(scores.device)[:, None] * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, target, right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
+
+
+class _Watch(LogitsProcessor):
+    """Notices NaN without waiting for the device. A single token may be forbidden with -inf, all of them may not."""
+
+    def __init__(self) -> None:
+        self._bad: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        bad = ~torch.isfinite(scores.amax(-1)).all()  # NaN beats every number
+        self._bad = bad if self._bad is None else self._bad | bad
+        return scores
+
+    def check(self, steering: Steering) -> None:
+        """Raise SteerbenchError if any logit was NaN or infinite."""
+        if self._bad is not None and bool(self._bad):
+            raise _not_finite(steering)
+
+
+def _not_finite(steering: Steering) -> SteerbenchError:
+    edits = ", ".join(f"{type(p.edit).__name__} at {p.site}" for p in steering.edits)
+    source = f"the edit {edits}" if edits else "the language model itself"
+    return SteerbenchError(f"{source} gave NaN or infinite logits; lower its strength, or use a wider --dtype.")
+
+
+@torch.no_grad()
+def activations(
+    lm: LanguageModel,
+    site: Site,
+    tokens: Sequence[Tokens],
+    pool: Pool,
+    *,
+    batch_size: int = 16,
+    progress: Progress = silent,
+) -> list[Tensor]:
+    """Return one float32 CPU tensor per sequence: (width,) when pooled, (tokens, width) for `all`.
+
+    `all` covers prompt and response, `response_mean` the response alone. Raises SteerbenchError where a pool needs a
+    response and there is none.
+    """
+    if pool not in get_args(Pool):
+        raise SteerbenchError(suggest("pool", pool, list(get_args(Pool))))
+    if pool in ("last_response", "response_mean") and (empty := [i for i, t in enumerate(tokens) if not t.response]):
+        raise SteerbenchError(f"pool {pool!r} needs responses; sequence {empty[0]} has none.")
+    _check_fit(lm, tokens, 0)
+    place = lm.anatomy.place(site)
+    out: dict[int, Tensor] = {}
+    with progress(f"activations {site}", len(tokens)) as advance:
+        for rows in by_length(tokens, batch_size):
+            batch = lm.right_padded([tokens[i] for i in rows])
+            for i, row in zip(rows, _read(lm, place, batch), strict=True):
+                out[i] = _pooled(row, tokens[i], pool).to("cpu", torch.float32, copy=True)  # frees the batch
+            advance(len(rows))
+    return [out[i] for i in range(len(tokens))]
+
+
+class _Seen(Exception):
+    """Ends a forward pass as soon as the activation wanted is there."""
+
+
+def _read(lm: LanguageModel, place: Place, batch: Batch) -> Tensor:
+    """Return the activations at a place, (batch, columns, width); what comes behind it is not computed."""
+    seen: list[Tensor] = []
+
+    def stop(activation: Tensor) -> None:
+        seen.append(activation)
+        raise _Seen
+
+    with watched(place, stop), suppress(_Seen):
+        lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    return seen[0].reshape(*batch.input_ids.shape, -1)
+
+
+def _pooled(states: Tensor, tokens: Tokens, pool: Pool) -> Tensor:
+    """Pool one row of states, (columns, width), right padded."""
+    start, stop = len(tokens.prompt), len(tokens.prompt) + len(tokens.response)
+    if pool == "last_prompt":
+        return states[start - 1]
+    if pool == "last_response":
+        return states[stop - 1]
+    if pool == "response_mean":
+        return states[start:stop].float().mean(0)
+    return states[:stop]
+
+
+@torch.no_grad()
+def response_logits(
+    lm: LanguageModel, tokens: Sequence[Tokens], steering: Steering = Steering(), *, batch_size: int = 16
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (index, logits) for each sequence, longest first: (response tokens, vocabulary), float32.
+
+    Teacher forced, with the scopes of cached decoding. The steering's prompt part is not applied: the prompt is given.
+    """
+    if steering.decode is not None:
+        raise SteerbenchError("a steering that chooses among candidates gives no probability to a given response.")
+    _check_fit(lm, tokens, 0)
+    for rows in by_length(tokens, batch_size):
+        batch = lm.right_padded([tokens[i] for i in rows])
+        positions = Positions(batch, lm.end_ids, cached=False)
+        with steered(lm.model, lm.anatomy, steering.edits, positions):
+            out = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        for i, row in zip(rows, out, strict=True):
+            start = len(tokens[i].prompt) - 1
+            logits = row[start : start + len(tokens[i].response)].float()
+            if not bool(torch.isfinite(logits).all()):
+                raise _not_finite(steering)
+            yield i, _processed(lm, tokens[i], steering, logits)
+
+
+def _processed(lm: LanguageModel, tokens: Tokens, steering: Steering, logits: Tensor) -> Tensor:
+    """Run the steering's logits processors over a given response, one prefix at a time."""
+    ids = torch.tensor([tokens.prompt + tokens.response], device=lm.device)
+    prompt = ids[:, : len(tokens.prompt)]
+    for part in steering.logits:
+        processor = part.processor(lm, prompt, torch.ones_like(prompt))
+        steps = [processor(ids[:, : prompt.shape[1] + t], row[None])[0] for t, row in enumerate(logits)]
+        logits = torch.stack(steps) if steps else logits
+    return logits
+
+
+def log_probs(
+    lm: LanguageModel, tokens: Sequence[Tokens], steering: Steering = Steering(), *, batch_size: int = 16
+) -> list[Tensor]:
+    """Return for each sequence the log-probability of its response tokens, (response tokens,), float32 on the CPU."""
+    out: dict[int, Tensor] = {}
+    for i, logits in response_logits(lm, tokens, steering, batch_size=batch_size):
+        target = torch.tensor(tokens[i].response, device=logits.device, dtype=torch.long)[:, None]
+        out[i] = logits.log_softmax(-1).gather(-1, target)[:, 0].cpu()
+    return [out[i] for i in range(len(tokens))]

@@ -1,0 +1,189 @@
+"""Install edits in a model and remove them again; know which positions each forward pass holds.
+
+Nothing here is guessed from the layers' arguments, which differ between families and versions of transformers: one hook
+on the model itself reads `input_ids` and `attention_mask`, and every edit asks `Positions`.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from steerbench.errors import SteerbenchError
+from steerbench.lm import Batch
+from steerbench.sites import Anatomy, Place
+from steerbench.steering import Edit, PlacedEdit, Scope
+
+_NEVER = 2**31
+
+
+class Positions:
+    """Which positions of the current forward pass are real, prompt, response, or past the end of their row.
+
+    A position is a column of the batch. The mask is the one that the batch began with: what arrives at the model later
+    differs between versions of transformers, which drop a mask of ones, and between attention implementations. A row is
+    finished once it holds one of `end_ids` behind its prompt; from there on nothing is edited. `cached` says whether
+    each pass continues the one before it, or begins again at column 0.
+    """
+
+    def __init__(self, batch: Batch, end_ids: Sequence[int], *, cached: bool) -> None:
+        device = batch.input_ids.device
+        self.low, self.high = min(batch.prompt_ends), max(batch.prompt_ends)
+        self.rows = len(batch.prompt_ends)
+        self.past = self.width = 0
+        self._cached = cached
+        self._begun_with = batch.attention_mask.bool()
+        self.ends = torch.tensor(batch.prompt_ends, device=device)[:, None]
+        self._end_ids = torch.tensor(list(end_ids), device=device, dtype=torch.long)
+        self._finished = torch.full_like(self.ends, _NEVER)
+
+    def advance(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
+        """Take note of a forward pass over `input_ids`, (batch, width). Raises if another pass had to follow."""
+        self.past = self.past + self.width if self._cached else 0
+        self.width = input_ids.shape[1]
+        stop = self.past + self.width
+        if len(input_ids) != self.rows or (attention_mask is not None and attention_mask.shape[-1] != stop):
+            raise RuntimeError(f"a steered pass over {tuple(input_ids.shape)} ids does not continue column {self.past}")
+        self._columns = torch.arange(self.past, stop, device=input_ids.device)
+        self._inside = self._real() & (self._columns < self._note_ends(input_ids))
+
+    def _real(self) -> Tensor:
+        """Return which positions are no padding, (batch, width): as at the beginning, and all that were added since."""
+        known = self._begun_with[:, self.past : self.past + self.width]
+        return torch.nn.functional.pad(known, (0, self.width - known.shape[1]), value=True)
+
+    def _note_ends(self, input_ids: Tensor) -> Tensor:
+        """Return the column of each row's first end token behind the prompt, as far as is known, (batch, 1)."""
+        is_end = torch.isin(input_ids, self._end_ids) & (self._columns >= self.ends)
+        here = torch.where(is_end, self._columns, _NEVER).amin(1, keepdim=True)
+        self._finished = torch.minimum(self._finished, here)
+        return self._finished
+
+    def span(self, scope: Scope) -> slice:
+        """Return the columns of this pass that any row of the scope may touch, known without asking the device."""
+        low = self.low - 1 if scope == "response" else 0
+        high = self.high if scope == "prompt" else self.past + self.width
+        return slice(max(low - self.past, 0), min(max(high - self.past, 0), self.width))
+
+    def mask(self, scope: Scope) -> Tensor:
+        """Return the positions of the scope in this pass, (batch, width): real, in scope, not past the end."""
+        if scope == "prompt":
+            return self._inside & (self._columns < self.ends)
+        if scope == "response":
+            return self._inside & (self._columns >= self.ends - 1)
+        return self._inside
+
+
+class _Editor:
+    """Applies the edits of one place, in float32, and adds the result to the activation once."""
+
+    def __init__(self, edits: Sequence[PlacedEdit], positions: Positions, device: torch.device) -> None:
+        self._edits = [(copy.deepcopy(p.edit).to(device).eval(), p.scope) for p in edits]
+        self._states: list[Any] = []
+        self._positions = positions
+        self._at_head = edits[0].site.name == "final"
+
+    def __call__(self, activation: Tensor) -> Tensor:
+        positions = self._positions
+        h = activation.reshape(positions.rows, -1, activation.shape[-1])
+        skipped = positions.width - h.shape[1]  # at the LM head often only the last positions arrive
+        edited = h
+        for i, (edit, scope) in enumerate(self._edits):
+            if len(self._states) == i:  # the first pass
+                self._states.append(self._start(edit, edited, skipped))
+            span = positions.span(scope)
+            span = slice(max(span.start - skipped, 0), span.stop - skipped)
+            if span.start < span.stop:
+                mask = positions.mask(scope)[:, skipped:][:, span].to(h.device)
+                edited = self._apply(edit, self._states[i], edited, span, mask)
+        return edited.to(activation.dtype).reshape(activation.shape)
+
+    def _start(self, edit: Edit, h: Tensor, skipped: int) -> Any:
+        if type(edit).start is Edit.start:
+            return None
+        if self._at_head:  # which positions arrive here depends on the pass; the last of the prompt always does
+            last = self._positions.ends - 1 - skipped
+            prompt = h.take_along_dim(last[..., None].to(h.device), dim=1)
+            return edit.start(prompt.to(_wide(h)), torch.ones_like(prompt[..., 0], dtype=torch.bool))
+        stop = self._positions.high
+        return edit.start(h[:, :stop].to(_wide(h)), self._positions.mask("prompt")[:, :stop].to(h.device))
+
+    def _apply(self, edit: Edit, state: Any, h: Tensor, span: slice, mask: Tensor) -> Tensor:
+        part = h[:, span].to(_wide(h))
+        new = torch.where(mask[..., None], edit(part, state), part)
+        if part.shape[1] == h.shape[1]:
+            return new
+        return torch.cat([h[:, : span.start].to(new.dtype), new, h[:, span.stop :].to(new.dtype)], dim=1)
+
+
+def _wide(h: Tensor) -> torch.dtype:
+    return torch.promote_types(h.dtype, torch.float32)
+
+
+@contextmanager
+def steered(
+    model: PreTrainedModel, anatomy: Anatomy, edits: Sequence[PlacedEdit], positions: Positions
+) -> Iterator[None]:
+    """Edit the model's activations inside the context. All sites are resolved first; hooks are always removed."""
+    if not edits:
+        yield
+        return
+    places = [(anatomy.place(p.site), p) for p in edits]
+    by_place = groupby(sorted(places, key=lambda pair: _order(pair[0])), key=lambda pair: pair[0])
+    with ExitStack() as stack:
+        stack.callback(_follow(model, positions).remove)
+        for place, group in by_place:
+            editor = _Editor([p for _, p in group], positions, _device(place.module))
+            stack.callback(_hook(place, editor).remove)
+        yield
+
+
+@contextmanager
+def watched(place: Place, read: Callable[[Tensor], None]) -> Iterator[None]:
+    """Hand each activation at a place to `read` inside the context; nothing is changed."""
+    handle = _hook(place, read)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _follow(model: PreTrainedModel, positions: Positions) -> Any:
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        if input_ids is None:
+            raise SteerbenchError("a steered forward pass needs input_ids.")
+        positions.advance(input_ids, kwargs.get("attention_mask"))
+
+    return model.register_forward_pre_hook(note, with_kwargs=True)
+
+
+def _hook(place: Place, function: Callable[[Tensor], Tensor | None] | Callable[[Tensor], None]) -> Any:
+    """Register a function of the activation at a place; what it returns, unless None, replaces the activation."""
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        new = function(args[0])
+        return None if new is None else (new, *args[1:])
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return function(output)
+        new = function(output[0])
+        return None if new is None else (new, *output[1:])
+
+    if place.side == "input":
+        return place.module.register_forward_pre_hook(before)
+    return place.module.register_forward_hook(after)
+
+
+def _order(place: Place) -> tuple[int, str]:
+    return id(place.module), place.side
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

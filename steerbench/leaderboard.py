@@ -1,0 +1,98 @@
+"""The leaderboard: a table made from records alone, which ranks only what was measured alike."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import pandas as pd
+
+from steerbench.errors import SteerbenchError
+from steerbench.protocol import differences, fingerprint
+from steerbench.records import Record
+from steerbench.scoring import METRICS
+
+LATENCY = ("decode_ratio", "prefill_ratio", "prefill_ms", "decode_ms_per_token", "tokens_per_s", "peak_memory_mb")
+
+
+def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
+    """Return one row per task and method, ranked by reward within a task; means over seeds.
+
+    A method without all the protocol's seeds has no rank. Raises SteerbenchError that names the field in which two
+    protocols of one task differ.
+    """
+    if not records:
+        raise SteerbenchError("there are no records to rank; make some with `steerbench run`.")
+    tables = [_ranked(group) for _, group in sorted(_by(records, lambda r: r.labels["task"]).items())]
+    return pd.concat(tables, ignore_index=True)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a leaderboard: numbers as numbers in full precision, fixed order, `\\n` line ends."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path, index=False, lineterminator="\n")
+    except OSError as error:
+        raise SteerbenchError(f"cannot write {path}: {error.strerror or error}; choose another file.") from error
+
+
+def _ranked(records: Sequence[Record]) -> pd.DataFrame:
+    _check_comparable(records)
+    variants = _by(records, lambda r: fingerprint([r.parts, r.steerbench]))
+    labels = _labels(variants)
+    rows = [_row(labels[key], group) for key, group in variants.items()]
+    table = pd.DataFrame(rows).sort_values(["reward", "method"], ascending=[False, True])
+    complete = table["seeds"] == len(records[0].protocol["seeds"])
+    rank = table["reward"].where(complete).rank(ascending=False, method="min").astype("Int64")
+    table.insert(1, "rank", rank)
+    return table
+
+
+def _check_comparable(records: Sequence[Record]) -> None:
+    first = records[0]
+    for other in records[1:]:
+        if found := differences(first.protocol, other.protocol):
+            raise SteerbenchError(
+                f"these records were not measured alike and cannot be ranked together: {'; '.join(map(str, found))} "
+                f"({first.folder_name} and {other.folder_name}). Give folders that hold one protocol per task."
+            )
+
+
+def _row(label: str, records: Sequence[Record]) -> dict[str, object]:
+    first = records[0]
+    names = [*METRICS, "held_out_win_rate", "held_out_win_rate_preferred"]
+    return {
+        "task": first.labels["task"],
+        "method": label,
+        **{name: _mean(r.metrics.get(name) for r in records) for name in names},
+        **{name: _mean(r.latency.get(name) for r in records) for name in LATENCY},
+        "fit_seconds": _mean(r.seconds.get("fit") for r in records),
+        "seeds": len(records),
+        "n_examples": first.protocol["n_examples"],
+        "model": first.labels["model"],
+        "reward_model": first.labels["reward_model"],
+        "held_out_model": first.labels["held_out_reward"],
+        "device": " / ".join(sorted({r.environment["device"] for r in records})),
+        "protocol": fingerprint(first.protocol)[:12],
+    }
+
+
+def _labels(variants: dict[str, list[Record]]) -> dict[str, str]:
+    """Name the rows: by the method as given, and by a hash too where its source or version differs between rows."""
+    methods = [group[0].method for group in variants.values()]
+    return {
+        key: group[0].method + (f" #{key[:6]}" if methods.count(group[0].method) > 1 else "")
+        for key, group in variants.items()
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    present = [v for v in values if v is not None]
+    return fmean(present) if present else None
+
+
+def _by(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[key(record)].append(record)
+    return groups

@@ -1,0 +1,143 @@
+"""A frozen language model: loading, tokens, and what every forward pass needs to know."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from steerbench.dialogue import Dialogue
+from steerbench.errors import SteerbenchError
+from steerbench.pretrained import find, load_model, load_tokenizer
+from steerbench.prompt_format import PromptFormat
+from steerbench.response import Response, cut_response
+from steerbench.sites import Anatomy
+
+
+class Tokens(NamedTuple):
+    """A prompt and a response as token ids. The prompt is never empty."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...] = ()
+
+
+class Batch(NamedTuple):
+    """Padded ids and mask, (batch, columns), and for each row the column after its prompt."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    prompt_ends: list[int]
+
+
+class LanguageModel:
+    """A decoder-only causal language model with its tokenizer, in evaluation mode, never changed."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, *, name: str = "model", revision: str = "none") -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.revision = revision
+        self.format = PromptFormat(tokenizer)
+        self.anatomy = Anatomy(model)
+        self.end_ids = self._find_end_ids(model.generation_config)
+        # a checkpoint's own sampling and penalties would leak into every generate call
+        model.generation_config = GenerationConfig(eos_token_id=self.end_ids or None, pad_token_id=self.pad_id)
+
+    @classmethod
+    def load(cls, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Self:
+        """Load a folder or a model of the Hub (`org/name` or `org/name@revision`); remote code is never run.
+
+        `dtype` defaults to float32 on a CPU and to the checkpoint's own on a GPU.
+        """
+        source = find(name)
+        if dtype is None and torch.device(device).type == "cpu":
+            dtype = torch.float32
+        tokenizer = load_tokenizer(source)
+        model, missing = load_model(AutoModelForCausalLM, source, dtype or "auto")
+        if missing:
+            raise SteerbenchError(f"{name} is no causal language model: its checkpoint lacks {min(missing)}.")
+        return cls(model.to(device), tokenizer, name=source.name, revision=source.revision)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the weights."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.anatomy.blocks)
+
+    @property
+    def context_length(self) -> int:
+        """Largest number of prompt and response tokens together."""
+        config = self.model.config.get_text_config(decoder=True)
+        return int(getattr(config, "max_position_embeddings", None) or 2**31)
+
+    @cached_property
+    def pad_id(self) -> int:
+        """Id that fills batches. The mask says what is real, so any id will do where there is no pad token."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else (self.end_ids or [0])[0])
+
+    def _find_end_ids(self, config: GenerationConfig | None) -> list[int]:
+        declared = config.eos_token_id if config is not None else None
+        ids = [declared] if isinstance(declared, int) else list(declared or [])
+        ids += [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
+        return sorted({*ids, *self.format.end_of_turn_ids})
+
+    def tokens(self, dialogue: Dialogue, response: str | None = None, limit: int | None = None) -> Tokens:
+        """Tokenize a prompt and, if given, a response, of which at most `limit` tokens are kept."""
+        text = self.format.text(dialogue)
+        prompt = self._ids(text)
+        if response is None:
+            return Tokens(prompt)
+        whole = self._ids(text + self.format.reply_prefix + response)
+        joined = whole[: len(prompt)] == prompt
+        reply = whole[len(prompt) :] if joined else self._ids(self.format.reply_prefix + response, special=False)
+        return Tokens(prompt, reply[:limit])
+
+    def _ids(self, text: str, special: bool = True) -> tuple[int, ...]:
+        """Tokenize text. A template writes its own special tokens; a closing EOS some tokenizers add is dropped."""
+        add = special and not self.format.has_template
+        ids = self.tokenizer(text, add_special_tokens=add, verbose=False)["input_ids"]
+        if add and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
+            ids = ids[:-1]
+        return tuple(ids) or (self.pad_id,)
+
+    def cut(self, ids: Sequence[int]) -> Response:
+        """Cut generated ids into a response."""
+        return cut_response(self.tokenizer, ids, self.end_ids, self.format.turn_markers)
+
+    def left_padded(self, prompts: Sequence[Tokens]) -> Batch:
+        """Return prompts as a batch for generation: left padded, so that all end in the last column."""
+        width = max(len(t.prompt) for t in prompts)
+        rows = [(width - len(t.prompt), t.prompt, 0) for t in prompts]
+        return self._padded(rows, [width] * len(prompts))
+
+    def right_padded(self, sequences: Sequence[Tokens]) -> Batch:
+        """Return prompts with their responses as a batch: right padded, so that no family needs position ids."""
+        width = max(len(t.prompt) + len(t.response) for t in sequences)
+        rows = [(0, t.prompt + t.response, width - len(t.prompt) - len(t.response)) for t in sequences]
+        return self._padded(rows, [len(t.prompt) for t in sequences])
+
+    def _padded(self, rows: Sequence[tuple[int, tuple[int, ...], int]], prompt_ends: list[int]) -> Batch:
+        ids = [[self.pad_id] * left + list(row) + [self.pad_id] * right for left, row, right in rows]
+        mask = [[0] * left + [1] * len(row) + [0] * right for left, row, right in rows]
+        return Batch(torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device), prompt_ends)
+
+
+def by_length(tokens: Sequence[Tokens], batch_size: int) -> Iterator[list[int]]:
+    """Yield batches of indices, longest first: little padding, and a batch too large for the memory fails at once."""
+    order = sorted(range(len(tokens)), key=lambda i: -sum(map(len, tokens[i])))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

@@ -1,0 +1,45 @@
+"""Win rate: share of prompts on which a response scores above its baseline; a tie is half a win.
+
+The baseline is another response to the same prompt: the unsteered model's, or the preferred reply of the data set.
+RE-Control's published win rate has a GPT-4 judge for the scores and counts ties as lost.
+"""
+
+from collections.abc import Sequence
+from math import isfinite, nan
+from typing import Any
+
+import datasets
+import evaluate
+
+from steerbench.metrics.per_example import PerExampleMetric, summary
+
+TOLERANCE = 1e-4  # a model gives equal texts in different batches scores that differ by about 1e-5
+
+
+def wins(scores: Sequence[float], baseline: Sequence[float], tolerance: float = TOLERANCE) -> list[float]:
+    """Return 1 for a win, 0 for a loss, 0.5 for a tie (at most `tolerance` apart), NaN where a score is not finite."""
+    gaps = [score - other for score, other in zip(scores, baseline, strict=True)]
+    return [_win(gap, tolerance) if isfinite(gap) else nan for gap in gaps]
+
+
+def _win(gap: float, tolerance: float) -> float:
+    return 0.5 if abs(gap) <= tolerance else float(gap > 0)
+
+
+class WinRate(PerExampleMetric):
+    """`compute(predictions=scores, references=baseline scores)` -> `win_rate`, `per_example`."""
+
+    def _info(self) -> Any:
+        score = datasets.Value("float64")
+        return evaluate.MetricInfo(
+            description="Share of examples whose score is above the baseline's; ties count one half.",
+            citation="",
+            inputs_description="predictions: scores of the responses; references: scores of the baseline responses to "
+            "the same prompts; tolerance: largest difference that is a tie, 1e-4 if not given.",
+            features=datasets.Features({"predictions": score, "references": score}),
+        )
+
+    def _compute(  # type: ignore[override]
+        self, *, predictions: list[float], references: list[float], tolerance: float = TOLERANCE
+    ) -> dict[str, Any]:
+        return summary("win_rate", wins(predictions, references, tolerance))

@@ -1,0 +1,97 @@
+"""The protocol: every choice that must be equal for two scores to be comparable."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from steerbench.errors import SteerbenchError
+
+DEFAULT_ENCODER = "princeton-nlp/sup-simcse-bert-base-uncased"
+
+Key = dict[str, Any]
+"""The protocol as it was measured: names and paths replaced by revisions and content hashes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """Generation settings. Temperature 0 is greedy; top_k 0 and top_p 1 switch off."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or not 0 <= self.temperature < inf or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise SteerbenchError(
+                f"{self} is out of range: max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What a user chooses. `Bench.key` says what these choices came to, and is what is compared."""
+
+    task: str
+    model: str
+    """Folder, or `org/name[@revision]` of the Hub."""
+    reward_model: str
+    """The reward that methods may learn from; it scores too."""
+    held_out_reward: str | None = None
+    """A reward that only scores."""
+    encoder: str = DEFAULT_ENCODER
+    """Sentence encoder of the coherence metric."""
+    data: Path | None = None
+    """File or folder in the task's original schema; None loads the Hub's pinned revision."""
+    n_examples: int = 256
+    """Test prompts."""
+    n_train: int = 512
+    """Training examples that methods may learn from."""
+    max_prompt_tokens: int | None = None
+    """Longer prompts are left out and counted. None: 512, or what the context has room for with 64 tokens to spare."""
+    decoding: Decoding = field(default_factory=Decoding)
+    seeds: tuple[int, ...] = (0,)
+    dtype: str = "auto"
+    """Of the language model: auto (float32 on a CPU, the checkpoint's own on a GPU), float32, bfloat16, float16."""
+
+    def __post_init__(self) -> None:
+        if self.n_examples < 1 or self.n_train < 1 or not self.seeds:
+            raise SteerbenchError("n_examples and n_train must be at least 1, and seeds needs at least one number.")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise SteerbenchError(f"seeds {self.seeds} holds a number twice.")
+
+
+class Difference(NamedTuple):
+    """A field in which two protocols differ."""
+
+    field: str
+    left: Any
+    right: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.left} != {self.right}"
+
+
+def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
+    """Return the fields in which two keys differ, in the order of the key."""
+    names = [*left, *(name for name in right if name not in left)]
+    return [Difference(n, left.get(n), right.get(n)) for n in names if left.get(n) != right.get(n)]
+
+
+def fingerprint(value: Any) -> str:
+    """Return the SHA-256 of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def asset(name: str, revision: str) -> str:
+    """Return what identifies a model: `name@commit` for the Hub, the content hash alone for a folder."""
+    return revision if revision.startswith("sha256:") else f"{name}@{revision}"
+
+
+def ids_hash(ids: Sequence[str]) -> str:
+    """Return a short hash of the examples used, in order."""
+    return fingerprint(list(ids))[:16]

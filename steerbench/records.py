@@ -1,0 +1,151 @@
+"""Records: one result each, a folder with `record.json` and `examples.parquet`, whole or absent."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from steerbench.errors import SteerbenchError
+from steerbench.protocol import Key, fingerprint
+
+SCHEMA_VERSION = 1
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One result: method x task x protocol x seed."""
+
+    method: str
+    """The method as given, in canonical form."""
+    parts: list[dict[str, Any]]
+    """For each composed part its name, all hyperparameters, and the hash of its source file."""
+    protocol: Key
+    """Every choice that must be equal to compare."""
+    seed: int
+    steerbench: str
+    """Version of the package."""
+    labels: dict[str, str]
+    """Readable names of the task, the models and the data; no part of the identity."""
+    metrics: dict[str, float]
+    """Means over the test prompts; see `columns` in `scoring.py` for their meaning."""
+    latency: dict[str, Any]
+    """Timings of this method and the unsteered model, interleaved, with the device."""
+    counts: dict[str, int]
+    """Records and prompts left out, by reason; texts a reward model had to cut."""
+    environment: dict[str, Any]
+    """Versions, device, batch size and threads."""
+    seconds: dict[str, float]
+    """Wall time of fit, generate and score."""
+    steering: str
+    """Digest of the fitted steering."""
+    created: str
+    """UTC, ISO 8601."""
+    schema_version: int = SCHEMA_VERSION
+    examples: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False, repr=False)
+    """One row per test prompt: texts and scores. Kept as Parquet beside the JSON."""
+
+    @property
+    def identity(self) -> str:
+        """Hash of what makes this record what it is."""
+        return identity(self.protocol, self.parts, self.seed, self.steerbench)
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the record's folder: readable, and unique by its identity."""
+        method = re.sub(r"[^A-Za-z0-9_.+=-]+", "-", self.method)[:60]
+        return f"{self.labels['task']}--{method}--seed{self.seed}--{self.identity[:12]}"
+
+
+def identity(protocol: Key, parts: list[dict[str, Any]], seed: int, version: str) -> str:
+    """Return the identity of a record, known before it is measured."""
+    return fingerprint({"protocol": protocol, "parts": parts, "seed": seed, "steerbench": version})
+
+
+class Store:
+    """A folder of records. Nothing is overwritten; a record appears in one step or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def prepare(self) -> None:
+        """Make the folder and check that it can be written, before anything is measured. Raises SteerbenchError."""
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f"{_PARTIAL}{uuid.uuid4().hex}"
+            probe.mkdir()
+            probe.rmdir()
+
+    def find(self, identity: str) -> Record | None:
+        """Return the record with an identity, or None."""
+        matches = sorted(self.folder.glob(f"*--{identity[:12]}/record.json"))
+        return next((r for r in map(read, matches) if r.identity == identity), None)
+
+    def write(self, record: Record) -> Path:
+        """Write a record and return its folder. Raises SteerbenchError if the disk is full."""
+        final = self.folder / record.folder_name
+        partial = self.folder / f"{_PARTIAL}{uuid.uuid4().hex}"
+        with _writing(self.folder):
+            try:
+                partial.mkdir(parents=True)
+                record.examples.to_parquet(partial / "examples.parquet", index=False)
+                _write_synced(partial / "record.json", to_json(record))
+                if not final.exists():  # another process may have been faster
+                    partial.rename(final)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        return final
+
+    def records(self) -> list[Record]:
+        """Return all records below the folder, in the order of their paths."""
+        if not self.folder.is_dir():
+            raise SteerbenchError(f"no folder {self.folder}; `steerbench run --out {self.folder}` makes one.")
+        files = sorted(self.folder.rglob("record.json"))
+        return [read(path) for path in files if not path.parent.name.startswith(_PARTIAL)]
+
+
+def to_json(record: Record) -> str:
+    """Return the JSON of a record, without its examples."""
+    values = asdict(record)
+    del values["examples"]
+    return json.dumps(values, indent=1, allow_nan=False) + "\n"
+
+
+def read(path: Path) -> Record:
+    """Read `record.json` and the Parquet beside it. Raises SteerbenchError for another schema or a damaged file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if (found := values.get("schema_version")) != SCHEMA_VERSION:
+            raise SteerbenchError(f"{path} has schema {found}, and this steerbench reads {SCHEMA_VERSION}.")
+        return Record(**values, examples=pd.read_parquet(path.parent / "examples.parquet"))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise SteerbenchError(f"{path} is damaged ({error}); delete its folder and run again.") from error
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = "free some space" if full else "choose another folder with --out"
+        raise SteerbenchError(
+            f"cannot write to {folder}: {error.strerror or error}; {fix} and run the same command again. "
+            f"Finished records are kept."
+        ) from error

@@ -1,0 +1,232 @@
+"""Finds methods and tasks by name: files in `methods/` and `tasks/`, entry points of other distributions, plugin files.
+
+Listing reads names only and imports nothing; a plugin is imported when it is loaded, so a broken one harms no other.
+"""
+
+import hashlib
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, overload
+
+from steerbench.errors import SteerbenchError, suggest
+from steerbench.importing import import_module, run_file
+
+if TYPE_CHECKING:
+    from steerbench.steerer import Steerer
+    from steerbench.task import Task
+
+Kind = Literal["methods", "tasks"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+BUILT_IN = "built in"
+
+
+class Source(NamedTuple):
+    """Where a method or a task comes from."""
+
+    kind: Kind
+    name: str
+    origin: str
+    """`built in`, the name and version of a distribution, or the path of a plugin file."""
+    module: str
+    """Name under which the module is imported."""
+    attribute: str = ""
+    """The class that the entry point names; empty: the only one in the module."""
+
+    def __str__(self) -> str:
+        return f"{_singular(self.kind)} {self.name!r} ({self.origin})"
+
+
+_files: dict[str, Source] = {}  # module name -> plugin file registered in this process
+_hashes: dict[type[Any], str] = {}
+
+
+def names(kind: Kind) -> list[str]:
+    """Return all known names, sorted."""
+    return sorted({source.name for source in sources(kind)})
+
+
+def sources(kind: Kind) -> list[Source]:
+    """Return all sources, sorted by name. A name claimed by two is there twice, and `load` refuses it."""
+    files = [source for source in _files.values() if source.kind == kind]
+    return sorted([*_built_in(kind), *_entry_points(kind), *files], key=lambda source: source.name)
+
+
+@overload
+def load(kind: Literal["methods"], name: str) -> "type[Steerer]": ...
+@overload
+def load(kind: Literal["tasks"], name: str) -> "type[Task]": ...
+def load(kind: Kind, name: str) -> type[Any]:
+    """Import a method or a task and return its class. Raises SteerbenchError that says what to mend."""
+    return _load(_find(kind, name))
+
+
+def add_plugin(path: str | Path) -> tuple[Kind, str]:
+    """Load a plugin file, register it under its file name in this process, and return its kind and name.
+
+    Adding a file again does nothing, or loads it afresh if it was edited.
+    """
+    path = _checked(Path(path).resolve())
+    module_name = f"steerbench_plugins.{path.stem}"
+    known = _files.get(module_name)
+    if known and known.origin != str(path):
+        raise SteerbenchError(f"{path} has the name of another plugin, {known.origin}; rename one of the files.")
+    if known and source_hash(_load(known)) == _sha256(path):
+        return known.kind, known.name
+    _files.pop(module_name, None)
+    module = run_file(path, module_name, f"plugin {path}")
+    source = Source(_kind_of(module), path.stem, str(path), module_name)
+    _check_free(source)
+    _load(source)
+    _files[module_name] = source
+    return source.kind, source.name
+
+
+def source_hash(cls: type[Any]) -> str:
+    """Return the SHA-256 of the file that defines a method or a task, as it was when the class was loaded."""
+    if cls not in _hashes:
+        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        if file is None or not Path(file).is_file():
+            raise SteerbenchError(f"{cls.__name__} is not defined in a file; move it into one to give it an identity.")
+        _hashes[cls] = _sha256(Path(file))
+    return _hashes[cls]
+
+
+def qualified(cls: type[Any]) -> str:
+    """Return the reference that `resolve` understands: `steerbench.edits:Add`, `methods/my_method:MyEdit`."""
+    reference = f"{cls.__module__}:{cls.__name__}"
+    if getattr(sys.modules.get(cls.__module__), cls.__name__, None) is not cls:
+        raise SteerbenchError(f"{reference} cannot be saved; define the class at the top of its file.")
+    for source in (source for kind in KINDS for source in sources(kind)):
+        if source.module == cls.__module__:
+            return f"{source.kind}/{source.name}:{cls.__name__}"
+    if _ENGINE.fullmatch(reference):
+        return reference
+    raise SteerbenchError(f"{reference} cannot be saved; define the class in the file of the method that uses it.")
+
+
+_WORD = r"_?[A-Za-z]\w*"  # no double underscore: a reference must not run `__main__`
+_ENGINE = re.compile(rf"(steerbench(?:\.{_WORD})+):({_WORD})", re.ASCII)
+_PLUGIN = re.compile(rf"({'|'.join(KINDS)})/({_WORD}):({_WORD})", re.ASCII)
+
+
+def resolve(reference: str) -> type[Any]:
+    """Return the class of a reference. Imports nothing but the engine and registered plugins."""
+    if match := _PLUGIN.fullmatch(reference):
+        kind = next(kind for kind in KINDS if kind == match[1])
+        module, name = _import(_find(kind, match[2])), match[3]
+    elif match := _ENGINE.fullmatch(reference):
+        module, name = import_module(match[1], f"{reference!r}"), match[2]
+    else:
+        raise SteerbenchError(f"{reference!r} is no class of steerbench or of a plugin; was the file edited?")
+    cls = vars(module).get(name)
+    if not isinstance(cls, type) or cls.__module__ != module.__name__:
+        raise SteerbenchError(f"{reference!r}: {module.__name__} defines no class {name!r}; was it renamed?")
+    return cls
+
+
+def _built_in(kind: Kind) -> list[Source]:
+    package = f"steerbench.{kind}"
+    try:
+        modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
+    except ModuleNotFoundError as error:  # a bare checkout: `methods` is mapped to its place by the installation
+        raise SteerbenchError("steerbench is not installed; run `pip install -e .` first.") from error
+    return [Source(kind, m.name, BUILT_IN, f"{package}.{m.name}") for m in modules if not m.name.startswith("_")]
+
+
+def _entry_points(kind: Kind) -> list[Source]:
+    found = []
+    for point in entry_points(group=f"steerbench.{kind}"):
+        origin = f"{point.dist.name} {point.dist.version}" if point.dist else "an entry point"
+        module, _, attribute = point.value.partition(":")
+        found.append(Source(kind, point.name, origin, module.strip(), attribute.strip()))
+    return found
+
+
+def _find(kind: Kind, name: str) -> Source:
+    """Return the only source of a name."""
+    found = [source for source in sources(kind) if source.name == name]
+    if not found:
+        raise SteerbenchError(suggest(_singular(kind), name, names(kind)) + " A file of yours: --plugin FILE.")
+    if len(found) > 1:
+        origins = " and ".join(source.origin for source in found)
+        raise SteerbenchError(f"{_singular(kind)} {name!r} comes from two places, {origins}; remove one.")
+    if not name.isidentifier():
+        raise SteerbenchError(f"{found[0]}: rename the entry point to a Python identifier.")
+    return found[0]
+
+
+def _import(source: Source) -> ModuleType:
+    return import_module(source.module, str(source))
+
+
+def _load(source: Source) -> type[Any]:
+    """Return the one concrete class of a source, defined in its very module, so that one file is its whole identity."""
+    classes = [c for c in _subclasses(_import(source), source.kind) if source.attribute in ("", c.__name__)]
+    concrete = [c for c in classes if not inspect.isabstract(c)]
+    if len(concrete) != 1:
+        raise SteerbenchError(f"{source}: {_complaint(source, concrete, classes)}")
+    if source.kind == "methods" and "__dataclass_fields__" not in vars(concrete[0]):  # its fields would not count
+        raise SteerbenchError(f"{source}: {concrete[0].__name__} needs @dataclass(frozen=True, kw_only=True) above it.")
+    source_hash(concrete[0])  # kept from now on: the file may be edited during a long run
+    return concrete[0]
+
+
+def _complaint(source: Source, concrete: list[type[Any]], classes: list[type[Any]]) -> str:
+    if concrete:
+        return f"{source.module} defines {' and '.join(c.__name__ for c in concrete)}; put each into its own file."
+    if classes:
+        return f"class {classes[0].__name__} must define {', '.join(sorted(classes[0].__abstractmethods__))}."
+    wanted = f"class {source.attribute}" if source.attribute else "class"
+    return f"{source.module} defines no {wanted} that subclasses {_base(source.kind).__name__}; define it there."
+
+
+def _subclasses(module: ModuleType, kind: Kind) -> list[type[Any]]:
+    """Return the methods or tasks that a module defines itself, abstract ones too."""
+    classes = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, _base(kind))]
+    return [c for c in dict.fromkeys(classes) if c.__module__ == module.__name__]
+
+
+def _base(kind: Kind) -> type[Any]:
+    if kind == "methods":
+        from steerbench.steerer import Steerer
+
+        return Steerer
+    from steerbench.task import Task
+
+    return Task
+
+
+def _checked(path: Path) -> Path:
+    if path.suffix != ".py" or not path.is_file():
+        raise SteerbenchError(f"plugin {path} is not a Python file; give the path of a .py file.")
+    if not path.stem.isidentifier():
+        raise SteerbenchError(f"plugin {path}: its file name becomes its name, so rename it to a Python identifier.")
+    return path
+
+
+def _kind_of(module: ModuleType) -> Kind:
+    kinds = [kind for kind in KINDS if _subclasses(module, kind)]
+    if len(kinds) != 1:
+        what = "both a Steerer and a Task; put each into its own file" if kinds else "no Steerer and no Task; add one"
+        raise SteerbenchError(f"plugin {module.__file__} defines {what}.")
+    return kinds[0]
+
+
+def _check_free(source: Source) -> None:
+    for other in sources(source.kind):
+        if other.name == source.name:
+            raise SteerbenchError(f"plugin {source.origin} has the name of {other}; rename the file.")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _singular(kind: Kind) -> str:
+    return kind.removesuffix("s")

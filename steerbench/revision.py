@@ -1,0 +1,67 @@
+"""Names and revisions of models: which exact weights a score came from, without the path they lay at."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from steerbench.errors import SteerbenchError
+
+_FILES = (
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "*.jinja",
+    "*/chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    "1_Pooling/config.json",
+)
+"""What can change an output: weights, configuration, tokenizer, chat templates, pooling. Not the README."""
+
+
+def is_folder(name: str) -> bool:
+    """Whether `name` can only mean a local folder: it exists, or is written as a path."""
+    return name.startswith((".", "/", "~")) or Path(name).is_dir()
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """Split `org/name@revision` of the Hub into its two parts; a local folder has no revision part."""
+    if is_folder(name) or "@" not in name:
+        return name, None
+    repository, _, revision = name.rpartition("@")
+    return repository, revision or None
+
+
+def display_name(name: str) -> str:
+    """Return the Hub id without its revision, or the last part of a local path: what a record may show."""
+    return Path(name).expanduser().resolve().name if is_folder(name) else split_name(name)[0]
+
+
+def folder_revision(path: Path) -> str:
+    """Return `sha256:...` over the names and contents of the files in a model folder that can change an output.
+
+    Files are streamed; where the folder lies and when it was written do not matter.
+    """
+    digest = hashlib.sha256()
+    files = {p.relative_to(path).as_posix() for pattern in _FILES for p in path.glob(pattern) if p.is_file()}
+    for file in sorted(files):
+        with (path / file).open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file}\0{content}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def model_revision(name: str, config: Any) -> str:
+    """Return the revision of a loaded model: the folder's hash, or the commit that `transformers` resolved.
+
+    Raises SteerbenchError if the commit is not known, because such a score could not be compared.
+    """
+    if is_folder(name):
+        return folder_revision(Path(name).expanduser())
+    commit = getattr(config, "_commit_hash", None)
+    if not commit:
+        raise SteerbenchError(f"the commit of model {name!r} is not known; download it to a folder and pass its path.")
+    return str(commit)

@@ -1,0 +1,179 @@
+"""The main path: fit -> generate on test -> score -> write, for every method and seed."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+import steerbench
+from steerbench.bench import Bench, Options, load_bench
+from steerbench.errors import SteerbenchError
+from steerbench.generation import generate
+from steerbench.latency import latency
+from steerbench.machine import environment
+from steerbench.protocol import Protocol
+from steerbench.records import Record, Store, identity
+from steerbench.registry import source_hash
+from steerbench.scoring import means, score
+from steerbench.spec import MethodSpec, build, hyperparameters, parse
+from steerbench.steerer import FitContext, Steerer
+from steerbench.steering import Steering
+
+UNSTEERED = "unsteered"
+
+
+class Failure(NamedTuple):
+    """A method that could not be measured, and why."""
+
+    method: str
+    seed: int
+    message: str
+
+
+@dataclass
+class Outcome:
+    """The records of a run, measured now or found, in the order of the methods, and what failed."""
+
+    records: list[Record] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    found: int = 0
+    """How many of the records were there before."""
+
+
+class Method(NamedTuple):
+    """A method of a run: its specification and the steerers it is composed of."""
+
+    spec: MethodSpec
+    steerers: list[Steerer]
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """What identifies it: names, all hyperparameters, and the source that was run."""
+        return [
+            {"name": part.name, "hyperparameters": hyperparameters(s), "source": source_hash(type(s))}
+            for part, s in zip(self.spec.parts, self.steerers, strict=True)
+        ]
+
+    def fit(self, context: FitContext) -> Steering:
+        """Fit every part by itself and join what they return."""
+        return reduce(add, (s.fit(context) for s in self.steerers))
+
+
+def run(protocol: Protocol, methods: str, options: Options = Options()) -> Outcome:
+    """Measure methods under a protocol and write their records; what has a record is not measured again.
+
+    `methods` is a list such as `caa:strength=2,caa+static_prompt`; the unsteered model is always measured too. A method
+    that fails is reported in the outcome, and the others go on. Raises SteerbenchError if nothing can be measured.
+    """
+    chosen = plan(methods)
+    store = Store(options.out)
+    store.prepare()
+    bench = load_bench(protocol, options)
+    outcome = Outcome()
+    for seed in protocol.seeds:
+        unsteered = None
+        for method in chosen:
+            try:
+                record = _find_or_measure(bench, method, seed, store, unsteered, outcome)
+            except SteerbenchError as error:
+                if unsteered is None:  # nothing can be compared without it
+                    raise
+                outcome.failures.append(Failure(str(method.spec), seed, str(error)))
+                continue
+            unsteered = record if unsteered is None else unsteered
+            outcome.records.append(record)
+    return outcome
+
+
+def plan(methods: str) -> list[Method]:
+    """Read and build the methods, the unsteered model first. Raises SteerbenchError before anything heavy is loaded."""
+    specs = {str(spec): spec for spec in [*parse(UNSTEERED), *parse(methods)]}
+    return [Method(spec, build(spec)) for spec in specs.values()]
+
+
+def fit_context(bench: Bench, seed: int) -> FitContext:
+    """Return what a method may learn from under a protocol."""
+    return FitContext(
+        lm=bench.lm,
+        examples=bench.train,
+        reward=bench.reward,
+        seed=seed,
+        decoding=bench.protocol.decoding,
+        batch_size=bench.options.batch_size,
+        progress=bench.options.progress,
+        _shared=bench.shared,
+    )
+
+
+def _find_or_measure(
+    bench: Bench, method: Method, seed: int, store: Store, unsteered: Record | None, outcome: Outcome
+) -> Record:
+    name = identity(bench.key, method.parts, seed, steerbench.__version__)
+    if record := store.find(name):
+        outcome.found += 1
+        return record
+    record = measure(bench, method, seed, None if unsteered is None else unsteered.examples)
+    store.write(record)
+    return record
+
+
+def measure(bench: Bench, method: Method, seed: int, unsteered: pd.DataFrame | None) -> Record:
+    """Fit a method, generate on the test prompts, score, and time it."""
+    seconds: dict[str, float] = {}
+    options = bench.options
+    with _timed(seconds, "fit"):
+        steering = method.fit(fit_context(bench, seed))
+    with _timed(seconds, "generate"):
+        responses = generate(
+            bench.lm,
+            [e.prompt for e in bench.test],
+            steering,
+            bench.protocol.decoding,
+            seed=seed,
+            reward=bench.reward,
+            batch_size=options.batch_size,
+            progress=options.progress,
+        )
+    with _timed(seconds, "score"):
+        table = score(bench, responses, unsteered)
+    costs = latency(bench.lm, _median_prompt(bench), steering, bench.reward, progress=options.progress)
+    return _record(bench, method, seed, steering, table, {"latency": costs, "seconds": seconds})
+
+
+def _record(
+    bench: Bench, method: Method, seed: int, steering: Steering, table: pd.DataFrame, measured: Mapping[str, Any]
+) -> Record:
+    return Record(
+        method=str(method.spec),
+        parts=method.parts,
+        protocol=bench.key,
+        seed=seed,
+        steerbench=steerbench.__version__,
+        labels=bench.labels,
+        metrics=means(table),
+        counts=bench.counts,
+        environment=environment(bench.lm.device, bench.options.batch_size),
+        steering=steering.digest(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        examples=table,
+        **measured,
+    )
+
+
+def _median_prompt(bench: Bench) -> Any:
+    """Return the test prompt of median length, the same for all methods."""
+    prompts: Sequence[Any] = sorted((e.prompt for e in bench.test), key=lambda p: len(bench.lm.tokens(p).prompt))
+    return prompts[len(prompts) // 2]
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 3)

@@ -1,0 +1,103 @@
+"""Show what methods make of a few prompts, without a benchmark around them."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import overload
+
+import torch
+
+from steerbench import registry
+from steerbench.data import load_data
+from steerbench.dialogue import Dialogue, user
+from steerbench.errors import SteerbenchError
+from steerbench.generation import generate
+from steerbench.lm import LanguageModel
+from steerbench.machine import dtype_of, pick_device, use_threads
+from steerbench.progress import Progress, silent
+from steerbench.protocol import Decoding
+from steerbench.response import Response
+from steerbench.reward import Reward, RewardModel
+from steerbench.run import plan
+from steerbench.selection import fitting, prompt_limit
+from steerbench.steerer import FitContext
+from steerbench.task import Example
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What `sample` needs: a model, and where methods learn from."""
+
+    model: str
+    reward_model: str | None = None
+    task: str = "hh_rlhf"
+    data: Path | None = None
+    n_train: int = 512
+    decoding: Decoding = field(default_factory=Decoding)
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
+
+
+class _NoReward(Reward):
+    """Stands in where no reward model was given, and says so when it is asked."""
+
+    name, revision = "none", "none"
+
+    def score(
+        self, dialogues: Sequence[Dialogue], responses: Sequence[str], progress: Progress = silent
+    ) -> torch.Tensor:
+        raise SteerbenchError("this method learns from a reward; give one with --reward-model.")
+
+
+class _Lazy(Sequence[Example]):
+    """The train split, read when a method first asks for it: a static prompt needs none."""
+
+    def __init__(self, lm: LanguageModel, settings: Sampling) -> None:
+        self._lm, self._settings = lm, settings
+
+    @cached_property
+    def _examples(self) -> list[Example]:
+        s = self._settings
+        data = load_data(registry.load("tasks", s.task)(), s.data)
+        limit = prompt_limit(self._lm, s.decoding.max_new_tokens, None)
+        return fitting(self._lm, data.train, s.n_train, limit, Counter())
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        return self._examples[index]
+
+
+def sample(
+    prompts: Sequence[str], methods: str, settings: Sampling, progress: Progress = silent
+) -> Iterator[tuple[str, list[Response]]]:
+    """Yield each method, the unsteered model first, with its responses to the prompts."""
+    chosen = plan(methods)
+    device = pick_device(settings.device)
+    lm = LanguageModel.load(settings.model, device=device, dtype=dtype_of(settings.dtype))
+    use_threads(sum(p.numel() for p in lm.model.parameters()), device)
+    name = settings.reward_model
+    reward = RewardModel.load(name, device=device) if name else _NoReward()
+    context = FitContext(
+        lm=lm,
+        examples=_Lazy(lm, settings),
+        reward=reward,
+        seed=settings.seed,
+        decoding=settings.decoding,
+        progress=progress,
+    )
+    dialogues: list[Dialogue] = [user(prompt) for prompt in prompts]
+    for method in chosen:
+        steering = method.fit(context)
+        yield (
+            str(method.spec),
+            generate(lm, dialogues, steering, settings.decoding, seed=settings.seed, reward=reward, progress=progress),
+        )

@@ -1,0 +1,74 @@
+"""Score the responses of one method: every metric, per test prompt."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from steerbench.bench import Bench
+from steerbench.dialogue import plain_text
+from steerbench.metrics import coherence_of, diversity_of, wins
+from steerbench.response import Response
+from steerbench.reward import Reward
+
+METRICS = {
+    "reward": "mean score by the guiding reward model",
+    "held_out_reward": "mean score by the reward model that no method has seen",
+    "win_rate": "share of prompts with a higher reward than the unsteered response, ties one half",
+    "win_rate_preferred": "share of prompts with a higher reward than the data set's preferred reply, ties one half",
+    "diversity": "product of distinct n-gram ratios within a response, n = 2..4",
+    "coherence": "cosine of the sentence embeddings of prompt and response",
+    "length": "tokens of the response",
+    "truncated": "share of responses that reached the token limit",
+    "empty": "share of responses without text",
+}
+"""Columns of the per-example table whose means a record keeps."""
+
+
+def score(bench: Bench, responses: Sequence[Response], unsteered: pd.DataFrame | None) -> pd.DataFrame:
+    """Return one row per test prompt, in order: texts, scores, and the scores they are compared with.
+
+    `unsteered` is the table of the unsteered model; None for that model itself, which is its own baseline.
+    """
+    prompts = [e.prompt for e in bench.test]
+    texts = [r.text for r in responses]
+    table = pd.DataFrame(
+        {
+            "id": [e.id for e in bench.test],
+            "group": [e.group for e in bench.test],
+            "prompt": [plain_text(p) for p in prompts],
+            "response": texts,
+            "finish": [r.finish for r in responses],
+            "length": [float(r.n_tokens) for r in responses],
+            "truncated": [float(r.finish == "length") for r in responses],
+            "empty": [float(not text.strip()) for text in texts],
+            "diversity": [diversity_of(text) for text in texts],
+            "coherence": coherence_of(bench.encoder, [plain_text(p) for p in prompts], texts, bench.options.progress),
+        }
+    )
+    _add_reward(bench, table, unsteered, bench.reward, "reward", "win_rate")
+    if bench.held_out:
+        _add_reward(bench, table, unsteered, bench.held_out, "held_out_reward", "held_out_win_rate")
+    return table
+
+
+def _add_reward(
+    bench: Bench, table: pd.DataFrame, unsteered: pd.DataFrame | None, reward: Reward, column: str, win: str
+) -> None:
+    """Add a reward, and the wins by it against the unsteered response and the preferred reply."""
+    scores = _rewards(bench, reward, list(table["response"]))
+    if ("preferred", column) not in bench.shared:
+        bench.shared["preferred", column] = _rewards(bench, reward, [e.chosen for e in bench.test])
+    table[column] = scores
+    table[win] = wins(scores, scores if unsteered is None else list(unsteered[column]))
+    table[f"{win}_preferred"] = wins(scores, bench.shared["preferred", column])
+
+
+def _rewards(bench: Bench, reward: Reward, texts: Sequence[str]) -> list[float]:
+    values: list[float] = reward.score([e.prompt for e in bench.test], texts, bench.options.progress).tolist()
+    return values
+
+
+def means(table: pd.DataFrame) -> dict[str, float]:
+    """Return the mean of every metric column that is there."""
+    names = [*METRICS, "held_out_win_rate", "held_out_win_rate_preferred"]
+    return {name: float(table[name].mean()) for name in names if name in table}

@@ -1,0 +1,135 @@
+"""The interface of a steering method, and all that it may learn from."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from steerbench.dialogue import Dialogue
+from steerbench.errors import SteerbenchError
+from steerbench.generation import Pool, activations, generate
+from steerbench.lm import LanguageModel, Tokens
+from steerbench.progress import Progress, silent
+from steerbench.protocol import Decoding
+from steerbench.response import Response
+from steerbench.seeds import generator_for
+from steerbench.sites import Site
+from steerbench.steering import Steering
+from steerbench.task import Example
+
+if TYPE_CHECKING:
+    from steerbench.reward import Reward
+
+T = TypeVar("T")
+
+
+class Pair(NamedTuple):
+    """The preferred and the other reply to one prompt, as tokens."""
+
+    chosen: Tokens
+    rejected: Tokens
+
+    @property
+    def usable(self) -> bool:
+        """Whether both replies have tokens."""
+        return bool(self.chosen.response and self.rejected.response)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A response of the unsteered model to a training prompt, with its reward."""
+
+    prompt: Dialogue
+    response: Response
+    tokens: Tokens
+    reward: float
+
+
+@dataclass(kw_only=True)
+class FitContext:
+    """The model, the train split, the guiding reward and what was computed from them before.
+
+    Validation and test data cannot be reached from here.
+    """
+
+    lm: LanguageModel
+    examples: Sequence[Example]
+    """The train split."""
+    reward: "Reward"
+    """The reward that methods may learn from."""
+    seed: int = 0
+    decoding: Decoding = field(default_factory=Decoding)
+    batch_size: int = 16
+    progress: Progress = silent
+    _shared: dict[object, Any] = field(default_factory=dict)
+    """Results kept for the methods that follow; one per run."""
+
+    def pairs(self) -> list[Pair]:
+        """Return the preference pairs of the train split, replies limited to the number of new tokens.
+
+        A pair with a reply that gives no tokens is left out.
+        """
+        return self._once("pairs", self._pair_up)
+
+    def rollouts(self) -> list[Rollout]:
+        """Return one response of the unsteered model to each training prompt, with its reward."""
+        return self._once(("rollouts", self.seed), self._roll_out)
+
+    def activations(self, site: Site, tokens: Sequence[Tokens], pool: Pool) -> list[Tensor]:
+        """Return float32 CPU activations, one per sequence: see `steerbench.activations`."""
+
+        def read() -> list[Tensor]:
+            return activations(self.lm, site, tokens, pool, batch_size=self.batch_size, progress=self.progress)
+
+        return self._once((site, pool, tuple(tokens)), read)
+
+    def generator(self, *names: object) -> torch.Generator:
+        """Return a CPU generator seeded by the run's seed and `names`."""
+        return generator_for(self.seed, "fit", *names)
+
+    def _pair_up(self) -> list[Pair]:
+        limit = self.decoding.max_new_tokens
+        replies = [[self.lm.tokens(e.prompt, reply, limit) for reply in (e.chosen, e.rejected)] for e in self.examples]
+        pairs = [pair for pair in (Pair(*both) for both in replies) if pair.usable]
+        if not pairs:
+            raise SteerbenchError("the train split has no pair of replies to learn from; use more training examples.")
+        return pairs
+
+    def _roll_out(self) -> list[Rollout]:
+        prompts = [e.prompt for e in self.examples]
+        responses = generate(
+            self.lm, prompts, decoding=self.decoding, seed=self.seed, batch_size=self.batch_size, progress=self.progress
+        )
+        rewards = self.reward.score(prompts, [r.text for r in responses], progress=self.progress).tolist()
+        tokens = [Tokens(self.lm.tokens(p).prompt, r.ids) for p, r in zip(prompts, responses, strict=True)]
+        return [Rollout(*row) for row in zip(prompts, responses, tokens, rewards, strict=True)]
+
+    def _once(self, key: object, compute: Callable[[], T]) -> T:
+        """Compute a result unless a method before has asked for it."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        result: T = self._shared[key]
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steerer(ABC):
+    """A steering method. Fields are its hyperparameters with the paper's defaults; construction holds no logic."""
+
+    off: ClassVar[Mapping[str, Any]]
+    """Hyperparameter values at which the method does nothing, for example `{"strength": 0.0}`."""
+
+    @abstractmethod
+    def fit(self, context: FitContext) -> Steering:
+        """Learn from the train split and return what is needed at generation time. Changes nothing it is given."""
+
+
+def middle_layer(lm: LanguageModel, layer: int | None) -> int:
+    """Return `layer`, or for None the block at 13/32 of the depth: layer 13 of Llama-2-7B, where CAA works best."""
+    chosen = round(lm.n_layers * 13 / 32) if layer is None else layer
+    if not 0 <= chosen < lm.n_layers:
+        raise SteerbenchError(f"layer={chosen} is outside 0..{lm.n_layers - 1} of {lm.name}.")
+    return chosen

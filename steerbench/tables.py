@@ -1,0 +1,107 @@
+"""What the command line shows: progress bars, the leaderboard, the results of the contract suite."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from steerbench.progress import Advance, Progress
+from steerbench.records import Record
+
+if TYPE_CHECKING:
+    from steerbench.contract import Result
+
+_COLUMNS = {
+    "rank": "#",
+    "method": "method",
+    "reward": "reward",
+    "held_out_reward": "held-out",
+    "win_rate": "win",
+    "win_rate_preferred": "win/pref",
+    "diversity": "diversity",
+    "coherence": "coherence",
+    "length": "length",
+    "truncated": "trunc",
+    "decode_ratio": "ms/tok ×",
+    "prefill_ratio": "prefill ×",
+}
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Progress]:
+    """Show a bar for each piece of work while it lasts."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=console, transient=True) as shown:
+
+        @contextmanager
+        def progress(label: str, total: int) -> Iterator[Advance]:
+            task = shown.add_task(label, total=total)
+            try:
+                yield lambda n: shown.advance(task, n)
+            finally:
+                shown.remove_task(task)
+
+        yield progress
+
+
+def show(console: Console, table: pd.DataFrame, records: Sequence[Record]) -> None:
+    """Print one table per task, what was measured, and what was left out."""
+    for task, rows in table.groupby("task", sort=True):
+        first = next(r for r in records if r.labels["task"] == task)
+        console.print(_table(str(task), rows))
+        for line in _notes(first, rows):
+            console.print(line, style="dim", markup=False, highlight=False)
+
+
+def show_checks(console: Console, method: str, results: "Sequence[Result]") -> bool:
+    """Print the contract suite's results and return whether an invariant is broken."""
+    invariants = dict.fromkeys(r.invariant for r in results)
+    for invariant in invariants:
+        cases = [r for r in results if r.invariant == invariant]
+        broken = [r for r in cases if r.problem]
+        sign = "[red]broken[/red]" if broken else "[green]holds [/green]"
+        console.print(f"{sign}  {invariant}", highlight=False)
+        for problem in dict.fromkeys(r.problem for r in broken):
+            names = ", ".join(r.family for r in broken if r.problem == problem)
+            console.print(f"        {names}: {problem}", style="red", markup=False, highlight=False)
+    n_broken = sum(r.problem is not None for r in results)
+    families = len({r.family for r in results})
+    console.print(
+        f"{method}: {len(results) - n_broken} of {len(results)} checks hold, "
+        f"{len(invariants)} invariants on {families} model families.",
+        highlight=False,
+    )
+    return n_broken > 0
+
+
+def _table(task: str, rows: pd.DataFrame) -> Table:
+    table = Table(title=task)
+    present = {name: head for name, head in _COLUMNS.items() if rows[name].notna().any()}
+    for name, head in present.items():
+        table.add_column(head, justify="left" if name == "method" else "right", overflow="fold")
+    for _, row in rows.iterrows():
+        table.add_row(*(_cell(row[name]) for name in present))
+    return table
+
+
+def _cell(value: object) -> str:
+    if pd.isna(value):
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _notes(record: Record, rows: pd.DataFrame) -> Iterator[str]:
+    labels = record.labels
+    held_out = f", held-out {labels['held_out_reward']}" if labels["held_out_reward"] else ""
+    yield (
+        f"{labels['model']} on {record.protocol['n_examples']} test prompts, seeds {record.protocol['seeds']}; "
+        f"reward {labels['reward_model']}{held_out}; encoder {labels['encoder']}."
+    )
+    yield f"Times beside the unsteered model, batch 1, on {rows['device'].iloc[0]}. One sample: no intervals yet."
+    if record.counts:
+        yield "Left out: " + ", ".join(f"{n} {reason}" for reason, n in record.counts.items()) + "."

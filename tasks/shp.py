@@ -1,0 +1,68 @@
+"""SHP, the Stanford Human Preferences: pairs of comments on a Reddit post, the better one by its votes.
+
+Paper: Ethayarajh, Choi and Swayamdipta 2022, "Understanding Dataset Difficulty with V-Usable Information",
+https://arxiv.org/abs/2110.08420. Licence: no named one; the card asks to respect Reddit's terms of use.
+Card: https://huggingface.co/datasets/stanfordnlp/SHP
+
+One row (the words are invented, the shape is verbatim):
+
+    {"post_id": "a1b2c3", "domain": "askbaking_test", "upvote_ratio": 0.98, "history": "Why does my rye bread crumble?",
+     "c_root_id_A": "d4e5f6", "c_root_id_B": "g7h8i9", "created_at_utc_A": 1600000000, "created_at_utc_B": 1600003600,
+     "score_A": 4, "score_B": 12, "human_ref_A": "Bad luck.", "human_ref_B": "Let it cool before you cut it.",
+     "labels": 0, "seconds_difference": 3600.0, "score_ratio": 3.0}
+
+Known quirks:
+
+- `labels` is 1 if A is preferred, and follows from the scores; a row in which it does not is skipped.
+- One post has many pairs: one pair of each post is kept.
+- Posts are long: of 1,000 test posts half have more than 130 tokens (GPT-2's), 14 more than 1,024.
+- Text keeps the mark-up of Reddit (`&gt;`, `&#x200B;`, links).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from steerbench.dialogue import user
+from steerbench.task import Example, Task, Unusable, field_of, text_field
+
+
+class SHP(Task):
+    """Posts as one user turn, with the comment that got more votes and the one that got fewer."""
+
+    version = 1
+    hub = "stanfordnlp/SHP"
+    hub_revision = "e94b5f32602712d78ed494fe79105b1959396686"
+    group_word = "post"
+    one_per_group = True
+
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Take the two comments in the order of their preference."""
+        names = [text_field(row, name) for name in ("post_id", "c_root_id_A", "c_root_id_B")]
+        post, a, b = (text_field(row, name) for name in ("history", "human_ref_A", "human_ref_B"))
+        chosen, rejected = (a, b) if _prefers_a(row) else (b, a)
+        if not all(names):
+            raise Unusable("missing field")
+        if not post:
+            raise Unusable("empty post")
+        if not a or not b:
+            raise Unusable("empty reply")
+        if a == b:
+            raise Unusable("equal replies")
+        return Example("-".join(names), names[0], user(post), chosen, rejected)
+
+
+def _prefers_a(row: Mapping[str, Any]) -> bool:
+    label, a, b = (_number(row, name) for name in ("labels", "score_A", "score_B"))
+    if label not in (0, 1):
+        raise Unusable("label is neither 0 nor 1")
+    if (a <= b) if label else (b <= a):
+        raise Unusable("label disagrees with scores")
+    return label == 1
+
+
+def _number(row: Mapping[str, Any], name: str) -> float:
+    """Read a number that some copies of the data hold as text or as a truth value."""
+    try:
+        return float(field_of(row, name))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Unusable("wrong type") from error

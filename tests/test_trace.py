@@ -1,0 +1,148 @@
+"""The positions edited are exactly those that a scope declares: every family, ragged batches, with and without cache.
+
+Observers before and after the edit, on the module itself, see what it changed. What should have changed is derived here
+from the tokens alone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from steerbench import Add, Decoding, LanguageModel, PlacedEdit, Site, Steering, Tokens, tiny
+from steerbench.generation import _generate_batch, response_logits
+from steerbench.seeds import generator_for
+from steerbench.sites import SITE_NAMES, Place
+from steerbench.steering import Scope
+
+NEW = 6
+RAGGED = [(5,), (7, 8, 9, 10, 11), (20, 21), tuple(range(30, 52))]
+
+
+def observe(place: Place, seen: list[Tensor]) -> Any:
+    """Record the activation at a place as the next hook will find it."""
+
+    def record(activation: Any) -> None:
+        seen.append((activation if isinstance(activation, Tensor) else activation[0]).detach().clone())
+
+    if place.side == "input":
+        return place.module.register_forward_pre_hook(lambda m, a: record(a[0]))
+    return place.module.register_forward_hook(lambda m, a, o: record(o))
+
+
+def traced(lm: LanguageModel, steering: Steering, run: Callable[[], Any], rows: int) -> tuple[list[Tensor], Any]:
+    """Run with observers on both sides of the edit; return for each forward pass which positions it changed."""
+    place = lm.anatomy.place(steering.edits[0].site)
+    before: list[Tensor] = []
+    after: list[Tensor] = []
+    first = observe(place, before)
+    hook = place.module.register_forward_pre_hook if place.side == "input" else place.module.register_forward_hook
+
+    def last(*args: Any) -> None:
+        """Move the second observer behind the edit that was installed in between."""
+        value = args[1][0] if place.side == "input" else args[2]
+        after.append((value if isinstance(value, Tensor) else value[0]).detach().clone())
+
+    original = type(lm.model).forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        handle = hook(last)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            handle.remove()
+
+    lm.model.forward = forward.__get__(lm.model)
+    try:
+        result = run()
+    finally:
+        first.remove()
+        del lm.model.forward
+    changed = [
+        (a.reshape(rows, -1, a.shape[-1]) != b.reshape(rows, -1, b.shape[-1])).any(-1)
+        for a, b in zip(after, before, strict=True)
+    ]
+    return changed, result
+
+
+def steering_at(lm: LanguageModel, name: str, scope: Scope) -> Steering:
+    site = Site(name, None if name == "final" else 1)  # type: ignore[arg-type]
+    width = lm.anatomy.head.weight.shape[1] if name == "final" else lm_width(lm, site)
+    return Steering(edits=(PlacedEdit(site, Add(torch.full((width,), 0.5)), scope),))
+
+
+def lm_width(lm: LanguageModel, site: Site) -> int:
+    from steerbench import activations
+
+    return len(activations(lm, site, [Tokens((3,))], "last_prompt")[0])
+
+
+def declared(prompts: list[tuple[int, ...]], new: list[list[int]], scope: Scope, end_ids: list[int]) -> Tensor:
+    """Derive from the tokens which columns of the left-padded batch a scope covers."""
+    width = max(map(len, prompts))
+    table = torch.zeros(len(prompts), width + max(map(len, new)), dtype=torch.bool)
+    for row, (prompt, tokens) in enumerate(zip(prompts, new, strict=True)):
+        stop = next((i for i, t in enumerate(tokens) if t in end_ids), len(tokens))
+        first = {"all": width - len(prompt), "prompt": width - len(prompt), "response": width - 1}[scope]
+        last = width if scope == "prompt" else width + stop
+        table[row, first:last] = True
+    return table
+
+
+@pytest.mark.parametrize("scope", ["all", "prompt", "response"])
+@pytest.mark.parametrize("site", SITE_NAMES)
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "recomputed"])
+def test_generation_edits_exactly_the_declared_positions(
+    lm: LanguageModel, site: str, scope: Scope, use_cache: bool
+) -> None:
+    steering = steering_at(lm, site, scope)
+    for prompts in (RAGGED, [(9,)], [(4,), (6,)]):
+        batch = lm.left_padded([Tokens(p) for p in prompts])
+        generators = [generator_for(0, i) for i in range(len(prompts))]
+
+        def run(batch: Any = batch, generators: Any = generators) -> list[list[int]]:
+            decoding = Decoding(max_new_tokens=NEW, temperature=1.5)
+            return _generate_batch(lm, batch, steering, decoding, generators, use_cache)
+
+        passes, new = traced(lm, steering, run, len(prompts))
+        expected = declared(prompts, new, scope, lm.end_ids)
+        column = 0
+        for i, changed in enumerate(passes):
+            width = max(map(len, prompts)) + (i if not use_cache else 0)
+            stop = width if not use_cache else max(map(len, prompts)) + i
+            column = stop - changed.shape[1]
+            # in a recomputed pass a row is finished as soon as its end token stands in the input
+            assert torch.equal(changed, expected[:, column:stop]), (prompts, i)
+
+
+@pytest.mark.parametrize("scope", ["all", "prompt", "response"])
+@pytest.mark.parametrize("site", SITE_NAMES)
+def test_teacher_forcing_edits_exactly_the_declared_positions(lm: LanguageModel, site: str, scope: Scope) -> None:
+    steering = steering_at(lm, site, scope)
+    end = lm.end_ids[0]
+    sequences = [Tokens((5,), (6, 7, end)), Tokens((8, 9, 10), (11,)), Tokens((12, 13), ())]
+    changed = torch.stack(
+        traced(lm, steering, lambda: list(response_logits(lm, sequences, steering)), len(sequences))[0]
+    )[0]
+    order = sorted(range(3), key=lambda i: -sum(map(len, sequences[i])))
+    for row, i in enumerate(order):
+        n_prompt, n = len(sequences[i].prompt), len(sequences[i].response)
+        stop = n_prompt + n - (end in sequences[i].response)
+        first = n_prompt - 1 if scope == "response" else 0
+        last = n_prompt if scope == "prompt" else stop
+        assert changed[row].nonzero().flatten().tolist() == list(range(first, last))
+
+
+def test_finished_rows_occur_in_the_trace() -> None:
+    """Without a row that ends early the tests above would say nothing about finished rows."""
+    finishes = []
+    for family in tiny.FAMILIES:
+        lm = tiny.language_model(family)
+        batch = lm.left_padded([Tokens(p) for p in RAGGED])
+        generators = [generator_for(0, i) for i in range(len(RAGGED))]
+        decoding = Decoding(max_new_tokens=NEW, temperature=1.5)
+        new = _generate_batch(lm, batch, Steering(), decoding, generators, True)
+        finishes += [any(t in lm.end_ids for t in row[:-1]) for row in new]
+    assert any(finishes)
