@@ -17,7 +17,7 @@ run: $(INSTALLED)
 	$(BIN)/python -m steerbench.tiny $(TINY)
 	$(BIN)/steerbench run --methods static_prompt,caa,random_direction --tasks hh_rlhf \
 	  --data $(TINY)/hh_rlhf.jsonl --model $(TINY)/lm --reward-model $(TINY)/reward --encoder $(TINY)/encoder \
-	  --n-examples 16 --out runs/tiny
+	  --n-examples 16 --max-new-tokens 24 --out runs/tiny
 
 test: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(JOBS) $(PYTEST_ARGS)
@@ -31,7 +31,7 @@ bench: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only $(PYTEST_ARGS)
 
 clean:
-	rm -rf .venv build dist runs steerbench.egg-info .coverage .benchmarks .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist runs/tiny steerbench.egg-info .coverage .benchmarks .mypy_cache .ruff_cache .pytest_cache
 	find steerbench methods tasks tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

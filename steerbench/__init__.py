@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from steerbench.bench import Options as Options
     from steerbench.dialogue import Dialogue as Dialogue
     from steerbench.dialogue import Turn as Turn
     from steerbench.dialogue import parse_hh as parse_hh
@@ -21,10 +22,14 @@ if TYPE_CHECKING:
     from steerbench.generation import generate as generate
     from steerbench.generation import log_probs as log_probs
     from steerbench.generation import response_logits as response_logits
+    from steerbench.harness import run as run
     from steerbench.lm import LanguageModel as LanguageModel
     from steerbench.lm import Tokens as Tokens
     from steerbench.protocol import Decoding as Decoding
     from steerbench.protocol import Protocol as Protocol
+    from steerbench.ranking import leaderboard as leaderboard
+    from steerbench.records import Record as Record
+    from steerbench.records import Store as Store
     from steerbench.registry import add_plugin as add_plugin
     from steerbench.registry import load as load
     from steerbench.registry import names as names
@@ -50,16 +55,20 @@ if TYPE_CHECKING:
     from steerbench.task import Unusable as Unusable
 
 _HOMES = {
+    "bench": ["Options"],
     "dialogue": ["Dialogue", "Turn", "parse_hh", "plain_text", "user"],
     "directions": ["difference_of_means"],
     "edits": ["Add"],
     "errors": ["SteerbenchError"],
     "generation": ["activations", "generate", "log_probs", "response_logits"],
+    "ranking": ["leaderboard"],
     "lm": ["LanguageModel", "Tokens"],
     "protocol": ["Decoding", "Protocol"],
+    "records": ["Record", "Store"],
     "registry": ["add_plugin", "load", "names"],
     "response": ["Response"],
     "reward": ["Reward", "RewardModel"],
+    "harness": ["run"],
     "sites": ["Site"],
     "steerer": ["FitContext", "Pair", "Rollout", "Steerer", "middle_layer"],
     "steering": ["DecodePart", "Edit", "LogitsPart", "Part", "PlacedEdit", "PromptPart", "Steering"],

@@ -113,9 +113,9 @@ def run(
 def _run(protocols: "list[Protocol]", methods: str, folder: Path, device: str, batch_size: int) -> None:
     from steerbench import tables
     from steerbench.bench import Options
-    from steerbench.leaderboard import leaderboard, write_csv
-    from steerbench.run import plan
-    from steerbench.run import run as measure
+    from steerbench.harness import plan
+    from steerbench.harness import run as measure
+    from steerbench.ranking import leaderboard, write_csv
 
     plan(methods)  # mistakes in the methods first
     with tables.bars(err) as progress:
@@ -127,7 +127,8 @@ def _run(protocols: "list[Protocol]", methods: str, folder: Path, device: str, b
     write_csv(table, csv)
     tables.show(out, table, records)
     found = sum(outcome.found for outcome in outcomes)
-    out.print(f"{len(records)} records in {folder}, {found} of them from before; leaderboard in {csv}.")
+    written = f"{len(records)} records in {folder}, {found} of them from before; all columns in {csv}."
+    out.print(written, markup=False, highlight=False, soft_wrap=True)
     failures = [failure for outcome in outcomes for failure in outcome.failures]
     for failure in failures:
         err.print(f"failed: {failure.method} (seed {failure.seed}): {failure.message}", style="red", markup=False)
@@ -154,8 +155,8 @@ def leaderboard(
 ) -> None:
     """Rank the records in folders. Refuses to rank what was not measured alike."""
     from steerbench import tables
-    from steerbench.leaderboard import leaderboard as rank
-    from steerbench.leaderboard import write_csv
+    from steerbench.ranking import leaderboard as rank
+    from steerbench.ranking import write_csv
     from steerbench.records import Store
 
     records = [record for folder in folders for record in Store(folder).records()]

@@ -45,7 +45,7 @@ def _turn_start(text: str, markers: Sequence[str]) -> int | None:
     if not markers:
         return None
     match = re.search(rf"(?:^|\n)[ \t]*(?:{'|'.join(map(re.escape, markers))})", text)
-    return match.start() if match else None
+    return len(text[: match.start()].rstrip()) if match else None
 
 
 def _tokens_for(tokenizer: Any, ids: list[int], length: int) -> int:

@@ -14,13 +14,13 @@ from steerbench.data import load_data
 from steerbench.dialogue import Dialogue, user
 from steerbench.errors import SteerbenchError
 from steerbench.generation import generate
+from steerbench.harness import plan
 from steerbench.lm import LanguageModel
 from steerbench.machine import dtype_of, pick_device, use_threads
 from steerbench.progress import Progress, silent
 from steerbench.protocol import Decoding
 from steerbench.response import Response
 from steerbench.reward import Reward, RewardModel
-from steerbench.run import plan
 from steerbench.selection import fitting, prompt_limit
 from steerbench.steerer import FitContext
 from steerbench.task import Example

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
@@ -23,13 +24,12 @@ _COLUMNS = {
     "held_out_reward": "held-out",
     "win_rate": "win",
     "win_rate_preferred": "win/pref",
-    "diversity": "diversity",
-    "coherence": "coherence",
+    "diversity": "divers.",
+    "coherence": "coher.",
     "length": "length",
-    "truncated": "trunc",
-    "decode_ratio": "ms/tok ×",
-    "prefill_ratio": "prefill ×",
+    "decode_ratio": "time ×",
 }
+"""What the terminal shows; the CSV has all columns."""
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def show(console: Console, table: pd.DataFrame, records: Sequence[Record]) -> No
         first = next(r for r in records if r.labels["task"] == task)
         console.print(_table(str(task), rows))
         for line in _notes(first, rows):
-            console.print(line, style="dim", markup=False, highlight=False)
+            console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_checks(console: Console, method: str, results: "Sequence[Result]") -> bool:
@@ -80,10 +80,11 @@ def show_checks(console: Console, method: str, results: "Sequence[Result]") -> b
 
 
 def _table(task: str, rows: pd.DataFrame) -> Table:
-    table = Table(title=task)
+    table = Table(title=task, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     present = {name: head for name, head in _COLUMNS.items() if rows[name].notna().any()}
     for name, head in present.items():
-        table.add_column(head, justify="left" if name == "method" else "right", overflow="fold")
+        text = name == "method"
+        table.add_column(head, justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for _, row in rows.iterrows():
         table.add_row(*(_cell(row[name]) for name in present))
     return table
@@ -102,6 +103,6 @@ def _notes(record: Record, rows: pd.DataFrame) -> Iterator[str]:
         f"{labels['model']} on {record.protocol['n_examples']} test prompts, seeds {record.protocol['seeds']}; "
         f"reward {labels['reward_model']}{held_out}; encoder {labels['encoder']}."
     )
-    yield f"Times beside the unsteered model, batch 1, on {rows['device'].iloc[0]}. One sample: no intervals yet."
+    yield f"time ×: decoding beside the unsteered model, batch 1, on {rows['device'].iloc[0]}. No intervals yet."
     if record.counts:
         yield "Left out: " + ", ".join(f"{n} {reason}" for reason, n in record.counts.items()) + "."

@@ -25,6 +25,7 @@ from steerbench import (
     tiny,
     user,
 )
+from steerbench.generation import _generate_batch
 from steerbench.sites import SITE_NAMES
 
 DIALOGUES = [user("Hi"), user("How do I bake a cake?"), user("")]
@@ -277,8 +278,6 @@ def test_state_starts_once_from_the_real_prompt_positions(lm: LanguageModel, sit
     steering = Steering(edits=(at(AddMean(), site),))
     tokens = [lm.tokens(d) for d in DIALOGUES] + [Tokens((9,))]
     batch = lm.left_padded(tokens)
-    from steerbench.generation import _generate_batch
-
     _generate_batch(lm, batch, steering, FEW, [], use_cache)
     assert len(AddMean.starts) == 1
     prompt, mask = AddMean.starts[0]
@@ -291,7 +290,7 @@ def test_state_starts_once_from_the_real_prompt_positions(lm: LanguageModel, sit
 @pytest.mark.parametrize("site", SITE_NAMES)
 def test_state_is_the_same_however_the_pass_is_run(lm: LanguageModel, site: str) -> None:
     """Batched or alone, cached or recomputed, generated or teacher forced: one result."""
-    steering = Steering(edits=(at(AddMean(), site), at(Add(torch.ones(width(lm, site))), site)))
+    steering = Steering(edits=(at(AddMean(), site), at(Add(torch.linspace(-3, 3, width(lm, site))), site)))
     together = generate(lm, DIALOGUES, steering, FEW)
     assert together == [generate(lm, [d], steering, FEW)[0] for d in DIALOGUES]
     assert together == generate(lm, DIALOGUES, steering, FEW, use_cache=False)

@@ -1,5 +1,6 @@
 """The language of `--methods`: reading, writing, and setting hyperparameters."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class Sample(Steerer):
     strength: float | Literal["auto"] = "auto"
     label: str | int = "x"
     layers: tuple[int, ...] = (1, 2)
+    either: int | float = 1
 
     def fit(self, context: FitContext) -> Steering:
         return Steering()
@@ -195,7 +197,7 @@ def test_text_becomes_the_type_of_the_field(setting: str, value: object) -> None
         ("strength=nan", "sample:strength must be a finite number or auto, not 'nan'."),
         ("layers=1", "sample:layers cannot be given as text; set it in Python."),
         ("off=1", "unknown hyperparameter of 'sample' 'off'."),
-        ("cuont=1", "unknown hyperparameter of 'sample' 'cuont'. Did you mean 'count'? Known: count, flag, label, "),
+        ("cuont=1", "unknown hyperparameter of 'sample' 'cuont'. Did you mean 'count'? Known: count, either, flag, "),
         ("text=__import__('os')", ""),
     ],
 )
@@ -224,17 +226,21 @@ def test_a_composition_builds_every_part_in_order() -> None:
 
 
 def test_hyperparameters_are_plain_json_and_complete() -> None:
-    assert hyperparameters(Sample(rate=2, strength=1)) == {
-        "count": 3,
-        "rate": 2.0,
-        "flag": False,
-        "text": "hello",
-        "mode": "ccs",
-        "layer": None,
-        "strength": 1.0,
-        "label": "x",
-        "layers": [1, 2],
-    }
+    values = hyperparameters(Sample(rate=2, strength=1))
+    assert json.dumps(values) == json.dumps(
+        {
+            "count": 3,
+            "rate": 2.0,
+            "flag": False,
+            "text": "hello",
+            "mode": "ccs",
+            "layer": None,
+            "strength": 1.0,
+            "label": "x",
+            "layers": [1, 2],
+            "either": 1,
+        }
+    )
 
 
 def test_equal_hyperparameters_give_equal_records() -> None:

@@ -1,0 +1,125 @@
+"""Records are whole or absent, keyed by content, and never overwritten."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from steerbench import Record, Store, SteerbenchError
+from steerbench.records import identity, read
+
+
+def make(method: str = "caa", seed: int = 0, **protocol: Any) -> Record:
+    """Return a small record of a protocol with two seeds."""
+    key = {"task": "shp", "n_examples": 2, "model": "sha256:a", "seeds": [0, 1], **protocol}
+    reward = {"unsteered": 0.5, "caa": 1.5}.get(method, 1.0) + seed
+    return Record(
+        method=method,
+        parts=[{"name": method, "hyperparameters": {"strength": 1.0}, "source": "s"}],
+        protocol=key,
+        seed=seed,
+        steerbench="0.1.0",
+        labels={"task": key["task"], "model": "m", "reward_model": "r", "held_out_reward": "", "encoder": "e"},
+        metrics={"reward": reward, "win_rate": 0.5},
+        latency={"decode_ratio": 1.1},
+        counts={"empty reply": 1},
+        environment={"device": "cpu"},
+        seconds={"fit": 1.0},
+        steering="d",
+        created="2026-01-01T00:00:00+00:00",
+        examples=pd.DataFrame({"id": ["a", "b"], "reward": [reward, reward]}),
+    )
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    record = make()
+    folder = Store(tmp_path).write(record)
+    again = read(folder / "record.json")
+    assert again == record
+    pd.testing.assert_frame_equal(again.examples, record.examples)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [folder.name]
+
+
+def test_a_record_is_found_by_its_content_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    record = make()
+    store.write(record)
+    found = store.find(identity(record.protocol, record.parts, record.seed, record.steerbench))
+    assert found == record
+    changed_source = [{**record.parts[0], "source": "other"}]
+    changed_value = [{**record.parts[0], "hyperparameters": {"strength": 2.0}}]
+    assert store.find(identity(record.protocol, changed_source, 0, "0.1.0")) is None
+    assert store.find(identity(record.protocol, changed_value, 0, "0.1.0")) is None
+    assert store.find(identity({**record.protocol, "model": "sha256:b"}, record.parts, 0, "0.1.0")) is None
+    assert store.find(identity(record.protocol, record.parts, 1, "0.1.0")) is None
+    assert store.find(identity(record.protocol, record.parts, 0, "0.1.1")) is None
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.write(make())
+    before = (folder / "record.json").read_bytes()
+    store.write(replace(make(), created="2027-01-01T00:00:00+00:00"))
+    assert (folder / "record.json").read_bytes() == before
+    assert len(store.records()) == 1
+
+
+def test_what_a_killed_process_left_is_no_record(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.write(make())
+    shutil.copytree(folder, tmp_path / ".partial-123")
+    (tmp_path / ".partial-456").mkdir()
+    assert len(store.records()) == 1
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = Store(tmp_path)
+    store.write(make())
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    with pytest.raises(SteerbenchError, match="No space left on device; free some space and run the same command again"):
+        store.write(make("static_prompt"))
+    assert [r.method for r in store.records()] == ["caa"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: (f / "record.json").write_text("{"), "damaged"),
+        (lambda f: (f / "record.json").write_text("[]"), "damaged"),
+        (lambda f: (f / "examples.parquet").unlink(), "damaged"),
+        (lambda f: (f / "examples.parquet").write_bytes(b"x"), "damaged"),
+        (lambda f: edit(f, schema_version=99), "schema 99"),
+        (lambda f: edit(f, surprise=1), "damaged"),
+    ],
+)
+def test_a_damaged_record_is_refused(tmp_path: Path, damage: Any, says: str) -> None:
+    folder = Store(tmp_path).write(make())
+    damage(folder)
+    with pytest.raises(SteerbenchError, match=says):
+        Store(tmp_path).records()
+
+
+def edit(folder: Path, **values: Any) -> None:
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps({**record, **values}))
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SteerbenchError, match="choose another folder with --out"):
+        Store(tmp_path / "file" / "runs").prepare()
+
+
+def test_a_missing_folder_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(SteerbenchError, match="steerbench run --out"):
+        Store(tmp_path / "none").records()
