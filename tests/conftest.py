@@ -34,3 +34,11 @@ def assets() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("STEERBENCH_ASSETS names no folder with real data and models")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny random models and records: `lm`, `reward`, `encoder`, `hh_rlhf.jsonl`."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny.build(folder)
+    return folder

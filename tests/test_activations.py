@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerbench import LanguageModel, Site, SteerbenchError, Tokens, activations, generate, tiny, user
+from steerbench import Decoding, LanguageModel, Site, SteerbenchError, Tokens, activations, generate, tiny, user
 from steerbench.generation import Pool
 from steerbench.sites import SITE_NAMES
 
@@ -72,10 +72,10 @@ def test_hidden_states_of_the_model_agree(lm: LanguageModel) -> None:
 @pytest.mark.parametrize("site", SITE_NAMES)
 def test_reading_early_leaves_the_model_usable(lm: LanguageModel, site: Any) -> None:
     prompts = [user("Hi"), user("How are you?")]
-    before = generate(lm, prompts)
+    before = generate(lm, prompts, decoding=Decoding(max_new_tokens=2))
     activations(lm, Site(site, None if site == "final" else 0), SEQUENCES, "all")
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
-    assert generate(lm, prompts) == before
+    assert generate(lm, prompts, decoding=Decoding(max_new_tokens=2)) == before
     assert len(lm.model(torch.tensor([[5, 6]]), output_hidden_states=True).hidden_states) == lm.n_layers + 1
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -313,18 +314,22 @@ def test_sequences_beyond_the_context_are_refused(llama: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("site", SITE_NAMES)
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_an_edit_that_gives_nan_is_named(lm: LanguageModel, site: str, value: float) -> None:
+def test_an_edit_that_gives_nan_is_named(lm: LanguageModel, site: str) -> None:
     place = Site(site, None if site == "final" else 1)  # type: ignore[arg-type]
     width = len(activations(lm, place, [Tokens((3,))], "last_prompt")[0])
-    steering = Steering(edits=(PlacedEdit(place, Add(torch.full((width,), value))),))
+    steering = Steering(edits=(PlacedEdit(place, Add(torch.full((width,), torch.nan))),))
     before = generate(lm, RAGGED, decoding=GREEDY)
-    for decoding in (GREEDY, SAMPLED):
-        with pytest.raises(SteerbenchError, match=rf"the edit Add at {place} gave NaN or infinite logits"):
-            generate(lm, RAGGED, steering, decoding)
+    with pytest.raises(SteerbenchError, match=rf"the edit Add at {place} gave NaN or infinite logits"):
+        generate(lm, RAGGED, steering, SAMPLED)
     with pytest.raises(SteerbenchError, match=rf"the edit Add at {place} gave NaN or infinite logits"):
         log_probs(lm, [Tokens((5,), (6,))], steering)
     assert generate(lm, RAGGED, decoding=GREEDY) == before
+
+
+def test_overflow_is_noticed(llama: LanguageModel) -> None:
+    steering = Steering(edits=(PlacedEdit(Site("final"), Add(torch.full((32,), torch.inf))),))
+    with pytest.raises(SteerbenchError, match="the edit Add at final gave NaN or infinite logits"):
+        generate(llama, RAGGED, steering, GREEDY)
 
 
 def test_nan_in_one_row_is_noticed(llama: LanguageModel) -> None:
@@ -439,8 +444,6 @@ def test_text_is_what_the_ids_say(lm: LanguageModel) -> None:
 
 
 def test_progress_counts_every_dialogue(llama: LanguageModel) -> None:
-    from contextlib import contextmanager
-
     done: list[int] = []
     totals: list[int] = []
 
@@ -478,14 +481,14 @@ REAL = ["tinytalk-3m-chat", "stories260K-llama", "tinystories-656k"]
 def test_real_models_talk_and_batch(assets: Path, name: str) -> None:
     lm = LanguageModel.load(str(assets / "models" / name))
     prompts = [user("Hello! How are you?"), user("Tell me about a little dog."), (Turn("system", "Be kind."), *user("Hi"))]
-    greedy = generate(lm, prompts, decoding=Decoding(max_new_tokens=24))
+    greedy = generate(lm, prompts, decoding=Decoding(max_new_tokens=16))
     for response in greedy:
         words = response.text.split()
         assert len(words) >= 2
         assert sum(c.isalpha() or c.isspace() for c in response.text) > 0.7 * len(response.text)
-    sampled = Decoding(max_new_tokens=24, temperature=1.0)
+    sampled = Decoding(max_new_tokens=16, temperature=1.0)
     for steering in (Steering(), add(lm, "resid_post", "all", 1.0), add(lm, "z", "response", 1.0)):
-        for decoding in (Decoding(max_new_tokens=24), sampled):
+        for decoding in (Decoding(max_new_tokens=16), sampled):
             together = generate(lm, prompts, steering, decoding)
             assert together == [generate(lm, [p], steering, decoding)[0] for p in prompts]
             assert together == generate(lm, prompts, steering, decoding, use_cache=False)
