@@ -1,20 +1,27 @@
 """The command line: reads options, calls the library, prints. Nothing heavy is imported before it is needed."""
 
+import errno
+import keyword
+import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.text import Text
 from typer.core import TyperGroup
 
 from steerbench import __version__
 from steerbench.errors import SteerbenchError
 
 if TYPE_CHECKING:
+    from steerbench.harness import Outcome
     from steerbench.protocol import Protocol
+    from steerbench.response import Response
 
-out = Console()
-err = Console(stderr=True)
+out = Console(emoji=False)  # a response may well hold `:smile:`
+err = Console(emoji=False, stderr=True)
 
 
 class _Commands(TyperGroup):
@@ -24,11 +31,28 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except SteerbenchError as error:
-            err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            _complain(f"error: {error}")
+            raise typer.Exit(2) from error
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+                raise
+            from steerbench.machine import OUT_OF_MEMORY
+
+            _complain(f"error: {OUT_OF_MEMORY}")
+            raise typer.Exit(2) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _complain(f"error: {error.strerror}; free some space and run the same command again.")
             raise typer.Exit(2) from error
         except KeyboardInterrupt:
-            err.print("interrupted. Finished records are kept; the same command goes on from there.", style="yellow")
+            kept = " Finished records are kept; the same command goes on from there."
+            err.print(f"interrupted.{kept if ctx.invoked_subcommand == 'run' else ''}", style="yellow", soft_wrap=True)
             raise typer.Exit(130) from None
+
+
+def _complain(text: str) -> None:
+    err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 app = typer.Typer(
@@ -58,7 +82,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 NTrain = Annotated[int, typer.Option(help="Training examples that methods may learn from.", min=1)]
 MaxNew = Annotated[int, typer.Option(help="Most tokens of a response.", min=1)]
-MaxPrompt = Annotated[int | None, typer.Option(help="Leave out longer prompts; default: what the context allows.")]
+MaxPrompt = Annotated[
+    int | None, typer.Option(help="Leave out longer prompts; default: what the context allows.", min=1)
+]
 BatchSize = Annotated[int, typer.Option(help="Prompts at once. Changes no score in float32.", min=1)]
 
 
@@ -105,35 +131,50 @@ def run(
             seeds=_numbers(seeds),
             dtype=dtype,
         )
-        for task in _words(tasks, "tasks")
+        for task in _words(tasks, "tasks", "hh_rlhf,shp")
     ]
     _run(protocols, methods, folder, device, batch_size)
 
 
 def _run(protocols: "list[Protocol]", methods: str, folder: Path, device: str, batch_size: int) -> None:
-    from steerbench import tables
+    from steerbench import registry, tables
     from steerbench.bench import Options
     from steerbench.harness import plan
     from steerbench.harness import run as measure
+
+    plan(methods)  # mistakes in the names first
+    for protocol in protocols:
+        registry.load("tasks", protocol.task)
+    outcomes: list[Outcome] = []
+    try:
+        with tables.bars(err) as progress:
+            options = Options(out=folder, device=device, batch_size=batch_size, progress=progress)
+            outcomes.extend(measure(protocol, methods, options) for protocol in protocols)
+    finally:  # the tasks done before an error or Ctrl-C are worth seeing
+        if outcomes:
+            _report(outcomes, folder)
+    if any(outcome.failures for outcome in outcomes):
+        raise typer.Exit(2)
+
+
+def _report(outcomes: "list[Outcome]", folder: Path) -> None:
+    from steerbench import tables
     from steerbench.ranking import leaderboard, write_csv
 
-    plan(methods)  # mistakes in the methods first
-    with tables.bars(err) as progress:
-        options = Options(out=folder, device=device, batch_size=batch_size, progress=progress)
-        outcomes = [measure(protocol, methods, options) for protocol in protocols]
-    records = [r for outcome in outcomes for r in outcome.records]
+    records = [record for outcome in outcomes for record in outcome.records]
     table = leaderboard(records)
+    tables.show(out, table, records)
+    for failure in (failure for outcome in outcomes for failure in outcome.failures):
+        _complain(f"failed: {failure.method} (seed {failure.seed}): {failure.message}")
     csv = folder / "leaderboard.csv"
     write_csv(table, csv)
-    tables.show(out, table, records)
     found = sum(outcome.found for outcome in outcomes)
-    written = f"{len(records)} records in {folder}, {found} of them from before; all columns in {csv}."
-    out.print(written, markup=False, highlight=False, soft_wrap=True)
-    failures = [failure for outcome in outcomes for failure in outcome.failures]
-    for failure in failures:
-        err.print(f"failed: {failure.method} (seed {failure.seed}): {failure.message}", style="red", markup=False)
-    if failures:
-        raise typer.Exit(2)
+    _say(f"{len(records)} records in {folder}, {found} of them from before; all columns in {csv}.")
+
+
+def _say(text: str) -> None:
+    """Print a line as it is: not wrapped, because it may go to a file, and without mark-up."""
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -145,7 +186,7 @@ def list_(kind: Annotated[Literal["methods", "tasks", "all"], typer.Argument(hel
         if kind in (name, "all"):
             out.print(name, style="bold")
             for source in sources(name):
-                out.print(f"  {source.name}  [dim]{source.origin}[/dim]", highlight=False)
+                out.print(f"  {source.name} ", Text(source.origin, style="dim"), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -159,12 +200,13 @@ def leaderboard(
     from steerbench.ranking import write_csv
     from steerbench.records import Store
 
-    records = [record for folder in folders for record in Store(folder).records()]
+    found = [record for folder in folders for record in Store(folder).records()]
+    records = list({record.identity: record for record in found}.values())  # folders may overlap
     table = rank(records)
     tables.show(out, table, records)
     if csv:
         write_csv(table, csv)
-        out.print(f"written: {csv}")
+        _say(f"written: {csv}")
 
 
 @app.command()
@@ -200,26 +242,34 @@ def generate(
         dtype=dtype,
         device=device,
     )
-    with tables.bars(err) as progress:
-        shown = list(sample(prompts, methods, settings, progress))
-    for method, responses in shown:
-        out.print(method, style="bold", markup=False)
-        for response in responses:
-            out.print(f"  {response.text or '(empty)'}", markup=False, highlight=False)
+    shown: list[tuple[str, list[Response]]] = []
+    try:
+        with tables.bars(err) as progress:
+            shown.extend(sample(prompts, methods, settings, progress))
+    finally:  # what was made before an error is worth seeing
+        for method, responses in shown:
+            out.print(method, style="bold", markup=False, highlight=False, soft_wrap=True)
+            for response in responses:
+                _say(f"  {response.text or '(empty)'}")
 
 
 @new.command("method")
 def new_method(name: Annotated[str, typer.Argument(help="Name of the method and of its file.")]) -> None:
     """Write a method file to start from."""
+    from steerbench.registry import names
     from steerbench.template import METHOD
 
     path = Path(f"{name}.py")
-    if not name.isidentifier():
-        raise SteerbenchError(f"{name!r} is no Python identifier; use letters, digits and underscores.")
-    if path.exists():
-        raise SteerbenchError(f"{path} exists; choose another name.")
-    path.write_text(METHOD.replace("MyMethod", "".join(w.capitalize() for w in name.split("_"))), encoding="utf-8")
-    out.print(f"written: {path}. Next: steerbench check {path}", highlight=False)
+    class_name = "".join(word.capitalize() for word in name.split("_"))
+    if not (name.isascii() and class_name.isidentifier()) or keyword.iskeyword(name):
+        raise SteerbenchError(f"{name!r} cannot name a method; use letters, digits and underscores, a letter first.")
+    if name in names("methods") or path.exists():
+        raise SteerbenchError(f"{path if path.exists() else name} exists; choose another name.")
+    try:
+        path.write_text(METHOD.replace("MyMethod", class_name), encoding="utf-8")
+    except OSError as error:
+        raise SteerbenchError(f"cannot write {path}: {error.strerror}; go to another folder.") from error
+    _say(f"written: {path}. Next: steerbench check {path}")
 
 
 @app.command()
@@ -250,16 +300,16 @@ def _add_plugins(paths: list[Path] | None) -> None:
         add_plugin(path)
 
 
-def _words(text: str, what: str) -> list[str]:
+def _words(text: str, what: str, example: str) -> list[str]:
     words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     if not words:
-        raise SteerbenchError(f"--{what} is empty; `steerbench list {what}` shows what there is.")
+        raise SteerbenchError(f"--{what} is empty; give one or more, separated by commas, such as {example}.")
     return words
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in _words(text, "seeds"))
+        return tuple(int(word) for word in _words(text, "seeds", "0,1,2"))
     except ValueError:
         raise SteerbenchError(f"--seeds {text!r} must be whole numbers separated by commas, such as 0,1,2.") from None
 
@@ -272,5 +322,8 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. What a terminal cannot encode is shown as `?`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     app()

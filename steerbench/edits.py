@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from steerbench.steering import Edit
@@ -22,4 +23,4 @@ class Add(Edit):
 
     def forward(self, h: Tensor, state: Any) -> Tensor:
         """Add the vector at every position."""
-        return h + self.strength * self.vector
+        return torch.add(h, self.vector, alpha=self.strength)

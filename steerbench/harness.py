@@ -1,6 +1,7 @@
 """The main path: fit -> generate on test -> score -> write, for every method and seed."""
 
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,14 +11,15 @@ from operator import add
 from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
 
 import steerbench
 from steerbench.bench import Bench, Options, load_bench
 from steerbench.errors import SteerbenchError
 from steerbench.generation import generate
 from steerbench.latency import latency
-from steerbench.machine import environment
-from steerbench.protocol import Protocol
+from steerbench.machine import OUT_OF_MEMORY, environment
+from steerbench.protocol import Protocol, fingerprint
 from steerbench.records import Record, Store, identity
 from steerbench.registry import source_hash
 from steerbench.scoring import means, score
@@ -29,7 +31,7 @@ UNSTEERED = "unsteered"
 
 
 class Failure(NamedTuple):
-    """A method that could not be measured, and why."""
+    """A method that could not be measured, and why: one sentence, or the traceback of a bug."""
 
     method: str
     seed: int
@@ -62,14 +64,21 @@ class Method(NamedTuple):
 
     def fit(self, context: FitContext) -> Steering:
         """Fit every part by itself and join what they return."""
-        return reduce(add, (s.fit(context) for s in self.steerers))
+        return reduce(add, (_checked(s.fit(context), s) for s in self.steerers))
+
+
+def _checked(steering: object, steerer: Steerer) -> Steering:
+    if not isinstance(steering, Steering):
+        raise SteerbenchError(f"fit of {type(steerer).__name__} returned {steering!r}; it must return a Steering.")
+    return steering
 
 
 def run(protocol: Protocol, methods: str, options: Options = Options()) -> Outcome:
     """Measure methods under a protocol and write their records; what has a record is not measured again.
 
     `methods` is a list such as `caa:strength=2,caa+static_prompt`; the unsteered model is always measured too. A method
-    that fails is reported in the outcome, and the others go on. Raises SteerbenchError if nothing can be measured.
+    that fails is reported in the outcome, and the others go on. Raises SteerbenchError if nothing can be measured, or
+    nothing can be written.
     """
     chosen = plan(methods)
     store = Store(options.out)
@@ -79,22 +88,18 @@ def run(protocol: Protocol, methods: str, options: Options = Options()) -> Outco
     for seed in protocol.seeds:
         unsteered = None
         for method in chosen:
-            try:
-                record = _find_or_measure(bench, method, seed, store, unsteered, outcome)
-            except SteerbenchError as error:
-                if unsteered is None:  # nothing can be compared without it
-                    raise
-                outcome.failures.append(Failure(str(method.spec), seed, str(error)))
-                continue
+            record = _find_or_measure(bench, method, seed, store, unsteered, outcome)
             unsteered = record if unsteered is None else unsteered
-            outcome.records.append(record)
     return outcome
 
 
 def plan(methods: str) -> list[Method]:
     """Read and build the methods, the unsteered model first. Raises SteerbenchError before anything heavy is loaded."""
-    specs = {str(spec): spec for spec in [*parse(UNSTEERED), *parse(methods)]}
-    return [Method(spec, build(spec)) for spec in specs.values()]
+    found = [Method(spec, build(spec)) for spec in [*parse(UNSTEERED), *parse(methods)]]
+    chosen: dict[str, Method] = {}
+    for method in found:  # `caa` and `caa:strength=1` are one and the same
+        chosen.setdefault(fingerprint(method.parts), method)
+    return list(chosen.values())
 
 
 def fit_context(bench: Bench, seed: int) -> FitContext:
@@ -113,14 +118,31 @@ def fit_context(bench: Bench, seed: int) -> FitContext:
 
 def _find_or_measure(
     bench: Bench, method: Method, seed: int, store: Store, unsteered: Record | None, outcome: Outcome
-) -> Record:
-    name = identity(bench.key, method.parts, seed, steerbench.__version__)
-    if record := store.find(name):
-        outcome.found += 1
-        return record
-    record = measure(bench, method, seed, None if unsteered is None else unsteered.examples)
-    store.write(record)
+) -> Record | None:
+    """Add the record of a method to the outcome, or why there is none; without the unsteered one, raise."""
+    try:
+        record = store.find(identity(bench.key, method.parts, seed, steerbench.__version__))
+        found = record is not None
+        record = record or measure(bench, method, seed, None if unsteered is None else unsteered.examples)
+    except Exception as error:
+        if unsteered is None:  # nothing can be compared without it
+            raise
+        outcome.failures.append(Failure(str(method.spec), seed, _reason(error)))
+        return None
+    if not found:  # outside of the try: a full disk ends the run
+        store.write(record)
+    outcome.found += found
+    outcome.records.append(record)
     return record
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of a user's mistake, and the whole traceback of anything else: a bug, mostly of the method."""
+    if isinstance(error, SteerbenchError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return OUT_OF_MEMORY
+    return "".join(traceback.format_exception(error)).strip()
 
 
 def measure(bench: Bench, method: Method, seed: int, unsteered: pd.DataFrame | None) -> Record:

@@ -19,8 +19,6 @@ from steerbench.lm import Batch
 from steerbench.sites import Anatomy, Place
 from steerbench.steering import Edit, PlacedEdit, Scope
 
-_NEVER = 2**31
-
 
 class Positions:
     """Which positions of the current forward pass are real, prompt, response, or past the end of their row.
@@ -40,7 +38,8 @@ class Positions:
         self._begun_with = batch.attention_mask.bool()
         self.ends = torch.tensor(batch.prompt_ends, device=device)[:, None]
         self._end_ids = torch.tensor(list(end_ids), device=device, dtype=torch.long)
-        self._finished = torch.full_like(self.ends, _NEVER)
+        self._going_on = torch.ones_like(self.ends, dtype=torch.bool)
+        self._masks: dict[Scope, Tensor] = {}
 
     def advance(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
         """Take note of a forward pass over `input_ids`, (batch, width). Raises if another pass had to follow."""
@@ -49,34 +48,44 @@ class Positions:
         stop = self.past + self.width
         if len(input_ids) != self.rows or (attention_mask is not None and attention_mask.shape[-1] != stop):
             raise RuntimeError(f"a steered pass over {tuple(input_ids.shape)} ids does not continue column {self.past}")
-        self._columns = torch.arange(self.past, stop, device=input_ids.device)
-        self._inside = self._real() & (self._columns < self._note_ends(input_ids))
+        self._note_ends(input_ids)
+        self._masks = {"all": self._inside()[..., None]}
 
-    def _real(self) -> Tensor:
-        """Return which positions are no padding, (batch, width): as at the beginning, and all that were added since."""
+    def _note_ends(self, input_ids: Tensor) -> None:
+        """Find the positions of this pass before the first end token of their row's response, (batch, width)."""
+        still = ~torch.isin(input_ids, self._end_ids)
+        if self.past < self.high:  # an end token in the prompt closes an earlier turn
+            still |= self._columns() < self.ends
+        if self.width > 1:
+            still = still.cumprod(1).bool()
+        if self.past:
+            still &= self._going_on
+        self._still, self._going_on = still, still[:, -1:]
+
+    def _inside(self) -> Tensor:
+        """Return the positions that are neither padding nor past the end of their row, (batch, width)."""
         known = self._begun_with[:, self.past : self.past + self.width]
-        return torch.nn.functional.pad(known, (0, self.width - known.shape[1]), value=True)
+        if not known.shape[1]:
+            return self._still
+        return self._still & torch.nn.functional.pad(known, (0, self.width - known.shape[1]), value=True)
 
-    def _note_ends(self, input_ids: Tensor) -> Tensor:
-        """Return the column of each row's first end token behind the prompt, as far as is known, (batch, 1)."""
-        is_end = torch.isin(input_ids, self._end_ids) & (self._columns >= self.ends)
-        here = torch.where(is_end, self._columns, _NEVER).amin(1, keepdim=True)
-        self._finished = torch.minimum(self._finished, here)
-        return self._finished
+    def _columns(self) -> Tensor:
+        return torch.arange(self.past, self.past + self.width, device=self.ends.device)
 
-    def span(self, scope: Scope) -> slice:
-        """Return the columns of this pass that any row of the scope may touch, known without asking the device."""
+    def span(self, scope: Scope) -> tuple[int, int]:
+        """Return first column and end of what the scope may touch in this pass, known without asking the device."""
         low = self.low - 1 if scope == "response" else 0
         high = self.high if scope == "prompt" else self.past + self.width
-        return slice(max(low - self.past, 0), min(max(high - self.past, 0), self.width))
+        return max(low - self.past, 0), min(max(high - self.past, 0), self.width)
 
     def mask(self, scope: Scope) -> Tensor:
-        """Return the positions of the scope in this pass, (batch, width): real, in scope, not past the end."""
-        if scope == "prompt":
-            return self._inside & (self._columns < self.ends)
-        if scope == "response":
-            return self._inside & (self._columns >= self.ends - 1)
-        return self._inside
+        """Return the positions of the scope in this pass, (batch, width, 1): real, in scope, not past the end."""
+        if scope not in self._masks:
+            self._masks[scope] = self._masks["all"] & self._in_scope(scope)[..., None]
+        return self._masks[scope]
+
+    def _in_scope(self, scope: Scope) -> Tensor:
+        return self._columns() < self.ends if scope == "prompt" else self._columns() >= self.ends - 1
 
 
 class _Editor:
@@ -96,11 +105,7 @@ class _Editor:
         for i, (edit, scope) in enumerate(self._edits):
             if len(self._states) == i:  # the first pass
                 self._states.append(self._start(edit, edited, skipped))
-            span = positions.span(scope)
-            span = slice(max(span.start - skipped, 0), span.stop - skipped)
-            if span.start < span.stop:
-                mask = positions.mask(scope)[:, skipped:][:, span].to(h.device)
-                edited = self._apply(edit, self._states[i], edited, span, mask)
+            edited = self._apply(edit, scope, self._states[i], edited, skipped)
         return edited.to(activation.dtype).reshape(activation.shape)
 
     def _start(self, edit: Edit, h: Tensor, skipped: int) -> Any:
@@ -111,14 +116,20 @@ class _Editor:
             prompt = h.take_along_dim(last[..., None].to(h.device), dim=1)
             return edit.start(prompt.to(_wide(h)), torch.ones_like(prompt[..., 0], dtype=torch.bool))
         stop = self._positions.high
-        return edit.start(h[:, :stop].to(_wide(h)), self._positions.mask("prompt")[:, :stop].to(h.device))
+        mask = self._positions.mask("prompt")[:, :stop, 0].to(h.device)
+        return edit.start(h[:, :stop].to(_wide(h)), mask)
 
-    def _apply(self, edit: Edit, state: Any, h: Tensor, span: slice, mask: Tensor) -> Tensor:
-        part = h[:, span].to(_wide(h))
-        new = torch.where(mask[..., None], edit(part, state), part)
-        if part.shape[1] == h.shape[1]:
-            return new
-        return torch.cat([h[:, : span.start].to(new.dtype), new, h[:, span.stop :].to(new.dtype)], dim=1)
+    def _apply(self, edit: Edit, scope: Scope, state: Any, h: Tensor, skipped: int) -> Tensor:
+        """Edit the columns that the scope may touch, and of these keep what the mask says."""
+        start, stop = (max(column - skipped, 0) for column in self._positions.span(scope))
+        if start >= stop:
+            return h
+        mask, wide = self._positions.mask(scope).to(h.device), h.to(_wide(h))
+        if stop - start == mask.shape[1]:  # a decoding step, mostly
+            return torch.where(mask, edit(wide, state), wide)
+        part = wide[:, start:stop]
+        new = torch.where(mask[:, skipped:][:, start:stop], edit(part, state), part)
+        return torch.cat([wide[:, :start], new, wide[:, stop:]], dim=1)
 
 
 def _wide(h: Tensor) -> torch.dtype:

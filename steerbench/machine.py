@@ -12,6 +12,7 @@ import torch
 from steerbench.errors import SteerbenchError, suggest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OUT_OF_MEMORY = "the GPU is out of memory; lower --batch-size or --max-new-tokens, or take smaller models."
 SMALL = 30_000_000
 """Parameters below which one thread beats several: the threads would mostly wait for each other."""
 
@@ -22,7 +23,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # `meta` holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         known = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise SteerbenchError(f"device {name!r} is not there. Here: {', '.join(known)}.") from error

@@ -97,10 +97,9 @@ class Store:
         with _writing(self.folder):
             try:
                 partial.mkdir(parents=True)
-                record.examples.to_parquet(partial / "examples.parquet", index=False)
-                _write_synced(partial / "record.json", to_json(record))
-                if not final.exists():  # another process may have been faster
-                    partial.rename(final)
+                _write_synced(partial / "examples.parquet", record.examples.to_parquet(index=False))
+                _write_synced(partial / "record.json", to_json(record).encode())
+                _appear(partial, final)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return final
@@ -108,7 +107,7 @@ class Store:
     def records(self) -> list[Record]:
         """Return all records below the folder, in the order of their paths."""
         if not self.folder.is_dir():
-            raise SteerbenchError(f"no folder {self.folder}; `steerbench run --out {self.folder}` makes one.")
+            raise SteerbenchError(f"{self.folder} is no folder; `steerbench run --out FOLDER` makes one with records.")
         files = sorted(self.folder.rglob("record.json"))
         return [read(path) for path in files if not path.parent.name.startswith(_PARTIAL)]
 
@@ -131,11 +130,20 @@ def read(path: Path) -> Record:
         raise SteerbenchError(f"{path} is damaged ({error}); delete its folder and run again.") from error
 
 
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _appear(partial: Path, final: Path) -> None:
+    """Give a whole folder its name, unless another process was faster."""
+    try:
+        partial.rename(final)
+    except OSError:
+        if not (final / "record.json").is_file():
+            raise
 
 
 @contextmanager

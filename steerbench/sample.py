@@ -63,7 +63,10 @@ class _Lazy(Sequence[Example]):
         s = self._settings
         data = load_data(registry.load("tasks", s.task)(), s.data)
         limit = prompt_limit(self._lm, s.decoding.max_new_tokens, None)
-        return fitting(self._lm, data.train, s.n_train, limit, Counter())
+        found = fitting(self._lm, data.train, s.n_train, limit, Counter())
+        if not found:
+            raise SteerbenchError(f"no training prompt has at most {limit} tokens; lower --max-new-tokens.")
+        return found
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -81,6 +84,8 @@ def sample(
 ) -> Iterator[tuple[str, list[Response]]]:
     """Yield each method, the unsteered model first, with its responses to the prompts."""
     chosen = plan(methods)
+    registry.load("tasks", settings.task)  # a wrong name is told even if nothing is learned from it
+    dialogues: list[Dialogue] = [user(_readable(prompt)) for prompt in prompts]
     device = pick_device(settings.device)
     lm = LanguageModel.load(settings.model, device=device, dtype=dtype_of(settings.dtype))
     use_threads(sum(p.numel() for p in lm.model.parameters()), device)
@@ -94,10 +99,16 @@ def sample(
         decoding=settings.decoding,
         progress=progress,
     )
-    dialogues: list[Dialogue] = [user(prompt) for prompt in prompts]
     for method in chosen:
         steering = method.fit(context)
         yield (
             str(method.spec),
             generate(lm, dialogues, steering, settings.decoding, seed=settings.seed, reward=reward, progress=progress),
         )
+
+
+def _readable(prompt: str) -> str:
+    """Refuse bytes that the shell passed on and that are no UTF-8: a tokenizer cannot read them."""
+    if any("\ud800" <= sign <= "\udfff" for sign in prompt):
+        raise SteerbenchError(f"the prompt {prompt!r} is not UTF-8; convert it first.")
+    return prompt

@@ -14,7 +14,12 @@ SPARE = 64
 def prompt_limit(lm: LanguageModel, max_new_tokens: int, wanted: int | None) -> int:
     """Return the most tokens a prompt may have. Raises SteerbenchError if the context has no room for it."""
     room = lm.context_length - max_new_tokens
-    limit = min(512, max(room - SPARE, room // 2)) if wanted is None else wanted
+    if room < 1:
+        raise SteerbenchError(
+            f"a prompt and {max_new_tokens} new tokens do not fit the context of {lm.context_length} of {lm.name}; "
+            f"lower --max-new-tokens."
+        )
+    limit = min(512, max(room - SPARE, room // 2, 1)) if wanted is None else wanted
     if not 1 <= limit <= room:
         raise SteerbenchError(
             f"prompts of {limit} tokens and {max_new_tokens} new tokens do not fit the context of {lm.context_length} "

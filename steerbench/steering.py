@@ -52,6 +52,9 @@ class Edit(nn.Module, Part, ABC):
     each position by itself, and it must not write into `h`.
     """
 
+    def __init__(self) -> None:  # that of nn.Module takes *args, which would count as state
+        super().__init__()
+
     def start(self, prompt: Tensor, mask: Tensor) -> Any:
         """Return the state of one generation, computed afresh at each prefill and kept per row.
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from steerbench.progress import Advance, Progress
 from steerbench.records import Record
@@ -30,12 +32,14 @@ _COLUMNS = {
     "decode_ratio": "time ×",
 }
 """What the terminal shows; the CSV has all columns."""
+_NARROW = 8
+"""Characters of a line that names of methods get at least: with them, the table fits into 80."""
 
 
 @contextmanager
 def bars(console: Console) -> Iterator[Progress]:
     """Show a bar for each piece of work while it lasts."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bars(*columns, console=console, transient=True) as shown:
 
         @contextmanager
@@ -53,7 +57,7 @@ def show(console: Console, table: pd.DataFrame, records: Sequence[Record]) -> No
     """Print one table per task, what was measured, and what was left out."""
     for task, rows in table.groupby("task", sort=True):
         first = next(r for r in records if r.labels["task"] == task)
-        console.print(_table(str(task), rows))
+        console.print(_fitted(_table(str(task), rows), console), crop=False)
         for line in _notes(first, rows):
             console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
@@ -80,13 +84,23 @@ def show_checks(console: Console, method: str, results: "Sequence[Result]") -> b
 
 
 def _table(task: str, rows: pd.DataFrame) -> Table:
-    table = Table(title=task, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=task, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     present = {name: head for name, head in _COLUMNS.items() if rows[name].notna().any()}
     for name, head in present.items():
         text = name == "method"
         table.add_column(head, justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for _, row in rows.iterrows():
-        table.add_row(*(_cell(row[name]) for name in present))
+        table.add_row(*(Text(_cell(row[name])) for name in present))  # Text: a method may hold [mark-up]
+    return table
+
+
+def _fitted(table: Table, console: Console) -> Table:
+    """Fold names of methods to the width of the terminal, but never cut a number, however narrow it is."""
+    methods = next(column for column in table.columns if column.header == "method")
+    natural = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    longest = max(cell.cell_len for cell in methods.cells if isinstance(cell, Text))
+    if natural > console.width:
+        table.width = max(console.width, natural - max(0, longest - _NARROW))
     return table
 
 

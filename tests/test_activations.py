@@ -1,6 +1,7 @@
 """Activations are those of one unpadded forward pass, whatever the batch; reading leaves no trace."""
 
-from typing import Any
+import itertools
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from steerbench import Decoding, LanguageModel, Site, SteerbenchError, Tokens, a
 from steerbench.generation import Pool
 from steerbench.sites import SITE_NAMES
 
+POOLS: tuple[Pool, ...] = get_args(Pool)
 SEQUENCES = [
     Tokens((5,), (6, 7, 8, 2)),
     Tokens((30, 9, 10, 11, 200, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17), (12,)),  # beyond a window of 16
@@ -47,24 +49,26 @@ def pooled(states: Tensor, tokens: Tokens, pool: Pool) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("pool", ["last_prompt", "last_response", "response_mean", "all"])
 @pytest.mark.parametrize("site", SITE_NAMES)
-def test_pools_equal_one_unpadded_pass(lm: LanguageModel, site: str, pool: Pool) -> None:
-    places = [Site("final")] if site == "final" else [Site(site, 0), Site(site, 2)]  # type: ignore[arg-type]
-    for place in places:
-        expected = [pooled(naive(lm, place, t), t, pool) for t in SEQUENCES]
-        for batch_size in (1, 3, 8):
-            got = activations(lm, place, SEQUENCES, pool, batch_size=batch_size)
-            for a, b in zip(got, expected, strict=True):
-                assert (a.dtype, a.shape) == (torch.float32, b.shape)
-                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+def test_pools_equal_one_unpadded_pass(lm: LanguageModel, site: Any) -> None:
+    place = Site(site, None if site == "final" else 2)
+    states = [naive(lm, place, tokens) for tokens in SEQUENCES]
+    for pool, batch_size in itertools.product(POOLS, (1, 3, 8)):
+        got = activations(lm, place, SEQUENCES, pool, batch_size=batch_size)
+        for a, whole, tokens in zip(got, states, SEQUENCES, strict=True):
+            b = pooled(whole, tokens, pool)
+            assert (a.dtype, a.shape) == (torch.float32, b.shape)
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_hidden_states_of_the_model_agree(lm: LanguageModel) -> None:
     for tokens in SEQUENCES:
         with torch.no_grad():
             output = lm.model(torch.tensor([tokens.prompt + tokens.response]), output_hidden_states=True)
-        for site, states in ((Site("resid_post", 0), output.hidden_states[1]), (Site("final"), output.hidden_states[-1])):
+        for site, states in (
+            (Site("resid_post", 0), output.hidden_states[1]),
+            (Site("final"), output.hidden_states[-1]),
+        ):
             (got,) = activations(lm, site, [tokens], "all")
             torch.testing.assert_close(got, states[0], rtol=1e-4, atol=1e-4)
 
@@ -105,7 +109,7 @@ def test_half_precision_is_returned_and_averaged_in_float32(family: str) -> None
 
 def test_a_pooled_vector_does_not_keep_its_batch_in_memory(llama: LanguageModel) -> None:
     for pool in ("last_prompt", "last_response", "response_mean"):
-        (vector,) = activations(llama, Site("resid_post", 0), SEQUENCES[:1], pool)  # type: ignore[arg-type]
+        (vector,) = activations(llama, Site("resid_post", 0), SEQUENCES[:1], pool)
         assert vector.untyped_storage().nbytes() == vector.numel() * 4
 
 

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import pytest
 import torch
@@ -46,6 +46,7 @@ RAGGED: list[Dialogue] = [
     (Turn("system", "Be brief."), *user("Hello"), Turn("assistant", "Hey"), *user("")),
     user("x"),
 ]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 GREEDY = Decoding(max_new_tokens=6)
 SAMPLED = Decoding(max_new_tokens=6, temperature=1.0)
 
@@ -115,7 +116,8 @@ class BreakRow(Edit):
         return torch.where(shortest, torch.nan, 0.0)[:, None, None]
 
     def forward(self, h: Tensor, state: Any) -> Tensor:
-        return h + state
+        edited: Tensor = h + state
+        return edited
 
 
 def add(lm: LanguageModel, site: str = "resid_post", scope: Scope = "response", size: float = 2.0) -> Steering:
@@ -134,8 +136,9 @@ def sequences(lm: LanguageModel, steering: Steering, decoding: Decoding = SAMPLE
     return [Tokens(lm.tokens(d).prompt, r.ids) for d, r in zip(RAGGED, responses, strict=True)]
 
 
-@pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("scope", ["all", "response", None])
+@pytest.mark.parametrize(
+    ("decoding", "scope"), [(GREEDY, None), (GREEDY, "response"), (SAMPLED, None), (SAMPLED, "all")], ids=str
+)
 def test_a_batch_equals_single_rows_in_any_order(lm: LanguageModel, decoding: Decoding, scope: Scope | None) -> None:
     steering = add(lm, scope=scope) if scope else Steering()
     if decoding is SAMPLED:
@@ -172,7 +175,7 @@ def test_cached_equals_recomputed_equals_teacher_forced(lm: LanguageModel, site:
 def test_a_scope_matters(llama: LanguageModel, site: str) -> None:
     """The test above would hold if every scope were empty, or all of them the same."""
     fixed = [Tokens((5, 6, 7), (8, 9))]
-    results = [log_probs(llama, fixed, add(llama, site, scope))[0] for scope in ("all", "prompt", "response")]  # type: ignore[arg-type]
+    results = [log_probs(llama, fixed, add(llama, site, scope))[0] for scope in SCOPES]
     results.append(log_probs(llama, fixed)[0])
     if site == "final":  # only the last prompt position bears on the response
         assert torch.equal(results[0], results[2])
@@ -318,12 +321,13 @@ def test_an_edit_that_gives_nan_is_named(lm: LanguageModel, site: str) -> None:
     place = Site(site, None if site == "final" else 1)  # type: ignore[arg-type]
     width = len(activations(lm, place, [Tokens((3,))], "last_prompt")[0])
     steering = Steering(edits=(PlacedEdit(place, Add(torch.full((width,), torch.nan))),))
-    before = generate(lm, RAGGED, decoding=GREEDY)
+    few = Decoding(max_new_tokens=2)
+    before = generate(lm, RAGGED, decoding=few)
     with pytest.raises(SteerbenchError, match=rf"the edit Add at {place} gave NaN or infinite logits"):
-        generate(lm, RAGGED, steering, SAMPLED)
+        generate(lm, RAGGED, steering, few)
     with pytest.raises(SteerbenchError, match=rf"the edit Add at {place} gave NaN or infinite logits"):
         log_probs(lm, [Tokens((5,), (6,))], steering)
-    assert generate(lm, RAGGED, decoding=GREEDY) == before
+    assert generate(lm, RAGGED, decoding=few) == before
 
 
 def test_overflow_is_noticed(llama: LanguageModel) -> None:
@@ -398,15 +402,14 @@ def test_a_logits_part_sees_the_padded_prompts(llama: LanguageModel) -> None:
     assert mask[:, -1].all()
 
 
-@pytest.mark.parametrize("pad", [None, "<eos>", "<bos>", "a"])
+@pytest.mark.parametrize("pad", [None, "<eos>", "a"])
 def test_the_pad_token_does_not_matter(family: str, pad: str | None) -> None:
     usual = tiny.language_model(family)
     tokenizer = tiny.tokenizer()
     tokenizer.pad_token = pad
     lm = LanguageModel(copy.deepcopy(usual.model), tokenizer)
     steering = add(lm, scope="all") + ends_often(lm)
-    for decoding in (GREEDY, SAMPLED):
-        assert generate(lm, RAGGED, steering, decoding) == generate(usual, RAGGED, steering, decoding)
+    assert generate(lm, RAGGED, steering, SAMPLED) == generate(usual, RAGGED, steering, SAMPLED)
     tokens = sequences(usual, steering)
     for a, b in zip(log_probs(lm, tokens, steering), log_probs(usual, tokens, steering), strict=True):
         torch.testing.assert_close(a, b)
@@ -480,19 +483,22 @@ REAL = ["tinytalk-3m-chat", "stories260K-llama", "tinystories-656k"]
 @pytest.mark.parametrize("name", REAL)
 def test_real_models_talk_and_batch(assets: Path, name: str) -> None:
     lm = LanguageModel.load(str(assets / "models" / name))
-    prompts = [user("Hello! How are you?"), user("Tell me about a little dog."), (Turn("system", "Be kind."), *user("Hi"))]
+    prompts = [
+        user("Hello! How are you?"),
+        user("Tell me about a little dog."),
+        (Turn("system", "Be kind."), *user("Hi")),
+    ]
     greedy = generate(lm, prompts, decoding=Decoding(max_new_tokens=16))
     for response in greedy:
         words = response.text.split()
         assert len(words) >= 2
         assert sum(c.isalpha() or c.isspace() for c in response.text) > 0.7 * len(response.text)
-    sampled = Decoding(max_new_tokens=16, temperature=1.0)
-    for steering in (Steering(), add(lm, "resid_post", "all", 1.0), add(lm, "z", "response", 1.0)):
-        for decoding in (Decoding(max_new_tokens=16), sampled):
-            together = generate(lm, prompts, steering, decoding)
-            assert together == [generate(lm, [p], steering, decoding)[0] for p in prompts]
-            assert together == generate(lm, prompts, steering, decoding, use_cache=False)
-    assert generate(lm, prompts, add(lm, "resid_post", "all", 1.0), sampled) != generate(lm, prompts, decoding=sampled)
+    sampled = Decoding(max_new_tokens=8, temperature=1.0)
+    steering = add(lm, "resid_post", "all", 1.0) + add(lm, "z", "response", 1.0)
+    together = generate(lm, prompts, steering, sampled)
+    assert together == [generate(lm, [p], steering, sampled)[0] for p in prompts]
+    assert together == generate(lm, prompts, steering, sampled, use_cache=False)
+    assert together != generate(lm, prompts, decoding=sampled)
 
 
 def test_the_chat_model_ends_its_replies(assets: Path) -> None:

@@ -15,7 +15,7 @@ from steerbench.errors import SteerbenchError
 from steerbench.metrics import diversity_of
 from steerbench.protocol import differences
 
-PLUGIN = '''
+PLUGIN = """
 from collections.abc import Sequence
 from dataclasses import dataclass
 from steerbench import DecodePart, FitContext, Steerer, Steering, SteerbenchError
@@ -25,7 +25,7 @@ class Plugin(Steerer):
     off = {{}}
     def fit(self, context: FitContext) -> Steering:
         {fit}
-'''
+"""
 
 
 @pytest.fixture
@@ -172,13 +172,14 @@ def test_train_and_test_are_disjoint(protocol: Protocol) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_batch_size_changes_no_score(protocol: Protocol, tmp_path: Path, temperature: float) -> None:
     protocol = replace(protocol, decoding=Decoding(max_new_tokens=6, temperature=temperature))
-    for size in (1, 3, 16):
-        run(protocol, "caa:strength=4", Options(out=tmp_path / str(size), batch_size=size))
+    folders = {size: tmp_path / str(size) for size in (1, 3, 16)}
+    for size, folder in folders.items():
+        run(protocol, "caa:strength=4", Options(out=folder, batch_size=size))
     for method in ("unsteered", "caa:strength=4"):
-        one = scores(tmp_path / "1", method)
-        for size in ("3", "16"):
-            pd.testing.assert_frame_equal(one, scores(tmp_path / size, method), atol=1e-5, rtol=0)
-    keys = [r.protocol for size in ("1", "3", "16") for r in Store(tmp_path / size).records()]
+        one = scores(folders[1], method)
+        for folder in folders.values():
+            pd.testing.assert_frame_equal(one, scores(folder, method), atol=1e-5, rtol=0)
+    keys = [r.protocol for folder in folders.values() for r in Store(folder).records()]
     assert all(key == keys[0] for key in keys)
 
 
@@ -201,13 +202,13 @@ def test_a_held_out_reward_scores_beside_the_guide(protocol: Protocol, world: Pa
 def test_a_choosing_method_is_judged_by_the_guide(
     protocol: Protocol, tmp_path: Path, plugin: Callable[..., str]
 ) -> None:
-    part = '''
+    part = """
 class Best(DecodePart):
     def __init__(self, candidates: int) -> None:
         self.candidates = candidates
     def choose(self, dialogue, candidates, reward):
         return int(reward.score([dialogue] * len(candidates), candidates).argmax())
-'''
+"""
     name = plugin("best_of_four", "return Steering(decode=Best(4))", part)
     sampled = replace(protocol, decoding=Decoding(max_new_tokens=6, temperature=1.0))
     outcome = run(sampled, f"{name},{name}+caa", Options(out=tmp_path))
@@ -267,26 +268,26 @@ def test_a_prompt_that_a_method_makes_too_long_fails_that_method_alone(protocol:
     assert "do not fit the context of 256" in outcome.failures[0].message
 
 
-def test_real_prompts_and_models(assets: Path, tmp_path: Path) -> None:
-    """The command of the README on real records: readable responses, and a prompt that moves the reward."""
-    for task in ("hh_rlhf", "shp"):
-        protocol = Protocol(
-            task=task,
-            model=str(assets / "models" / "tinytalk-3m-chat"),
-            reward_model=str(assets / "models" / "minilm-hh-reward"),
-            encoder=str(assets / "models" / "minilm-encoder"),
-            data=assets / "data",
-            n_examples=8,
-            n_train=8,
-            decoding=Decoding(max_new_tokens=32),
-        )
-        outcome = run(protocol, "static_prompt,caa", Options(out=tmp_path / task))
-        assert not outcome.failures
-        assert len(outcome.records) == 3
-        assert all(r.metrics["empty"] == 0 for r in outcome.records)
-        words = " ".join(outcome.records[0].examples["response"]).split()
-        assert len(words) > 24
-        assert sum(word.strip(".,!?'\"").isalpha() or "'" in word for word in words) > 0.9 * len(words)
+@pytest.mark.parametrize("task", ["hh_rlhf", "shp"])
+def test_real_prompts_and_models(task: str, assets: Path, tmp_path: Path) -> None:
+    """Real records, a real chat model and a real reward model: the responses are readable English."""
+    protocol = Protocol(
+        task=task,
+        model=str(assets / "models" / "tinytalk-3m-chat"),
+        reward_model=str(assets / "models" / "minilm-hh-reward"),
+        encoder=str(assets / "models" / "minilm-encoder"),
+        data=assets / "data",
+        n_examples=6,
+        n_train=6,
+        decoding=Decoding(max_new_tokens=24),
+    )
+    outcome = run(protocol, "static_prompt,caa", Options(out=tmp_path))
+    assert not outcome.failures
+    assert len(outcome.records) == 3
+    assert all(r.metrics["empty"] == 0 for r in outcome.records)
+    words = " ".join(outcome.records[0].examples["response"]).split()
+    assert len(words) > 18
+    assert sum(word.strip(".,!?'\"").isalpha() or "'" in word for word in words) > 0.9 * len(words)
 
 
 def test_a_dialogue_of_one_turn_is_what_shp_gives(assets: Path) -> None:

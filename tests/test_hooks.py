@@ -70,13 +70,14 @@ class AddMean(Edit):
 
     starts: ClassVar[list[tuple[Tensor, Tensor]]] = []
 
-    def start(self, prompt: Tensor, mask: Tensor) -> Tensor:
+    def start(self, prompt: Tensor, mask: Tensor) -> Any:
         self.starts.append((prompt.clone(), mask.clone()))
         weight = mask[..., None].float()
         return (prompt * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
 
     def forward(self, h: Tensor, state: Any) -> Tensor:
-        return h + state
+        edited: Tensor = h + state
+        return edited
 
 
 class Spy(Edit):

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from steerbench import Record, Store, SteerbenchError
+from steerbench import Record, SteerbenchError, Store
 from steerbench.records import identity, read
 
 
@@ -85,7 +85,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypa
     store = Store(tmp_path)
     store.write(make())
     monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
-    with pytest.raises(SteerbenchError, match="No space left on device; free some space and run the same command again"):
+    with pytest.raises(
+        SteerbenchError, match="No space left on device; free some space and run the same command again"
+    ):
         store.write(make("static_prompt"))
     assert [r.method for r in store.records()] == ["caa"]
     assert len(list(tmp_path.iterdir())) == 1

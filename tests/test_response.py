@@ -63,7 +63,9 @@ def test_markers_at_the_beginning_of_a_line(text: str) -> None:
     assert (cut(text).text, cut(text).finish) == ("a", "turn")
 
 
-@pytest.mark.parametrize("text", ["the Human: x", "a\nhuman: x", "a\nHUMAN: x", "a\nHuman x", "a\n- Human: x", "aHuman:"])
+@pytest.mark.parametrize(
+    "text", ["the Human: x", "a\nhuman: x", "a\nHUMAN: x", "a\nHuman x", "a\n- Human: x", "aHuman:"]
+)
 def test_prose_about_humans_stays_whole(text: str) -> None:
     assert (cut(text).text, cut(text).finish) == (text, "length")
 

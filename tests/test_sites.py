@@ -45,7 +45,9 @@ def read(lm: LanguageModel, *sites: Site) -> tuple[list[Tensor], Any]:
 
 def test_widths(lm: LanguageModel) -> None:
     config = lm.model.config
-    heads = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    heads = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     sites = [Site(name, None if name == "final" else 1) for name in SITE_NAMES]  # type: ignore[arg-type]
     for site, activation in zip(sites, read(lm, *sites)[0], strict=True):
         assert activation.shape[-1] == (heads if site.name == "z" else config.hidden_size)
@@ -160,8 +162,10 @@ def test_model_without_attention_names_what_is_missing() -> None:
     config = MambaConfig(vocab_size=259, hidden_size=16, num_hidden_layers=2, state_size=4)
     anatomy = Anatomy(AutoModelForCausalLM.from_config(config))
     for name in ("z", "attn_out", "mlp_out"):
-        with pytest.raises(SteerbenchError, match="MambaForCausalLM is not supported: could not find the attention of block 1"):
-            anatomy.place(Site(name, 1))  # type: ignore[arg-type]
+        with pytest.raises(
+            SteerbenchError, match="MambaForCausalLM is not supported: could not find the attention of block 1"
+        ):
+            anatomy.place(Site(name, 1))
     assert anatomy.place(Site("resid_post", 1)).module is anatomy.blocks[1]
     assert anatomy.place(Site("final")).module is anatomy.head
 

@@ -65,6 +65,10 @@ PLUGIN = '''
                 h = h + weight * vector
             return h * self.scale
 
+    class Flip(Edit):
+        def forward(self, h, state):
+            return -h
+
     class Bias(LogitsPart):
         def __init__(self, bias):
             self.bias = bias
@@ -171,7 +175,7 @@ def test_a_steering_is_frozen() -> None:
 
 
 def test_unknown_scope() -> None:
-    with pytest.raises(SteerbenchError, match="unknown scope 'responses'. Did you mean 'response'"):
+    with pytest.raises(SteerbenchError, match=r"unknown scope 'responses'\. Did you mean 'response'"):
         add(scope="responses")
 
 
@@ -187,9 +191,7 @@ def test_a_loaded_steering_generates_the_same(llama: LanguageModel, parts: Any, 
     assert (back.note, back.scale) == (saved.note, saved.scale)
     assert loaded.decode is not None
     for seed in (0, 1):
-        first, second = (
-            generate(llama, DIALOGUES, s, SAMPLED, seed=seed, reward=Length()) for s in (steering, loaded)
-        )
+        first, second = (generate(llama, DIALOGUES, s, SAMPLED, seed=seed, reward=Length()) for s in (steering, loaded))
         assert first == second
     assert first != generate(llama, DIALOGUES, decoding=SAMPLED, seed=1)
 
@@ -250,6 +252,12 @@ def test_a_part_outside_of_a_plugin_cannot_be_saved() -> None:
 
     with pytest.raises(SteerbenchError, match="cannot be saved"):
         Steering(edits=(PlacedEdit(Site("final"), Local()),)).digest()
+
+
+def test_a_part_without_arguments_round_trips(tmp_path: Path, parts: Any) -> None:
+    steering = Steering(edits=(PlacedEdit(Site("final"), parts.Flip()),))
+    steering.save(tmp_path)
+    assert Steering.load(tmp_path).digest() == steering.digest()
 
 
 def edit_of(record: Any) -> Any:

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerbench import Add, Decoding, LanguageModel, PlacedEdit, Site, Steering, Tokens, tiny
+from steerbench import Add, Decoding, LanguageModel, PlacedEdit, Site, Steering, Tokens, activations, tiny
 from steerbench.generation import _generate_batch, response_logits
 from steerbench.seeds import generator_for
 from steerbench.sites import SITE_NAMES, Place
 from steerbench.steering import Scope
 
 NEW = 6
-RAGGED = [(5,), (7, 8, 9, 10, 11), (20, 21), tuple(range(30, 52))]
+RAGGED: list[tuple[int, ...]] = [(5,), (7, 8, 9, 10, 11), (20, 21), tuple(range(30, 52))]
 
 
 def observe(place: Place, seen: list[Tensor]) -> Any:
@@ -69,14 +69,8 @@ def traced(lm: LanguageModel, steering: Steering, run: Callable[[], Any], rows: 
 
 def steering_at(lm: LanguageModel, name: str, scope: Scope) -> Steering:
     site = Site(name, None if name == "final" else 1)  # type: ignore[arg-type]
-    width = lm.anatomy.head.weight.shape[1] if name == "final" else lm_width(lm, site)
+    width = len(activations(lm, site, [Tokens((3,))], "last_prompt")[0])
     return Steering(edits=(PlacedEdit(site, Add(torch.full((width,), 0.5)), scope),))
-
-
-def lm_width(lm: LanguageModel, site: Site) -> int:
-    from steerbench import activations
-
-    return len(activations(lm, site, [Tokens((3,))], "last_prompt")[0])
 
 
 def declared(prompts: list[tuple[int, ...]], new: list[list[int]], scope: Scope, end_ids: list[int]) -> Tensor:
@@ -98,7 +92,8 @@ def test_generation_edits_exactly_the_declared_positions(
     lm: LanguageModel, site: str, scope: Scope, use_cache: bool
 ) -> None:
     steering = steering_at(lm, site, scope)
-    for prompts in (RAGGED, [(9,)], [(4,), (6,)]):
+    batches: list[list[tuple[int, ...]]] = [RAGGED, [(9,)], [(4,), (6,)]]
+    for prompts in batches:
         batch = lm.left_padded([Tokens(p) for p in prompts])
         generators = [generator_for(0, i) for i in range(len(prompts))]
 
