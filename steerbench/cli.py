@@ -149,7 +149,8 @@ def _run(protocols: "list[Protocol]", methods: str, folder: Path, device: str, b
     try:
         with tables.bars(err) as progress:
             options = Options(out=folder, device=device, batch_size=batch_size, progress=progress)
-            outcomes.extend(measure(protocol, methods, options) for protocol in protocols)
+            for protocol in protocols:
+                outcomes.append(measure(protocol, methods, options))
     finally:  # the tasks done before an error or Ctrl-C are worth seeing
         if outcomes:
             _report(outcomes, folder)
@@ -245,7 +246,8 @@ def generate(
     shown: list[tuple[str, list[Response]]] = []
     try:
         with tables.bars(err) as progress:
-            shown.extend(sample(prompts, methods, settings, progress))
+            for method_and_responses in sample(prompts, methods, settings, progress):
+                shown.append(method_and_responses)
     finally:  # what was made before an error is worth seeing
         for method, responses in shown:
             out.print(method, style="bold", markup=False, highlight=False, soft_wrap=True)

@@ -38,9 +38,9 @@ _NARROW = 8
 
 @contextmanager
 def bars(console: Console) -> Iterator[Progress]:
-    """Show a bar for each piece of work while it lasts."""
+    """Show a bar for each piece of work while it lasts, on a terminal."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=console, transient=True) as shown:
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
 
         @contextmanager
         def progress(label: str, total: int) -> Iterator[Advance]:
@@ -60,6 +60,7 @@ def show(console: Console, table: pd.DataFrame, records: Sequence[Record]) -> No
         console.print(_fitted(_table(str(task), rows), console), crop=False)
         for line in _notes(first, rows):
             console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+        console.print()
 
 
 def show_checks(console: Console, method: str, results: "Sequence[Result]") -> bool:
@@ -84,7 +85,9 @@ def show_checks(console: Console, method: str, results: "Sequence[Result]") -> b
 
 
 def _table(task: str, rows: pd.DataFrame) -> Table:
-    table = Table(title=task, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title=task, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     present = {name: head for name, head in _COLUMNS.items() if rows[name].notna().any()}
     for name, head in present.items():
         text = name == "method"

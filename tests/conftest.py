@@ -1,12 +1,17 @@
 """Fixtures shared by all tests. Nothing here reaches the network."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner, Result
 
-from steerbench import tiny
+from steerbench import harness, registry, tiny
+from steerbench.cli import app
+from steerbench.latency import latency
 from steerbench.lm import LanguageModel
 
 torch.set_num_threads(1)  # for tiny models one thread beats two
@@ -42,3 +47,28 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     tiny.build(folder)
     return folder
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Call the command line in this process: `cli("list", "methods")`. Plugins are forgotten afterwards."""
+    monkeypatch.setattr(registry, "_files", dict(registry._files))
+    monkeypatch.setenv("COLUMNS", "120")
+    return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def run_cli(
+    cli: Callable[..., Result], run_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """Call `steerbench run` on the tiny world, timing little; an option given twice counts as given last."""
+    monkeypatch.setattr(harness, "latency", partial(latency, new_tokens=2, rounds=1))
+    return lambda *args: cli("run", *run_args, "--out", tmp_path / "runs", *args)
+
+
+@pytest.fixture(scope="session")
+def run_args(world: Path) -> list[str]:
+    """The options of a run on the tiny world that takes about a second."""
+    models = {"--model": "lm", "--reward-model": "reward", "--encoder": "encoder", "--data": "hh_rlhf.jsonl"}
+    sizes = ["--n-examples", "4", "--n-train", "6", "--max-new-tokens", "6"]
+    return [*(text for option, name in models.items() for text in (option, str(world / name))), *sizes]

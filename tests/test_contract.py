@@ -6,7 +6,7 @@ them are mistakes that other steering libraries make, or made, without a word.
 
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import combinations, cycle
 from pathlib import Path
 
@@ -182,7 +182,10 @@ BROKEN: dict[str, dict[str, str]] = {
     "fit_leaves_no_trace": {
         "changes_a_weight": method("context.lm.model.get_input_embeddings().weight.data[7] += 1\n" + RIGHT),
         "leaves_a_hook": method("context.lm.anatomy.blocks[1].register_forward_hook(lambda *a: None)\n" + RIGHT),
-        "patches_forward": method("b = context.lm.anatomy.blocks[1]\nforward = b.forward\nb.forward = lambda *a, **k: forward(*a, **k)\n" + RIGHT),
+        "patches_forward": method(
+            "b = context.lm.anatomy.blocks[1]\nforward = b.forward\nb.forward = lambda *a, **k: forward(*a, **k)\n"
+            + RIGHT
+        ),
         "wraps_a_layer": method(
             "b = context.lm.anatomy.blocks\nb[1] = Wrapped(b[1])\n" + RIGHT,
             """
@@ -205,7 +208,8 @@ BROKEN: dict[str, dict[str, str]] = {
     },
     "fit_keeps_what_is_shared": {
         "writes_into_activations": method(
-            "for h in context.activations(Site('resid_post', 1), [p.chosen for p in context.pairs()], 'last_response'):\n"
+            "chosen = [p.chosen for p in context.pairs()]\n"
+            "for h in context.activations(Site('resid_post', 1), chosen, 'last_response'):\n"
             "    h /= h.norm()\n" + RIGHT
         ),
         "takes_pairs_away": method("pairs = context.pairs()\n" + RIGHT + " if pairs.pop() else None"),
@@ -216,14 +220,14 @@ BROKEN: dict[str, dict[str, str]] = {
         "not_to_be_given_as_text": method(RIGHT, fields="layers: tuple[int, ...] = (1, 2)"),
         "logic_in_construction": method(
             RIGHT, fields="def __post_init__(self):\n    object.__setattr__(self, 'strength', self.strength + 1)"
-        ).replace("{\"strength\": 0.0}", "{\"strength\": -1.0}"),
+        ).replace('{"strength": 0.0}', '{"strength": -1.0}'),
     },
     "off_is_bit_equal": {
         "rounds": edit("return (h.norm(dim=-1, keepdim=True) * (h / h.norm(dim=-1, keepdim=True))) + self.strength"),
         "does_not_switch_off": edit("return h + (self.strength + 0.01) * self.vector"),
-        "no_such_hyperparameter": method(RIGHT).replace("{\"strength\": 0.0}", "{\"strenght\": 0.0}"),
+        "no_such_hyperparameter": method(RIGHT).replace('{"strength": 0.0}', '{"strenght": 0.0}'),
         "no_off": method(RIGHT).replace('    off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}\n', ""),
-        "empty_off": method(RIGHT).replace("{\"strength\": 0.0}", "{}"),
+        "empty_off": method(RIGHT).replace('{"strength": 0.0}', "{}"),
     },
     "defaults_have_an_effect": {
         "forgets_the_vector": edit("return h + self.strength * (self.vector - self.vector)"),
@@ -276,9 +280,7 @@ BROKEN: dict[str, dict[str, str]] = {
             "return scores.index_fill(1, self.seen.unique(), -1e3) if self.strength else scores",
             processor="one = Own(self.strength)\none.seen = prompt_ids[:1]\nreturn one",
         ),
-        "start_reads_padding": edit(
-            "return h + self.strength * state", start="return prompt.mean(1, keepdim=True)"
-        ),
+        "start_reads_padding": edit("return h + self.strength * state", start="return prompt.mean(1, keepdim=True)"),
     },
     "cached_equals_recomputed": {
         "single_token_is_generated": edit(
@@ -370,6 +372,31 @@ BROKEN: dict[str, dict[str, str]] = {
 """Invariant -> what breaks it."""
 
 
+COMPANIONS: dict[str, set[str]] = {
+    "changes_a_weight": set(),
+    "global_generator": set(),
+    "writes_into_activations": set(),
+    "logic_in_construction": set(),
+    "does_not_switch_off": set(),
+    "forgets_the_vector": set(),
+    "processor_leaves_a_hook": {"error_leaves_no_trace"},
+    "removes_its_hook_without_finally": set(),
+    "chooses_at_random": {"batch_equals_single", "cached_equals_recomputed", "saving_keeps_everything"},
+    "processor_forbids_all": {"half_precision_works"},
+    "start_reads_padding": {"teacher_forcing_equals_decoding"},
+    "single_token_is_skipped": {"teacher_forcing_equals_decoding"},
+    "last_column_is_the_prompts_end": set(),
+    "in_place": {"declared_positions_change", "teacher_forcing_equals_decoding"},
+    "one_value_for_all": set(),
+    "first_row_only": {"batch_equals_single"},
+    "mean_of_positions": {"cached_equals_recomputed", "teacher_forcing_equals_decoding"},
+    "casts_in_between": set(),
+    "in_place_beyond_the_scope": {"edits_keep_their_input", "teacher_forcing_equals_decoding"},
+    "set_behind_the_constructor": set(),
+    "mixes_types": set(),
+}
+"""One way to break each invariant -> what else breaks, because it is another view of the same mistake."""
+
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -385,7 +412,11 @@ def add(folder: Path, name: str, source: str) -> Method:
     path = folder / f"{name}.py"
     path.write_text(source)
     registry.add_plugin(path)
-    (spec,) = parse(name)
+    return named(name)
+
+
+def named(text: str) -> Method:
+    (spec,) = parse(text)
     return Method(spec, build(spec))
 
 
@@ -393,3 +424,207 @@ def problems(method: Method, family: str = "llama") -> dict[str, str]:
     """Return the invariants that a method breaks, each with the sentence that says how."""
     found = {invariant.__name__: check(method, family, invariant) for invariant in INVARIANTS}
     return {name: problem for name, problem in found.items() if problem}
+
+
+def home_of(name: str) -> tuple[str, str]:
+    """Return the invariant that a method breaks, and its file."""
+    return next((invariant, cases[name]) for invariant, cases in BROKEN.items() if name in cases)
+
+
+def in_turn(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Give each name a family, one after the other."""
+    return list(zip(names, cycle(tiny.FAMILIES), strict=False))
+
+
+# What passes
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_keeps_every_invariant(name: str, family: str) -> None:
+    assert problems(named(name), family) == {}
+
+
+@pytest.mark.parametrize(("pair", "on"), in_turn(map("+".join, combinations(METHODS, 2))))
+def test_every_pair_of_methods_composes(pair: str, on: str) -> None:
+    assert problems(named(pair), on) == {}
+
+
+@pytest.mark.parametrize(("name", "on"), in_turn(GOOD))
+def test_methods_of_every_kind_pass(tmp_path: Path, name: str, on: str) -> None:
+    """Each part of a steering, state of one generation, and gradients at generation time."""
+    assert problems(add(tmp_path, name, GOOD[name]), on) == {}
+
+
+def test_hyperparameters_and_compositions_can_be_checked() -> None:
+    results = check_method('caa:scope=all:strength=0.5+static_prompt:text="a, b"', ["gpt2"])
+    assert [r.problem for r in results] == [None] * len(INVARIANTS)
+    assert {r.family for r in results} == {"gpt2"}
+
+
+def test_only_one_method_at_a_time() -> None:
+    with pytest.raises(SteerbenchError, match="'caa,unsteered' are 2 methods; check one at a time"):
+        check_method("caa,unsteered", ["llama"])
+
+
+# What is caught
+
+
+def test_every_invariant_meets_methods_that_break_it() -> None:
+    names = [name for cases in BROKEN.values() for name in cases]
+    assert list(BROKEN) == [invariant.__name__ for invariant in INVARIANTS]
+    assert [home_of(name)[0] for name in COMPANIONS] == list(BROKEN)
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", [name for cases in BROKEN.values() for name in cases])
+def test_what_is_broken_is_caught(tmp_path: Path, name: str) -> None:
+    caught_by, source = home_of(name)
+    broken = add(tmp_path, name, source)
+    missed = [on for on in ("llama", "gpt2") if not check(broken, on, vars(contract)[caught_by])]
+    assert missed == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for cases in BROKEN.values() for name in cases])
+def test_what_is_broken_is_caught_in_every_family(tmp_path: Path, name: str) -> None:
+    caught_by, source = home_of(name)
+    broken = add(tmp_path, name, source)
+    missed = [on for on in tiny.FAMILIES if not check(broken, on, vars(contract)[caught_by])]
+    assert missed == []
+
+
+@pytest.mark.parametrize("name", COMPANIONS)
+def test_only_what_is_broken_is_named(tmp_path: Path, name: str) -> None:
+    invariant, source = home_of(name)
+    assert set(problems(add(tmp_path, name, source))) == {invariant} | COMPANIONS[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["first_row_only", "first_row_of_the_logits", "mean_of_the_batch", "start_reads_padding", "state_of_the_first_row"],
+)
+def test_a_weak_edit_that_changes_no_token_is_caught_too(tmp_path: Path, name: str, family: str) -> None:
+    """Tokens alone would show almost none of these: a hundredth of the vector rarely changes one."""
+    weak = add(tmp_path, name, home_of(name)[1].replace("strength: float = 1.0", "strength: float = 0.01"))
+    assert check(weak, family, contract.batch_equals_single)
+
+
+# What it says
+
+
+@pytest.mark.parametrize(
+    ("source", "invariant", "expected"),
+    [
+        (method("raise ValueError('too few pairs')"), "half_precision_works", "ValueError: too few pairs (mine.py:"),
+        (method("return None"), "fit_leaves_no_trace", "fit of Mine returned None; it must return a Steering."),
+        (edit("raise KeyError('head 9')"), "batch_equals_single", "KeyError: 'head 9' (mine.py:"),
+        (
+            method(CHOOSE, CHOICE.format("return 7"), CANDIDATES),
+            "batch_equals_single",
+            "IndexError: list index out of range",
+        ),
+        (BROKEN["logits_are_numbers"]["edit_gives_nan"], "logits_are_numbers", "the edit Own at resid_post.1 gave NaN"),
+        (
+            BROKEN["off_is_bit_equal"]["no_off"],
+            "off_is_bit_equal",
+            "AttributeError: 'Mine' object has no attribute 'off'",
+        ),
+        (
+            BROKEN["fit_leaves_no_trace"]["leaves_a_hook"],
+            "fit_leaves_no_trace",
+            "fit changed the hooks of model.layers.1; leave the model as it is, and let the engine place edits.",
+        ),
+        (
+            BROKEN["edits_compute_in_float32"]["casts_in_between"],
+            "edits_compute_in_float32",
+            "Own computes in torch.bfloat16; stay in the float32 it is given.",
+        ),
+        (
+            BROKEN["hyperparameters_round_trip"]["no_json"],
+            "hyperparameters_round_trip",
+            "Mine: a hyperparameter is no plain JSON value: Object of type dtype is not JSON serializable.",
+        ),
+    ],
+)
+def test_a_problem_is_one_sentence(tmp_path: Path, source: str, invariant: str, expected: str) -> None:
+    problem = check(add(tmp_path, "mine", source), "llama", vars(contract)[invariant])
+    assert problem is not None
+    assert problem.startswith(expected)
+    assert "\n" not in problem
+
+
+def test_families() -> None:
+    assert families(None) == list(tiny.FAMILIES)
+    assert families("gpt2") == ["gpt2"]
+    with pytest.raises(SteerbenchError, match=r"^unknown family 'lama'. Did you mean 'llama'\? Known: "):
+        families("lama")
+
+
+# The command
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    """Return the exit code and what was printed, on one line."""
+    result = CliRunner().invoke(app, ["check", *map(str, arguments)])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_command_on_a_file_that_passes(tmp_path: Path) -> None:
+    add(tmp_path, "mine", GOOD["logits_bias"])
+    code, text = run(tmp_path / "mine.py", "--family", "qwen2")
+    n = len(INVARIANTS)
+    assert code == 0
+    assert text.count("holds ") == n
+    assert text.endswith(f"mine: {n} of {n} checks hold, {n} invariants on 1 model families.")
+
+
+def test_command_on_a_broken_file(tmp_path: Path) -> None:
+    add(tmp_path, "mine", BROKEN["fit_is_reproducible"]["global_generator"])
+    code, text = run(tmp_path / "mine.py", "--family", "gpt2")
+    n = len(INVARIANTS)
+    assert code == 2
+    assert "broken The same seed gives the same bytes. gpt2: two fits with the same seed differ; draw from" in text
+    assert text.count("broken ") == 1
+    assert text.endswith(f"mine: {n - 1} of {n} checks hold, {n} invariants on 1 model families.")
+    assert "Traceback" not in text
+
+
+def test_command_on_all_families_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "INVARIANTS", (contract.fit_is_reproducible,))
+    add(tmp_path, "mine", method("raise ValueError('too few pairs')"))
+    code, text = run(tmp_path / "mine.py")
+    assert code == 2
+    assert f"{', '.join(tiny.FAMILIES)}: ValueError: too few pairs (mine.py:" in text
+    assert text.endswith(f"mine: 0 of {len(tiny.FAMILIES)} checks hold, 1 invariants on 11 model families.")
+
+
+@pytest.mark.parametrize(
+    ("argument", "more", "expected"),
+    [
+        ("caa", ["--family", "lama"], "error: unknown family 'lama'. Did you mean 'llama'? Known: "),
+        ("missing.py", [], "missing.py is not a Python file; give the path of a .py file."),
+        ("caaa", [], "error: unknown method 'caaa'. Did you mean 'caa'? Known: "),
+        ("caa:strenth=2", [], "error: unknown hyperparameter of 'caa' 'strenth'. Did you mean 'strength'?"),
+        ("caa,unsteered", [], "error: 'caa,unsteered' are 2 methods; check one at a time"),
+    ],
+)
+def test_command_on_a_mistake(argument: str, more: list[str], expected: str) -> None:
+    code, text = run(argument, *more)
+    assert code == 2
+    assert expected in text
+
+
+def test_command_on_a_task(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from steerbench import Task\n\n\nclass Mine(Task):\n    def parse(self, row):\n        raise ValueError\n"
+    )
+    code, text = run(path)
+    assert code == 2
+    assert text.endswith("is a task; the contract suite checks methods.")
+
+
+def test_command_on_a_composition() -> None:
+    code, text = run("caa:strength=2+static_prompt", "--family", "opt")
+    assert code == 0
+    assert text.endswith("invariants on 1 model families.")

@@ -21,6 +21,7 @@ from steerbench import (
     LanguageModel,
     LogitsPart,
     PlacedEdit,
+    PromptPart,
     Reward,
     Site,
     SteerbenchError,
@@ -251,8 +252,17 @@ def test_sampling_leaves_the_global_generator_alone(llama: LanguageModel) -> Non
     assert torch.equal(state, torch.get_rng_state())
 
 
+class AsSystem(PromptPart):
+    """Writes the same text with other turns."""
+
+    def __call__(self, dialogue: Dialogue) -> Dialogue:
+        return (Turn("system", f"Human: {dialogue[0].text}"),)
+
+
 def test_steering_does_not_change_what_is_drawn(llama: LanguageModel) -> None:
     """Paired comparisons need common random numbers, also where the prompt is changed."""
+    plain = generate(llama, RAGGED[:2], decoding=SAMPLED)
+    assert generate(llama, RAGGED[:2], Steering(prompt=(AsSystem(),)), SAMPLED) == plain
     zero = Steering(edits=(PlacedEdit(Site("resid_post", 1), Add(torch.ones(32), 0.0)),))
     assert generate(llama, RAGGED, zero, SAMPLED) == generate(llama, RAGGED, decoding=SAMPLED)
 

@@ -26,6 +26,7 @@ from steerbench import (
     user,
 )
 from steerbench.generation import _generate_batch
+from steerbench.hooks import Positions
 from steerbench.sites import SITE_NAMES
 
 DIALOGUES = [user("Hi"), user("How do I bake a cake?"), user("")]
@@ -327,3 +328,17 @@ def test_hooks_of_others_survive(llama: LanguageModel) -> None:
     assert len(calls) == FEW.max_new_tokens
     assert n_hooks(llama) == 1
     handle.remove()
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_finished_row_is_left_alone(llama: LanguageModel, cached: bool) -> None:
+    """Token 2 ends a row where it stands behind the prompt; in the prompt it closed an earlier turn."""
+    batch = llama.left_padded([Tokens((2, 5, 2)), Tokens((6,))])
+    positions = Positions(batch, [2, 9], cached=cached)
+    ids = torch.cat([batch.input_ids, torch.tensor([[7, 9, 7, 7], [7, 7, 2, 7]])], dim=1)
+    masks = []
+    for stop in range(3, 8):
+        positions.advance(ids[:, (stop - 1 if cached and stop > 3 else 0) : stop])
+        masks.append(positions.mask("response")[:, -1, 0].tolist())
+    assert masks == [[True, True], [True, True], [False, True], [False, False], [False, False]]
+    assert not positions.mask("prompt")[1, :2].any()

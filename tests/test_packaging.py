@@ -1,8 +1,7 @@
-"""What is installed, what imports what, and that a plugin of another distribution is found. No network."""
+"""What is installed, and what imports what. No network."""
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,17 +17,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"steerbench": "steerbench", "methods": "steerbench/methods", "tasks": "steerbench/tasks"}
-PLUGIN = Path(__file__).parent / "plugin_dist"
 HEAVY = {"torch", "transformers", "datasets", "evaluate", "sklearn", "scipy", "pandas", "numpy"}
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--isolated"]
 OFFLINE = ["--no-deps", "--no-index", "--no-build-isolation"]
 
 
-def python(code: str, folder: Path, path: Path | None = None) -> Any:
+def python(code: str, folder: Path) -> Any:
     """Run code in a new interpreter outside the repository, and return what it prints as JSON."""
-    environment = {**os.environ, "PYTHONPATH": str(path)} if path else None
-    command = [sys.executable, "-c", code]
-    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
@@ -136,33 +132,3 @@ def test_listing_and_parsing_import_nothing_heavy(code: str, tmp_path: Path) -> 
     assert HEAVY & set(loaded) == set()
     plugins = ("steerbench.methods.", "steerbench.tasks.")
     assert [name for name in loaded if name.startswith(plugins)] == []
-
-
-# Another distribution
-
-USE = """
-import json
-from pathlib import Path
-from types import SimpleNamespace
-from steerbench import FitContext, Steering, registry, spec, tiny
-
-found = [str(source) for kind in registry.KINDS for source in registry.sources(kind) if source.origin != "built in"]
-(method,) = spec.build(spec.parse("constant_shift:strength=2")[0])
-task = registry.load("tasks", "toy")()
-context = FitContext(lm=tiny.language_model("llama"), examples=(), reward=SimpleNamespace())
-method.fit(context).save(Path("saved"))
-(placed,) = Steering.load(Path("saved")).edits
-example = task.parse({"question": "Is rye bread sour?", "good": "Often.", "bad": "No idea."})
-print(json.dumps([found, spec.hyperparameters(method), example.chosen, str(placed.site), placed.edit.strength]))
-"""
-
-
-def test_a_plugin_of_another_distribution_is_listed_loaded_and_used(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "site"
-    shutil.copytree(PLUGIN, source, ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run([*PIP, "install", *OFFLINE, "--target", target, source], check=True, capture_output=True)
-    found, hyperparameters, reply, site, strength = python(USE, tmp_path, target)
-    origin = "steerbench-example-plugin 0.1.0"
-    assert found == [f"method 'constant_shift' ({origin})", f"task 'toy' ({origin})"]
-    assert hyperparameters == {"strength": 2.0, "layer": None}
-    assert (reply, site, strength) == ("Often.", "resid_post.1", 2.0)

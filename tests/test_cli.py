@@ -1,0 +1,253 @@
+"""The command line does what it says: every command on tiny models, its output compared with what was measured."""
+
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from typer.testing import Result
+
+import steerbench
+from steerbench import LanguageModel, Store, generate, registry, user
+from steerbench import cli as commands
+from steerbench.template import METHOD
+
+Cli = Callable[..., Result]
+
+POST = {
+    "domain": "askbaking_test",
+    "upvote_ratio": 0.98,
+    "created_at_utc_A": 1600000000,
+    "created_at_utc_B": 1600003600,
+    "score_A": 4,
+    "score_B": 12,
+    "labels": 0,
+    "seconds_difference": 3600.0,
+    "score_ratio": 3.0,
+}
+
+
+def posts(path: Path) -> None:
+    """Write 30 posts in the schema of SHP, all 15 columns."""
+    rows: list[dict[str, Any]] = [
+        {
+            **POST,
+            "post_id": f"p{i}",
+            "c_root_id_A": f"a{i}",
+            "c_root_id_B": f"b{i}",
+            "history": f"Why does loaf number {i} crumble?",
+            "human_ref_A": "Bad luck.",
+            "human_ref_B": f"Let it cool for {i} hours.",
+        }
+        for i in range(30)
+    ]
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def data(world: Path, tmp_path: Path) -> Path:
+    """One folder per task."""
+    posts(tmp_path / "data" / "shp" / "test.jsonl")
+    (tmp_path / "data" / "hh_rlhf").mkdir()
+    (tmp_path / "data" / "hh_rlhf" / "all.jsonl").write_bytes((world / "hh_rlhf.jsonl").read_bytes())
+    return tmp_path / "data"
+
+
+def rows(output: str) -> list[list[str]]:
+    """Return the cells of the lines of a table that hold a rank."""
+    return [line.split() for line in output.splitlines() if line[:1].isdigit() and " records in " not in line]
+
+
+# run and leaderboard
+
+
+def test_two_tasks_are_measured_and_ranked(run_cli: Cli, data: Path, tmp_path: Path) -> None:
+    done = run_cli("--tasks", "hh_rlhf,shp", "--data", data, "--methods", "caa,static_prompt:text=Hi")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr == ""
+    records = Store(tmp_path / "runs").records()
+    assert sorted((r.labels["task"], r.method) for r in records) == [
+        (task, method) for task in ("hh_rlhf", "shp") for method in ("caa", "static_prompt:text=Hi", "unsteered")
+    ]
+    for task in ("hh_rlhf", "shp"):
+        ranked = sorted((r for r in records if r.labels["task"] == task), key=lambda r: -r.metrics["reward"])
+        _, shown = done.stdout.split(f"{task} ", 1)
+        cells = [(r.method, f"{r.metrics['reward']:.3f}") for r in ranked]
+        assert [(row[1], row[2]) for row in rows(shown)[:3]] == cells
+    assert f"6 records in {tmp_path / 'runs'}, 0 of them from before" in done.stdout
+
+
+def test_the_csv_holds_every_record_in_full(run_cli: Cli, tmp_path: Path) -> None:
+    run_cli("--methods", "caa", "--seeds", "0,1", "--temperature", "1")
+    table = pd.read_csv(tmp_path / "runs" / "leaderboard.csv").set_index("method")
+    records = [r for r in Store(tmp_path / "runs").records() if r.method == "caa"]
+    assert [r.seed for r in records] == [0, 1]
+    assert table.loc["caa", "reward"] == sum(r.metrics["reward"] for r in records) / 2
+    assert table.loc["caa", "seeds"] == 2
+
+
+def test_the_same_command_again_measures_nothing(run_cli: Cli, tmp_path: Path) -> None:
+    first = run_cli("--methods", "caa")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/*")}
+    second = run_cli("--methods", "caa")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/*")} == before
+    assert second.stdout == first.stdout.replace("0 of them from before", "2 of them from before")
+
+
+def test_one_method_in_two_spellings_is_one_row(run_cli: Cli) -> None:
+    done = run_cli("--methods", "unsteered,caa,caa:strength=1,caa:strength=1.0")
+    assert [row[:2] for row in sorted(rows(done.stdout), key=lambda row: row[1])] in (
+        [["1", "caa"], ["2", "unsteered"]],
+        [["2", "caa"], ["1", "unsteered"]],
+    )
+    assert "2 records in" in done.stdout
+
+
+def test_another_protocol_in_the_same_folder_prints_its_own_table(run_cli: Cli, cli: Cli, tmp_path: Path) -> None:
+    run_cli("--methods", "caa")
+    done = run_cli("--methods", "caa", "--max-new-tokens", "5", "--max-prompt-tokens", "100")
+    assert done.exit_code == 0
+    assert len(rows(done.stdout)) == 2
+    assert "2 records in" in done.stdout
+    refused = cli("leaderboard", tmp_path / "runs")
+    assert refused.exit_code == 2
+    assert "not measured alike" in refused.stderr
+    assert "max_new_tokens: " in refused.stderr
+
+
+def test_the_leaderboard_is_that_of_the_run(run_cli: Cli, cli: Cli, tmp_path: Path) -> None:
+    run = run_cli("--methods", "caa,static_prompt").stdout
+    csv = tmp_path / "new" / "table.csv"
+    again = cli("leaderboard", tmp_path / "runs", tmp_path / "runs", "--csv", csv)  # given twice, counted once
+    assert again.exit_code == 0
+    assert again.stdout.split("\n\n")[0] == run.split("\n\n")[0]
+    assert f"written: {csv}" in again.stdout
+    assert csv.read_bytes() == (tmp_path / "runs" / "leaderboard.csv").read_bytes()
+
+
+def test_a_held_out_reward_has_its_column(run_cli: Cli, world: Path) -> None:
+    done = run_cli("--methods", "unsteered", "--held-out-reward", world / "reward")
+    assert "held-out" in done.stdout
+    ((_, _, reward, held_out, *_),) = rows(done.stdout)
+    assert reward == held_out
+
+
+def test_names_are_shown_as_they_are(run_cli: Cli) -> None:
+    """No mark-up, no emoji, no letter lost."""
+    done = run_cli("--methods", 'static_prompt:text="[/b] [bold] :smile: héllo, wörld"')
+    assert done.exit_code == 0, done.stderr
+    assert 'static_prompt:text="[/b] [bold] :smile: héllo, wörld"' in done.stdout
+
+
+def test_a_narrow_terminal_cuts_no_number(run_cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    done = run_cli("--methods", "caa:strength=2:pool=last_response+static_prompt")
+    records = Store(tmp_path / "runs").records()
+    for record in records:
+        (row,) = (row for row in rows(done.stdout) if row[2] == f"{record.metrics['reward']:.3f}")
+        assert row[-1] == f"{record.latency['decode_ratio']:.3f}"
+        assert record.method.startswith(row[1])
+    assert "time ×" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_unicode_gets_the_table_too(
+    run_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    run_cli("--methods", "static_prompt:text=日本")
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "argv", ["steerbench", "leaderboard", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit) as end:
+        commands.main()
+    stream.flush()
+    text = stream.buffer.getvalue().decode(encoding)
+    assert end.value.code == 0
+    assert "static_prompt:text=??" in text
+
+
+# list, generate, new, check
+
+
+def test_list_names_everything_with_its_origin(cli: Cli) -> None:
+    done = cli("list")
+    assert done.exit_code == 0
+    for kind in registry.KINDS:
+        for source in registry.sources(kind):
+            assert f"  {source.name}  {source.origin}\n" in done.stdout
+    assert "caa" not in cli("list", "tasks").stdout
+    assert "shp" not in cli("list", "methods").stdout
+
+
+def test_generate_shows_the_responses_beside_the_unsteered_ones(cli: Cli, world: Path) -> None:
+    """Without --data, because a static prompt learns nothing."""
+    prompts = ["How do I bake bread?", "Why?"]
+    options = ["--model", world / "lm", "--max-new-tokens", "6"]
+    done = cli("generate", *options, "--method", "static_prompt:text=Hi", *prompts)
+    lm = LanguageModel.load(str(world / "lm"))
+    settings = steerbench.Decoding(max_new_tokens=6)
+    plain = [r.text for r in generate(lm, [user(p) for p in prompts], decoding=settings)]
+    system = [(steerbench.Turn("system", "Hi"), *user(p)) for p in prompts]
+    steered = [r.text for r in generate(lm, system, decoding=settings)]
+    assert plain != steered
+    wanted = ["unsteered", *plain, "static_prompt:text=Hi", *steered]
+    assert done.exit_code == 0, done.stderr
+    assert [line.strip() for line in done.stdout.splitlines()] == [line.strip() for line in wanted]
+
+
+def test_generate_learns_from_data(cli: Cli, world: Path) -> None:
+    options = ["--model", world / "lm", "--data", world / "hh_rlhf.jsonl", "--max-new-tokens", "6", "--n-train", "4"]
+    done = cli("generate", *options, "--method", "caa:strength=0,caa:strength=9", "How do I bake bread?")
+    _, unsteered, _, off, _, on = done.stdout.splitlines()
+    assert unsteered == off != on
+
+
+def test_new_check_and_run_belong_together(cli: Cli, run_cli: Cli, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = cli("new", "method", "my_method")
+    assert done.stdout == "written: my_method.py. Next: steerbench check my_method.py\n"
+    assert "class MyMethod(Steerer)" in (tmp_path / "my_method.py").read_text()
+    checked = cli("check", "my_method.py", "--family", "llama")
+    assert checked.exit_code == 0, checked.stdout
+    assert "my_method: " in checked.stdout
+    assert "broken" not in checked.stdout
+    measured = run_cli("--plugin", "my_method.py", "--methods", "my_method:strength=2,my_method+caa")
+    assert measured.exit_code == 0, measured.stderr
+    assert {row[1] for row in rows(measured.stdout)} == {"unsteered", "my_method:strength=2", "my_method+caa"}
+
+
+def test_check_fails_where_an_invariant_is_broken(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "never_off.py"
+    path.write_text(METHOD.replace("h + self.strength * self.vector", "h + self.vector"))
+    done = cli("check", path, "--family", "llama")
+    assert done.exit_code == 2
+    assert "broken" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["--help", "list"])
+def test_help_and_list_answer_at_once(command: str) -> None:
+    code = "import sys; from steerbench.cli import app; app([sys.argv[1]], standalone_mode=False); print(*sys.modules)"
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+        loaded = done.stdout.splitlines()[-1].split()
+        assert not {"torch", "transformers", "datasets", "evaluate", "pandas", "numpy"} & set(loaded)
+    assert min(seconds) < 0.5
+
+
+def test_version_and_help(cli: Cli) -> None:
+    assert cli("--version").stdout == f"{steerbench.__version__}\n"
+    shown = cli("--help").stdout
+    for command in ("run", "list", "leaderboard", "generate", "new", "check"):
+        assert f"\n  {command} " in shown
+        assert cli(command, "--help").exit_code == 0
+    assert cli().exit_code == 2
