@@ -276,7 +276,7 @@ def new_method(name: Annotated[str, typer.Argument(help="Name of the method and 
 
 @app.command()
 def check(
-    file: Annotated[str, typer.Argument(help="A method: a Python file, or a name.")],
+    file: Annotated[str, typer.Argument(help="A Python file with a method, or a method as in --methods.")],
     family: Annotated[str | None, typer.Option(help="One model family; default: all.")] = None,
 ) -> None:
     """Run the contract suite on a method and say which invariant it breaks."""

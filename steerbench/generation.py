@@ -115,10 +115,10 @@ def _generate_batch(
     min_new_tokens: int = 0,
 ) -> list[list[int]]:
     """Return the new ids of each row; what follows an end token is still there."""
-    watch = _Watch()
-    processors = LogitsProcessorList([watch])
-    processors += [part.processor(lm, batch.input_ids, batch.attention_mask) for part in steering.logits]
-    processors += _sampling(decoding, generators)
+    watches = _Watch(_state_source(steering)), _Watch("a logits processor")
+    parts = [part.processor(lm, batch.input_ids, batch.attention_mask) for part in steering.logits]
+    watched_parts = [watches[0], *parts, watches[1]] if parts else [watches[0]]
+    processors = LogitsProcessorList([*watched_parts, *_sampling(decoding, generators)])
     positions = Positions(batch, lm.end_ids, cached=use_cache)
     with steered(lm.model, lm.anatomy, steering.edits, positions):
         ids = lm.model.generate(
@@ -130,7 +130,8 @@ def _generate_batch(
             use_cache=use_cache,
             logits_processor=processors,
         )
-    watch.check(steering)
+    for watch in watches:
+        watch.check()
     return [row[batch.input_ids.shape[1] :] for row in ids.tolist()]
 
 
@@ -162,7 +163,8 @@ class _Draw(LogitsProcessor):
 class _Watch(LogitsProcessor):
     """Notices NaN without waiting for the device. A single token may be forbidden with -inf, all of them may not."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: str) -> None:
+        self._source = source
         self._bad: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -170,15 +172,24 @@ class _Watch(LogitsProcessor):
         self._bad = bad if self._bad is None else self._bad | bad
         return scores
 
-    def check(self, steering: Steering) -> None:
+    def check(self) -> None:
         """Raise SteerbenchError if any logit was NaN or infinite."""
         if self._bad is not None and bool(self._bad):
-            raise _not_finite(steering)
+            raise _not_finite(self._source)
 
 
-def _not_finite(steering: Steering) -> SteerbenchError:
-    edits = ", ".join(f"{type(p.edit).__name__} at {p.site}" for p in steering.edits)
-    source = f"the edit {edits}" if edits else "the language model itself"
+def _check_finite(logits: Tensor, source: str) -> None:
+    if not bool(torch.isfinite(logits.amax(-1)).all()):
+        raise _not_finite(source)
+
+
+def _state_source(steering: Steering) -> str:
+    """Say what makes the states that the logits come from."""
+    edits = [f"{type(p.edit).__name__} at {p.site}" for p in steering.edits]
+    return f"the edit {', '.join(edits)}" if edits else "the language model itself"
+
+
+def _not_finite(source: str) -> SteerbenchError:
     return SteerbenchError(f"{source} gave NaN or infinite logits; lower its strength, or use a wider --dtype.")
 
 
@@ -261,9 +272,10 @@ def response_logits(
         for i, row in zip(rows, out, strict=True):
             start = len(tokens[i].prompt) - 1
             logits = row[start : start + len(tokens[i].response)].float()
-            if not bool(torch.isfinite(logits).all()):
-                raise _not_finite(steering)
-            yield i, _processed(lm, tokens[i], steering, logits)
+            _check_finite(logits, _state_source(steering))
+            logits = _processed(lm, tokens[i], steering, logits)
+            _check_finite(logits, "a logits processor")
+            yield i, logits
 
 
 def _processed(lm: LanguageModel, tokens: Tokens, steering: Steering, logits: Tensor) -> Tensor:

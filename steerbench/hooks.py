@@ -106,7 +106,7 @@ class _Editor:
             if len(self._states) == i:  # the first pass
                 self._states.append(self._start(edit, edited, skipped))
             edited = self._apply(edit, scope, self._states[i], edited, skipped)
-        return edited.to(activation.dtype).reshape(activation.shape)
+        return _laid_out_like(activation, edited)
 
     def _start(self, edit: Edit, h: Tensor, skipped: int) -> Any:
         if type(edit).start is Edit.start:
@@ -130,6 +130,16 @@ class _Editor:
         part = wide[:, start:stop]
         new = torch.where(mask[:, skipped:][:, start:stop], edit(part, state), part)
         return torch.cat([wide[:, :start], new, wide[:, stop:]], dim=1)
+
+
+def _laid_out_like(activation: Tensor, edited: Tensor) -> Tensor:
+    """Return `edited` with shape, type and strides of the activation: another layout can change a matmul's last bit."""
+    edited = edited.to(activation.dtype).reshape(activation.shape)
+    if edited.stride() == activation.stride():
+        return edited
+    return torch.empty_strided(
+        activation.shape, activation.stride(), dtype=activation.dtype, device=activation.device
+    ).copy_(edited)
 
 
 def _wide(h: Tensor) -> torch.dtype:

@@ -6,7 +6,7 @@ They are random: good for seeing that everything works, worthless as a measureme
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from steerbench.dialogue import parse_hh
+from steerbench.dialogue import Dialogue, parse_hh
 from steerbench.lm import LanguageModel
+from steerbench.progress import Progress, silent
+from steerbench.reward import Reward
 from steerbench.seeds import generator_for
 from steerbench.task import Example
 
@@ -135,6 +137,19 @@ def _randomise(model: PreTrainedModel, seed: int) -> None:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
         elif name.endswith("bias"):
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+
+
+class VowelReward(Reward):
+    """A reward that needs no model: the share of vowels. For the contract suite and tests."""
+
+    name = "vowels"
+    revision = "1"
+
+    def score(
+        self, dialogues: Sequence[Dialogue], responses: Sequence[str], progress: Progress = silent
+    ) -> torch.Tensor:
+        """Return the share of vowels in each response, (N,)."""
+        return torch.tensor([sum(c in "aeiou" for c in r.lower()) / max(len(r), 1) for r in responses])
 
 
 def build(folder: Path) -> None:

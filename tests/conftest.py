@@ -9,8 +9,8 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from steerbench import cli as commands
 from steerbench import harness, registry, tiny
-from steerbench.cli import app
 from steerbench.latency import latency
 from steerbench.lm import LanguageModel
 
@@ -53,8 +53,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Call the command line in this process: `cli("list", "methods")`. Plugins are forgotten afterwards."""
     monkeypatch.setattr(registry, "_files", dict(registry._files))
-    monkeypatch.setenv("COLUMNS", "120")
-    return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
+    monkeypatch.setattr(commands.out, "width", 120)
+    return lambda *args: CliRunner().invoke(commands.app, [str(arg) for arg in args])
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 import steerbench
-from steerbench import contract, registry, tiny
+from steerbench import contract, invariants, registry, tiny
 from steerbench.cli import app
-from steerbench.contract import INVARIANTS, check, check_method, families
+from steerbench.contract import check, check_method, families
 from steerbench.errors import SteerbenchError
 from steerbench.harness import Method
+from steerbench.invariants import INVARIANTS, batch_equals_single, fit_is_reproducible
 from steerbench.spec import build, parse
 
 METHODS = steerbench.names("methods")
@@ -382,7 +383,16 @@ COMPANIONS: dict[str, set[str]] = {
     "processor_leaves_a_hook": {"error_leaves_no_trace"},
     "removes_its_hook_without_finally": set(),
     "chooses_at_random": {"batch_equals_single", "cached_equals_recomputed", "saving_keeps_everything"},
-    "processor_forbids_all": {"half_precision_works"},
+    "processor_forbids_all": {  # all that generate: the engine refuses to
+        "defaults_have_an_effect",
+        "steering_leaves_no_trace",
+        "generation_is_reproducible",
+        "batch_equals_single",
+        "cached_equals_recomputed",
+        "teacher_forcing_equals_decoding",
+        "saving_keeps_everything",
+        "half_precision_works",
+    },
     "start_reads_padding": {"teacher_forcing_equals_decoding"},
     "single_token_is_skipped": {"teacher_forcing_equals_decoding"},
     "last_column_is_the_prompts_end": set(),
@@ -480,7 +490,7 @@ def test_every_invariant_meets_methods_that_break_it() -> None:
 def test_what_is_broken_is_caught(tmp_path: Path, name: str) -> None:
     caught_by, source = home_of(name)
     broken = add(tmp_path, name, source)
-    missed = [on for on in ("llama", "gpt2") if not check(broken, on, vars(contract)[caught_by])]
+    missed = [on for on in ("llama", "gpt2") if not check(broken, on, vars(invariants)[caught_by])]
     assert missed == []
 
 
@@ -489,7 +499,7 @@ def test_what_is_broken_is_caught(tmp_path: Path, name: str) -> None:
 def test_what_is_broken_is_caught_in_every_family(tmp_path: Path, name: str) -> None:
     caught_by, source = home_of(name)
     broken = add(tmp_path, name, source)
-    missed = [on for on in tiny.FAMILIES if not check(broken, on, vars(contract)[caught_by])]
+    missed = [on for on in tiny.FAMILIES if not check(broken, on, vars(invariants)[caught_by])]
     assert missed == []
 
 
@@ -506,7 +516,7 @@ def test_only_what_is_broken_is_named(tmp_path: Path, name: str) -> None:
 def test_a_weak_edit_that_changes_no_token_is_caught_too(tmp_path: Path, name: str, family: str) -> None:
     """Tokens alone would show almost none of these: a hundredth of the vector rarely changes one."""
     weak = add(tmp_path, name, home_of(name)[1].replace("strength: float = 1.0", "strength: float = 0.01"))
-    assert check(weak, family, contract.batch_equals_single)
+    assert check(weak, family, batch_equals_single)
 
 
 # What it says
@@ -547,7 +557,7 @@ def test_a_weak_edit_that_changes_no_token_is_caught_too(tmp_path: Path, name: s
     ],
 )
 def test_a_problem_is_one_sentence(tmp_path: Path, source: str, invariant: str, expected: str) -> None:
-    problem = check(add(tmp_path, "mine", source), "llama", vars(contract)[invariant])
+    problem = check(add(tmp_path, "mine", source), "llama", vars(invariants)[invariant])
     assert problem is not None
     assert problem.startswith(expected)
     assert "\n" not in problem
@@ -590,7 +600,7 @@ def test_command_on_a_broken_file(tmp_path: Path) -> None:
 
 
 def test_command_on_all_families_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contract, "INVARIANTS", (contract.fit_is_reproducible,))
+    monkeypatch.setattr(contract, "INVARIANTS", (fit_is_reproducible,))
     add(tmp_path, "mine", method("raise ValueError('too few pairs')"))
     code, text = run(tmp_path / "mine.py")
     assert code == 2

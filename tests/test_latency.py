@@ -8,10 +8,10 @@ import torch
 
 from steerbench import Add, DecodePart, LanguageModel, PlacedEdit, Reward, Site, Steering, user
 from steerbench import latency as module
-from steerbench.contract import VowelReward
 from steerbench.errors import SteerbenchError
 from steerbench.generation import generate_fixed
 from steerbench.machine import device_label, dtype_of, environment, peak_memory_mb, pick_device, use_threads
+from steerbench.tiny import VowelReward
 
 SHIFT = Steering(edits=(PlacedEdit(Site("resid_post", 1), Add(torch.ones(32))),))
 
