@@ -14,6 +14,7 @@ from steerbench.encoder import SentenceEncoder
 from steerbench.errors import SteerbenchError
 from steerbench.lm import LanguageModel
 from steerbench.machine import dtype_of, pick_device, use_threads
+from steerbench.pretrained import check_path
 from steerbench.progress import Progress, silent
 from steerbench.protocol import Key, Protocol, asset, ids_hash
 from steerbench.reward import Reward, RewardModel
@@ -94,6 +95,9 @@ def load_bench(protocol: Protocol, options: Options) -> Bench:
     """Load what a protocol names. Cheap things first, so that a mistake in them is told before a model is read."""
     task = registry.load("tasks", protocol.task)()
     device = pick_device(options.device)
+    for name in (protocol.model, protocol.reward_model, protocol.held_out_reward, protocol.encoder):
+        if name is not None:
+            check_path(name)
     data = load_data(task, _task_path(protocol))
     lm = LanguageModel.load(protocol.model, device=device, dtype=dtype_of(protocol.dtype))
     use_threads(sum(p.numel() for p in lm.model.parameters()), device)
@@ -101,6 +105,8 @@ def load_bench(protocol: Protocol, options: Options) -> Bench:
     counts = Counter(data.skipped)
     train = fitting(lm, data.train, protocol.n_train, limit, counts)
     test = fitting(lm, data.test, protocol.n_examples, limit, counts)
+    if missing := protocol.n_examples - len(test):
+        counts["test prompts asked for that are not there"] = missing
     if not train or not test:
         raise SteerbenchError(
             f"no {'training' if not train else 'test'} prompt of {protocol.task} has at most {limit} tokens; raise "

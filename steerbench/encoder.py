@@ -39,6 +39,7 @@ class SentenceEncoder:
     def load(cls, name: str, *, device: torch.device | str = "cpu", batch_size: int = 32) -> "SentenceEncoder":
         """Load a local folder or `org/name[@revision]` of the Hub. Raises SteerbenchError if it is not an encoder."""
         source = find(name)
+        _check_kind(source)
         tokenizer = load_tokenizer(source)
         model, missing = load_model(AutoModel, source, torch.float32)
         pooling = _pooling(source, model, missing)
@@ -68,6 +69,17 @@ class SentenceEncoder:
     def _embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         output = self._model(input_ids=ids, attention_mask=mask)
         return functional.normalize(self._pooling(output, mask), dim=-1)
+
+
+def _check_kind(source: Source) -> None:
+    """Refuse language models: their states are no sentence embeddings, and nothing in the figures would show it."""
+    config = _read(source, "config.json", {})
+    kinds = config.get("architectures") or []
+    if config.get("is_encoder_decoder") or any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+        raise SteerbenchError(
+            f"{source.name!r} is a language model ({', '.join(kinds)}), no sentence encoder; "
+            "use a sentence-transformers or SimCSE checkpoint."
+        )
 
 
 def _mean(output: Any, mask: torch.Tensor) -> torch.Tensor:

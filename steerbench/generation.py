@@ -101,7 +101,7 @@ def _check_fit(lm: LanguageModel, tokens: Sequence[Tokens], new: int) -> None:
     if longest + new > lm.context_length:
         raise SteerbenchError(
             f"a text of {longest} tokens and {new} new ones do not fit the context of {lm.context_length}; "
-            f"lower --max-prompt-tokens or --max-new-tokens."
+            f"shorten it, or lower --max-new-tokens (in a run, or --max-prompt-tokens)."
         )
 
 

@@ -58,7 +58,28 @@ class LanguageModel:
         model, missing = load_model(AutoModelForCausalLM, source, dtype or "auto")
         if missing:
             raise SteerbenchError(f"{name} is no causal language model: its checkpoint lacks {min(missing)}.")
-        return cls(model.to(device), tokenizer, name=source.name, revision=source.revision)
+        lm = cls(model.to(device), tokenizer, name=source.name, revision=source.revision)
+        lm._check_vocabulary()
+        lm._check_causal()
+        return lm
+
+    def _check_vocabulary(self) -> None:
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        largest = max(self.tokenizer.get_vocab().values())
+        if largest >= rows:
+            raise SteerbenchError(
+                f"the tokenizer of {self.name} has ids up to {largest} and the model {rows} embeddings; "
+                f"use the tokenizer it was trained with."
+            )
+
+    @torch.no_grad()
+    def _check_causal(self) -> None:
+        """Refuse models whose tokens see what follows them, such as BERT, which load as language models, too."""
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        ids = torch.tensor([[1, 2, 3], [1, 2, 4]], device=self.device) % rows
+        logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, 0]
+        if not torch.allclose(logits[0], logits[1], atol=1e-2, rtol=1e-2):
+            raise SteerbenchError(f"{self.name} is no causal language model: its tokens see what follows them.")
 
     @property
     def device(self) -> torch.device:

@@ -35,15 +35,21 @@ class Source(NamedTuple):
 
 def find(name: str) -> Source:
     """Return the files of `name`: a local folder, or `org/name[@revision]`, downloaded if it is not in the cache."""
+    check_path(name)
     if is_folder(name):
         folder = Path(name).expanduser()
-        if not folder.is_dir():
-            raise SteerbenchError(f"there is no model folder at {name!r}; check the path.")
-        if not (folder / "config.json").is_file():
-            raise SteerbenchError(f"{name!r} is not a model folder: it has no config.json; check the path.")
         return Source(display_name(name), folder_revision(folder), folder)
     folder = _download(name)
     return Source(display_name(name), folder.name, folder)
+
+
+def check_path(name: str) -> None:
+    """Raise SteerbenchError if `name` is a path and no model folder is there; says nothing about the Hub."""
+    folder = Path(name).expanduser()
+    if is_folder(name) and not folder.is_dir():
+        raise SteerbenchError(f"there is no model folder at {name!r}; check the path.")
+    if is_folder(name) and not (folder / "config.json").is_file():
+        raise SteerbenchError(f"{name!r} is not a model folder: it has no config.json; check the path.")
 
 
 def _download(name: str) -> Path:

@@ -103,7 +103,8 @@ class RewardModel(Reward):
             )
         if bad := int((~scores.isfinite()).sum()):
             raise SteerbenchError(
-                f"reward model {self.name!r} gave {bad} of {len(texts)} scores that are not finite; load it in float32."
+                f"reward model {self.name!r} gave {bad} of {len(texts)} scores that are not finite; "
+                "its weights are damaged, or too large for their type. Use another reward model."
             )
         return scores
 

@@ -244,7 +244,9 @@ def test_prompts_beyond_the_context_are_counted(run_cli: Cli, world: Path, tmp_p
     (record,) = Store(tmp_path / "runs").records()
     count = record.counts["prompt longer than 186 tokens"]
     assert count > 0
-    assert f"Left out: {count} prompt longer than 186 tokens." in done.stdout
+    missing = 100 - len(record.examples)
+    told = f"{count} prompt longer than 186 tokens, {missing} test prompts asked for that are not there."
+    assert f"Left out: {told}" in done.stdout
 
 
 def test_unusable_records_are_counted(run_cli: Cli, world: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
+from steerbench import tiny
 from steerbench.encoder import SentenceEncoder
 from steerbench.errors import SteerbenchError
 
@@ -166,3 +167,11 @@ def test_the_real_encoder_puts_a_paraphrase_nearer(assets: Path) -> None:
     assert sentence @ paraphrase > 0.5
     assert sentence @ unrelated < 0.2
     torch.testing.assert_close(sentence.norm(), torch.tensor(1.0))
+
+
+def test_a_language_model_is_no_encoder(tmp_path: Path) -> None:
+    lm = tiny.language_model("llama")
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(SteerbenchError, match=r"is a language model \(LlamaForCausalLM\), no sentence encoder"):
+        SentenceEncoder.load(str(tmp_path))

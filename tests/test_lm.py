@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModel, GenerationConfig
+from transformers import AutoModel, BertConfig, BertLMHeadModel, GenerationConfig
 
 from steerbench import Decoding, LanguageModel, SteerbenchError, Tokens, generate, tiny, user
 from steerbench.lm import by_length
@@ -186,3 +186,25 @@ def test_context_length(family: str, assets: Path) -> None:
     assert tiny.language_model(family).context_length == tiny.CONTEXT
     if family == "llama":
         assert LanguageModel.load(str(assets / "models" / "stories260K-llama")).context_length == 512
+
+
+def test_a_model_whose_tokens_see_what_follows_is_refused(tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=259, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    model = BertLMHeadModel(config)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.5)
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(SteerbenchError, match="no causal language model: its tokens see what follows"):
+        LanguageModel.load(str(tmp_path))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    tiny.language_model("llama").model.save_pretrained(tmp_path)
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["<another>"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(SteerbenchError, match="ids up to 259 and the model 259 embeddings"):
+        LanguageModel.load(str(tmp_path))
