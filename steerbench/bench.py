@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import steerbench
 from steerbench import registry
-from steerbench.data import load_data
+from steerbench.data import folder_of, load_data
 from steerbench.encoder import SentenceEncoder
 from steerbench.errors import SteerbenchError
 from steerbench.lm import LanguageModel
@@ -19,7 +19,7 @@ from steerbench.progress import Progress, silent
 from steerbench.protocol import Key, Protocol, asset, ids_hash
 from steerbench.reward import Reward, RewardModel
 from steerbench.selection import fitting, prompt_limit
-from steerbench.task import Example
+from steerbench.task import Example, TaskData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +98,41 @@ def load_bench(protocol: Protocol, options: Options) -> Bench:
     for name in (protocol.model, protocol.reward_model, protocol.held_out_reward, protocol.encoder):
         if name is not None:
             check_path(name)
-    data = load_data(task, _task_path(protocol))
-    lm = LanguageModel.load(protocol.model, device=device, dtype=dtype_of(protocol.dtype))
+    size, held_out = options.batch_size, protocol.held_out_reward
+    with options.progress(f"{protocol.task}: load", 4) as advance:
+        data = load_data(task, folder_of(protocol.task, protocol.data))
+        advance(1)
+        lm = LanguageModel.load(protocol.model, device=device, dtype=dtype_of(protocol.dtype))
+        chosen = _choose(protocol, lm, data)
+        advance(1)
+        reward = RewardModel.load(protocol.reward_model, device=device, batch_size=size)
+        judge = RewardModel.load(held_out, device=device, batch_size=size) if held_out else None
+        advance(1)
+        encoder = SentenceEncoder.load(protocol.encoder, device=device, batch_size=size)
+        advance(1)
     use_threads(sum(p.numel() for p in lm.model.parameters()), device)
+    return Bench(
+        protocol=protocol,
+        options=options,
+        version=task.version,
+        lm=lm,
+        reward=reward,
+        held_out=judge,
+        encoder=encoder,
+        data_revision=data.revision,
+        **chosen._asdict(),
+    )
+
+
+class _Chosen(NamedTuple):
+    train: list[Example]
+    test: list[Example]
+    max_prompt_tokens: int
+    counts: dict[str, int]
+
+
+def _choose(protocol: Protocol, lm: LanguageModel, data: TaskData) -> _Chosen:
+    """Choose the examples that the model can take. Raises SteerbenchError if there are none."""
     limit = prompt_limit(lm, protocol.decoding.max_new_tokens, protocol.max_prompt_tokens)
     counts = Counter(data.skipped)
     train = fitting(lm, data.train, protocol.n_train, limit, counts)
@@ -112,27 +144,4 @@ def load_bench(protocol: Protocol, options: Options) -> Bench:
             f"no {'training' if not train else 'test'} prompt of {protocol.task} has at most {limit} tokens; raise "
             f"--max-prompt-tokens, lower --max-new-tokens, or take a model with a longer context."
         )
-    size = options.batch_size
-    held_out = protocol.held_out_reward
-    return Bench(
-        protocol=protocol,
-        options=options,
-        version=task.version,
-        lm=lm,
-        reward=RewardModel.load(protocol.reward_model, device=device, batch_size=size),
-        held_out=RewardModel.load(held_out, device=device, batch_size=size) if held_out else None,
-        encoder=SentenceEncoder.load(protocol.encoder, device=device, batch_size=size),
-        train=train,
-        test=test,
-        max_prompt_tokens=limit,
-        data_revision=data.revision,
-        counts=dict(counts),
-    )
-
-
-def _task_path(protocol: Protocol) -> Path | None:
-    """Return the path of the task's data: a folder may hold one folder per task."""
-    if protocol.data is None:
-        return None
-    inner = protocol.data / protocol.task
-    return inner if inner.is_dir() else protocol.data
+    return _Chosen(train, test, limit, dict(counts))

@@ -201,8 +201,7 @@ def leaderboard(
     from steerbench.ranking import write_csv
     from steerbench.records import Store
 
-    found = [record for folder in folders for record in Store(folder).records()]
-    records = list({record.identity: record for record in found}.values())  # folders may overlap
+    records = [record for folder in folders for record in Store(folder).records()]
     table = rank(records)
     tables.show(out, table, records)
     if csv:

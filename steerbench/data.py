@@ -48,6 +48,13 @@ def load_data(task: Task, path: Path | None = None) -> TaskData:
     return TaskData(train, validation, test, origin.revision, dict(sorted(skipped.items())))
 
 
+def folder_of(name: str, path: Path | None) -> Path | None:
+    """Return where a task's data lie: a folder may hold one folder per task, with the task's name."""
+    if path is None:
+        return None
+    return path / name if (path / name).is_dir() else path
+
+
 def _from_hub(task: Task) -> _Origin:
     import datasets
 

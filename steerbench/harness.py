@@ -85,11 +85,13 @@ def run(protocol: Protocol, methods: str, options: Options = Options()) -> Outco
     store.prepare()
     bench = load_bench(protocol, options)
     outcome = Outcome()
-    for seed in protocol.seeds:
-        unsteered = None
-        for method in chosen:
-            record = _find_or_measure(bench, method, seed, store, unsteered, outcome)
-            unsteered = record if unsteered is None else unsteered
+    with options.progress(f"{protocol.task}: methods", len(protocol.seeds) * len(chosen)) as advance:
+        for seed in protocol.seeds:
+            unsteered = None
+            for method in chosen:
+                record = _find_or_measure(bench, method, seed, store, unsteered, outcome)
+                unsteered = record if unsteered is None else unsteered
+                advance(1)
     return outcome
 
 

@@ -21,7 +21,7 @@ def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
     A method without all the protocol's seeds has no rank. Raises SteerbenchError that names the field in which two
     protocols of one task differ.
     """
-    records = list({r.identity: r for r in records}.values())
+    records = list({r.identity: r for r in records}.values())  # folders may overlap
     if not records:
         raise SteerbenchError("there are no records to rank; make some with `steerbench run`.")
     tables = [_ranked(group) for _, group in sorted(_by(records, lambda r: r.labels["task"]).items())]

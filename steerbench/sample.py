@@ -10,7 +10,7 @@ from typing import overload
 import torch
 
 from steerbench import registry
-from steerbench.data import load_data
+from steerbench.data import folder_of, load_data
 from steerbench.dialogue import Dialogue, user
 from steerbench.errors import SteerbenchError
 from steerbench.generation import generate
@@ -61,7 +61,7 @@ class _Lazy(Sequence[Example]):
     @cached_property
     def _examples(self) -> list[Example]:
         s = self._settings
-        data = load_data(registry.load("tasks", s.task)(), s.data)
+        data = load_data(registry.load("tasks", s.task)(), folder_of(s.task, s.data))
         limit = prompt_limit(self._lm, s.decoding.max_new_tokens, None)
         found = fitting(self._lm, data.train, s.n_train, limit, Counter())
         if not found:

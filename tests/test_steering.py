@@ -360,6 +360,15 @@ def test_no_class_outside_of_the_registry_is_touched(
     assert "evil" not in sys.modules
 
 
+@pytest.mark.parametrize("reference", ["steerbench.sites:Site", "methods/toy_parts:Prefix"])
+def test_a_class_of_another_kind_is_not_constructed(tmp_path: Path, parts: Any, reference: str) -> None:
+    Steering(edits=(PlacedEdit(Site("final"), parts.Flip()),)).save(tmp_path)
+    values = {"name": "final"} if reference.endswith("Site") else {"text": "x", "examples": []}
+    spoil(lambda r: edit_of(r).update({"class": reference, "values": values}))(tmp_path)
+    with pytest.raises(SteerbenchError, match=f"{reference} is no Edit"):
+        Steering.load(tmp_path)
+
+
 def test_a_pickle_is_not_read(tmp_path: Path) -> None:
     add().save(tmp_path)
     torch.save({"edits.0.vector": torch.ones(32)}, tmp_path / Steering.TENSORS)
