@@ -48,6 +48,8 @@ def generate(  # noqa: PLR0913 - the settings of one call, each by name
         return _draw(lm, dialogues, steering, decoding, (seed, 0), batch_size, use_cache, progress)
     if reward is None:
         raise SteerbenchError("this steering chooses among candidates and needs a reward model; give one.")
+    if decoding.temperature == 0:
+        raise SteerbenchError("greedy candidates are all alike; to choose among them, set --temperature above 0.")
     count = steering.decode.candidates
     draws = [_draw(lm, dialogues, steering, decoding, (seed, k), batch_size, use_cache, progress) for k in range(count)]
     return [_choose(steering, d, list(c), reward) for d, c in zip(dialogues, zip(*draws, strict=True), strict=True)]

@@ -382,6 +382,11 @@ def test_best_of_n_chooses_by_reward(llama: LanguageModel) -> None:
     assert chosen == generate(llama, RAGGED, steering, SAMPLED, reward=Last(), batch_size=1)
 
 
+def test_best_of_n_needs_candidates_that_differ(llama: LanguageModel) -> None:
+    with pytest.raises(SteerbenchError, match="greedy candidates are all alike"):
+        generate(llama, RAGGED, Steering(decode=LongestOf(3)), GREEDY, reward=Last())
+
+
 def test_best_of_n_needs_a_reward(llama: LanguageModel) -> None:
     with pytest.raises(SteerbenchError, match="needs a reward model"):
         generate(llama, RAGGED, Steering(decode=LongestOf(2)), SAMPLED)
@@ -439,7 +444,7 @@ def test_a_tokenizer_without_any_special_token(llama: LanguageModel) -> None:
 
 def test_nothing_to_do(llama: LanguageModel) -> None:
     assert generate(llama, []) == []
-    assert generate(llama, [], Steering(decode=LongestOf(2)), reward=Last()) == []
+    assert generate(llama, [], Steering(decode=LongestOf(2)), SAMPLED, reward=Last()) == []
     assert log_probs(llama, []) == []
     assert activations(llama, Site("final"), [], "all") == []
 

@@ -4,62 +4,44 @@ Observers before and after the edit, on the module itself, see what it changed. 
 from the tokens alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from steerbench import Add, Decoding, LanguageModel, PlacedEdit, Site, Steering, Tokens, activations, tiny
+from steerbench import Add, Decoding, LanguageModel, PlacedEdit, Site, Steering, Tokens, activations, generation, tiny
 from steerbench.generation import _generate_batch, response_logits
+from steerbench.hooks import steered, watched
 from steerbench.seeds import generator_for
-from steerbench.sites import SITE_NAMES, Place
+from steerbench.sites import SITE_NAMES
 from steerbench.steering import Scope
 
 NEW = 6
 RAGGED: list[tuple[int, ...]] = [(5,), (7, 8, 9, 10, 11), (20, 21), tuple(range(30, 52))]
 
 
-def observe(place: Place, seen: list[Tensor]) -> Any:
-    """Record the activation at a place as the next hook will find it."""
-
-    def record(activation: Any) -> None:
-        seen.append((activation if isinstance(activation, Tensor) else activation[0]).detach().clone())
-
-    if place.side == "input":
-        return place.module.register_forward_pre_hook(lambda m, a: record(a[0]))
-    return place.module.register_forward_hook(lambda m, a, o: record(o))
-
-
-def traced(lm: LanguageModel, steering: Steering, run: Callable[[], Any], rows: int) -> tuple[list[Tensor], Any]:
+def traced(
+    lm: LanguageModel, steering: Steering, run: Callable[[], Any], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Tensor], Any]:
     """Run with observers on both sides of the edit; return for each forward pass which positions it changed."""
     place = lm.anatomy.place(steering.edits[0].site)
     before: list[Tensor] = []
     after: list[Tensor] = []
-    first = observe(place, before)
-    hook = place.module.register_forward_pre_hook if place.side == "input" else place.module.register_forward_hook
 
-    def last(*args: Any) -> None:
-        """Move the second observer behind the edit that was installed in between."""
-        value = args[1][0] if place.side == "input" else args[2]
-        after.append((value if isinstance(value, Tensor) else value[0]).detach().clone())
+    @contextmanager
+    def observed(*args: Any) -> Iterator[None]:
+        with (
+            watched(place, lambda h: before.append(h.clone())),
+            steered(*args),
+            watched(place, lambda h: after.append(h.clone())),
+        ):
+            yield
 
-    original = type(lm.model).forward
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        handle = hook(last)
-        try:
-            return original(self, *args, **kwargs)
-        finally:
-            handle.remove()
-
-    lm.model.forward = forward.__get__(lm.model)
-    try:
-        result = run()
-    finally:
-        first.remove()
-        del lm.model.forward
+    monkeypatch.setattr(generation, "steered", observed)
+    result = run()
     changed = [
         (a.reshape(rows, -1, a.shape[-1]) != b.reshape(rows, -1, b.shape[-1])).any(-1)
         for a, b in zip(after, before, strict=True)
@@ -89,7 +71,7 @@ def declared(prompts: list[tuple[int, ...]], new: list[list[int]], scope: Scope,
 @pytest.mark.parametrize("site", SITE_NAMES)
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "recomputed"])
 def test_generation_edits_exactly_the_declared_positions(
-    lm: LanguageModel, site: str, scope: Scope, use_cache: bool
+    lm: LanguageModel, site: str, scope: Scope, use_cache: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steering = steering_at(lm, site, scope)
     batches: list[list[tuple[int, ...]]] = [RAGGED, [(9,)], [(4,), (6,)]]
@@ -101,26 +83,27 @@ def test_generation_edits_exactly_the_declared_positions(
             decoding = Decoding(max_new_tokens=NEW, temperature=1.5)
             return _generate_batch(lm, batch, steering, decoding, generators, use_cache)
 
-        passes, new = traced(lm, steering, run, len(prompts))
+        passes, new = traced(lm, steering, run, len(prompts), monkeypatch)
         expected = declared(prompts, new, scope, lm.end_ids)
-        column = 0
+        assert len(passes) == max(map(len, new))
         for i, changed in enumerate(passes):
-            width = max(map(len, prompts)) + (i if not use_cache else 0)
-            stop = width if not use_cache else max(map(len, prompts)) + i
-            column = stop - changed.shape[1]
+            stop = max(map(len, prompts)) + i
+            start = stop - changed.shape[1]
+            assert start == (stop - 1 if use_cache and i else 0) or site == "final"
             # in a recomputed pass a row is finished as soon as its end token stands in the input
-            assert torch.equal(changed, expected[:, column:stop]), (prompts, i)
+            assert torch.equal(changed, expected[:, start:stop]), (prompts, i)
 
 
 @pytest.mark.parametrize("scope", ["all", "prompt", "response"])
 @pytest.mark.parametrize("site", SITE_NAMES)
-def test_teacher_forcing_edits_exactly_the_declared_positions(lm: LanguageModel, site: str, scope: Scope) -> None:
+def test_teacher_forcing_edits_exactly_the_declared_positions(
+    lm: LanguageModel, site: str, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steering = steering_at(lm, site, scope)
     end = lm.end_ids[0]
     sequences = [Tokens((5,), (6, 7, end)), Tokens((8, 9, 10), (11,)), Tokens((12, 13), ())]
-    changed = torch.stack(
-        traced(lm, steering, lambda: list(response_logits(lm, sequences, steering)), len(sequences))[0]
-    )[0]
+    passes, _ = traced(lm, steering, lambda: list(response_logits(lm, sequences, steering)), 3, monkeypatch)
+    (changed,) = passes
     order = sorted(range(3), key=lambda i: -sum(map(len, sequences[i])))
     for row, i in enumerate(order):
         n_prompt, n = len(sequences[i].prompt), len(sequences[i].response)
