@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, LlamaModel, MambaConfig, MixtralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    CohereConfig,
+    GPTJConfig,
+    LlamaModel,
+    MambaConfig,
+    MixtralConfig,
+    MptConfig,
+)
 
 from steerbench import LanguageModel, Site, SteerbenchError, tiny
 from steerbench.sites import SITE_NAMES, Anatomy, Place
@@ -196,3 +205,34 @@ def test_model_without_blocks_or_head_names_what_is_missing() -> None:
     headless.layers = headless.layers[:1]
     with pytest.raises(SteerbenchError, match="could not find a module list of 3 decoder blocks"):
         Anatomy(headless).place(Site("resid_post", 0))
+
+
+LLAMA_LIKE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+OTHERS: dict[str, tuple[Any, dict[str, int], list[str]]] = {
+    "bloom": (BloomConfig, {"hidden_size": 32, "n_layer": 3, "n_head": 4}, ["self_attention.dense", "mlp"]),
+    "gptj": (GPTJConfig, {"n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 8}, ["attn.out_proj", "mlp"]),
+    "mpt": (MptConfig, {"d_model": 32, "n_layers": 3, "n_heads": 4}, ["attn.out_proj", "ffn"]),
+    "mixtral": (MixtralConfig, {**LLAMA_LIKE, "num_local_experts": 2}, ["self_attn.o_proj", "mlp"]),
+    "cohere": (CohereConfig, LLAMA_LIKE, ["self_attn.o_proj", "mlp"]),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_families_that_nobody_listed_resolve_too(name: str) -> None:
+    """Mixture of experts, parallel blocks, other names: nothing in the engine knows these."""
+    cls, shape, (attention, feed_forward) = OTHERS[name]
+    model = AutoModelForCausalLM.from_config(
+        cls(vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, **shape)
+    )
+    anatomy = Anatomy(model)
+    block = anatomy.blocks[1]
+    assert anatomy.place(Site("attn_out", 1)) == (block.get_submodule(attention), "output")
+    assert anatomy.place(Site("z", 1)) == (block.get_submodule(attention), "input")
+    assert anatomy.place(Site("mlp_out", 1)) == (block.get_submodule(feed_forward), "output")
+    assert anatomy.place(Site("final")) == (model.get_output_embeddings(), "input")
