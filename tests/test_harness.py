@@ -1,19 +1,34 @@
 """The main path on tiny models: what is measured, what is kept, what is shared, and what makes two runs comparable."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
-from steerbench import Decoding, Options, Protocol, RewardModel, Store, generation, harness, registry, run, user
+from steerbench import (
+    Decoding,
+    Options,
+    Protocol,
+    Response,
+    Reward,
+    RewardModel,
+    Store,
+    generation,
+    harness,
+    registry,
+    run,
+    user,
+)
 from steerbench.bench import load_bench
 from steerbench.errors import SteerbenchError
 from steerbench.metrics import diversity_of
 from steerbench.protocol import differences
+from steerbench.scoring import score
 
 PLUGIN = """
 from collections.abc import Sequence
@@ -90,6 +105,26 @@ def test_scores_are_those_of_the_parts(protocol: Protocol, world: Path, tmp_path
         assert row["win_rate"] == (0.5 if abs(gap) <= 1e-4 else float(gap > 0))
         assert row["win_rate_preferred"] == float(row["reward"] > preferred[i])
     assert set(base["win_rate"]) == {0.5}
+
+
+class CountLetters(Reward):
+    """The longer, the better."""
+
+    name, revision = "letters", "1"
+
+    def score(self, dialogues: Any, responses: Sequence[str], progress: Any = None) -> torch.Tensor:
+        return torch.tensor([float(len(r)) for r in responses])
+
+
+def test_the_preferred_reply_is_the_one_to_beat(protocol: Protocol) -> None:
+    bench = replace(load_bench(protocol, Options()), reward=CountLetters())
+    between = [Response("x" * ((len(e.chosen) + len(e.rejected)) // 2), (1,), "length") for e in bench.test]
+    assert all(len(e.chosen) > len(r.text) > len(e.rejected) for e, r in zip(bench.test, between, strict=True))
+    assert score(bench, between, None)["win_rate_preferred"].tolist() == [0.0] * 4
+    longer = [Response("x" * (len(e.chosen) + 1), (1,), "length") for e in bench.test]
+    assert score(bench, longer, None)["win_rate_preferred"].tolist() == [1.0] * 4
+    equal = [Response(e.chosen, (1,), "length") for e in bench.test]
+    assert score(bench, equal, None)["win_rate_preferred"].tolist() == [0.5] * 4
 
 
 def test_what_has_a_record_is_not_measured_again(
