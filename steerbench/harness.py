@@ -164,10 +164,12 @@ def measure(bench: Bench, method: Method, seed: int, unsteered: pd.DataFrame | N
             batch_size=options.batch_size,
             progress=options.progress,
         )
+    truncated = bench.reward.truncated
     with _timed(seconds, "score"):
         table = score(bench, responses, unsteered)
+    truncated = bench.reward.truncated - truncated
     costs = latency(bench.lm, _median_prompt(bench), steering, bench.reward, progress=options.progress)
-    return _record(bench, method, seed, steering, table, {"latency": costs, "seconds": seconds})
+    return _record(bench, method, seed, steering, table, {"latency": costs, "seconds": seconds, "truncated": truncated})
 
 
 def _record(

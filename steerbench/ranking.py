@@ -9,8 +9,7 @@ import pandas as pd
 
 from steerbench.errors import SteerbenchError
 from steerbench.protocol import differences, fingerprint
-from steerbench.records import Record
-from steerbench.scoring import METRICS
+from steerbench.records import METRICS, Record
 
 LATENCY = ("decode_ratio", "prefill_ratio", "prefill_ms", "decode_ms_per_token", "tokens_per_s", "peak_memory_mb")
 
@@ -61,11 +60,10 @@ def _check_comparable(records: Sequence[Record]) -> None:
 
 def _row(label: str, records: Sequence[Record]) -> dict[str, object]:
     first = records[0]
-    names = [*METRICS, "held_out_win_rate", "held_out_win_rate_preferred"]
     return {
         "task": first.labels["task"],
         "method": label,
-        **{name: _mean(r.metrics.get(name) for r in records) for name in names},
+        **{name: _mean(r.metrics.get(name) for r in records) for name in METRICS},
         **{name: _mean(r.latency.get(name) for r in records) for name in LATENCY},
         "fit_seconds": _mean(r.seconds.get("fit") for r in records),
         "seeds": len(records),

@@ -20,6 +20,21 @@ from steerbench.protocol import Key, fingerprint
 SCHEMA_VERSION = 1
 _PARTIAL = ".partial-"
 
+METRICS = {
+    "reward": "mean score by the guiding reward model",
+    "held_out_reward": "mean score by the reward model that no method has seen",
+    "win_rate": "share of prompts with a higher reward than the unsteered response, ties one half",
+    "win_rate_preferred": "share of prompts with a higher reward than the data set's preferred reply, ties one half",
+    "held_out_win_rate": "as `win_rate`, by the held-out reward",
+    "held_out_win_rate_preferred": "as `win_rate_preferred`, by the held-out reward",
+    "diversity": "product of distinct n-gram ratios within a response, n = 2..4",
+    "coherence": "cosine of the sentence embeddings of prompt and response",
+    "length": "tokens of the response",
+    "truncated": "share of responses that reached the token limit",
+    "empty": "share of responses without text",
+}
+"""Columns of the per-example table whose means a record keeps."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -37,11 +52,13 @@ class Record:
     labels: dict[str, str]
     """Readable names of the task, the models and the data; no part of the identity."""
     metrics: dict[str, float]
-    """Means over the test prompts; see `columns` in `scoring.py` for their meaning."""
+    """Means over the test prompts; see `METRICS` for their meaning."""
     latency: dict[str, Any]
     """Timings of this method and the unsteered model, interleaved, with the device."""
     counts: dict[str, int]
-    """Records and prompts left out, by reason; texts a reward model had to cut."""
+    """Records and prompts left out, by reason."""
+    truncated: int
+    """Texts that the guiding reward model scored without their beginning."""
     environment: dict[str, Any]
     """Versions, device, batch size and threads."""
     seconds: dict[str, float]

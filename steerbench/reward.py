@@ -25,6 +25,8 @@ class Reward(ABC):
     """Shown in every table."""
     revision: str
     """Changes whenever a score could; part of the protocol."""
+    truncated: int = 0
+    """How many of the texts scored so far were too long, and scored without their beginning."""
 
     @abstractmethod
     def score(
@@ -39,9 +41,6 @@ class RewardModel(Reward):
     Dialogues are written in the model's own chat template, or as `Human: ...` / `Assistant: ...` where it has none.
     Texts beyond the model's limit lose their beginning, so that the response is always read.
     """
-
-    truncated: int = 0
-    """How many of the texts scored so far were cut."""
 
     def __init__(
         self,

@@ -7,21 +7,9 @@ import pandas as pd
 from steerbench.bench import Bench
 from steerbench.dialogue import plain_text
 from steerbench.metrics import coherence_of, diversity_of, wins
+from steerbench.records import METRICS
 from steerbench.response import Response
 from steerbench.reward import Reward
-
-METRICS = {
-    "reward": "mean score by the guiding reward model",
-    "held_out_reward": "mean score by the reward model that no method has seen",
-    "win_rate": "share of prompts with a higher reward than the unsteered response, ties one half",
-    "win_rate_preferred": "share of prompts with a higher reward than the data set's preferred reply, ties one half",
-    "diversity": "product of distinct n-gram ratios within a response, n = 2..4",
-    "coherence": "cosine of the sentence embeddings of prompt and response",
-    "length": "tokens of the response",
-    "truncated": "share of responses that reached the token limit",
-    "empty": "share of responses without text",
-}
-"""Columns of the per-example table whose means a record keeps."""
 
 
 def score(bench: Bench, responses: Sequence[Response], unsteered: pd.DataFrame | None) -> pd.DataFrame:
@@ -70,5 +58,4 @@ def _rewards(bench: Bench, reward: Reward, texts: Sequence[str]) -> list[float]:
 
 def means(table: pd.DataFrame) -> dict[str, float]:
     """Return the mean of every metric column that is there."""
-    names = [*METRICS, "held_out_win_rate", "held_out_win_rate_preferred"]
-    return {name: float(table[name].mean()) for name in names if name in table}
+    return {name: float(table[name].mean()) for name in METRICS if name in table}

@@ -123,3 +123,5 @@ def _notes(record: Record, rows: pd.DataFrame) -> Iterator[str]:
     yield f"time ×: decoding beside the unsteered model, batch 1, on {rows['device'].iloc[0]}. No intervals yet."
     if record.counts:
         yield "Left out: " + ", ".join(f"{n} {reason}" for reason, n in record.counts.items()) + "."
+    if record.truncated:
+        yield f"{record.truncated} texts were too long for the reward model, which read their end."

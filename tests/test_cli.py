@@ -2,7 +2,6 @@
 
 import io
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -232,23 +231,17 @@ def test_check_fails_where_an_invariant_is_broken(cli: Cli, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("command", ["--help", "list"])
-def test_help_and_list_answer_at_once(command: str) -> None:
+def test_help_and_list_load_nothing_heavy(command: str) -> None:
     code = "import sys; from steerbench.cli import app; app([sys.argv[1]], standalone_mode=False); print(*sys.modules)"
-    seconds = []  # of the processor: other tests may keep it busy
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        loaded = done.stdout.splitlines()[-1].split()
-        assert not {"torch", "transformers", "datasets", "evaluate", "pandas", "numpy"} & set(loaded)
-    assert min(seconds) < 0.5
+    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=True)
+    loaded = done.stdout.splitlines()[-1].split()
+    assert not {"torch", "transformers", "datasets", "evaluate", "pandas", "numpy"} & set(loaded)
 
 
-def test_version_and_help(cli: Cli) -> None:
-    assert cli("--version").stdout == f"{steerbench.__version__}\n"
-    shown = cli("--help").stdout
-    for command in ("run", "list", "leaderboard", "generate", "new", "check"):
-        assert f"\n  {command} " in shown
-        assert cli(command, "--help").exit_code == 0
-    assert cli().exit_code == 2
+def test_the_leaderboard_loads_no_models(run_cli: Cli, tmp_path: Path) -> None:
+    run_cli("--methods", "unsteered")
+    code = "import sys; from steerbench.cli import app; app(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
+    command = [sys.executable, "-c", code, "leaderboard", str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "unsteered" in done.stdout
+    assert not {"torch", "transformers", "evaluate"} & set(done.stdout.splitlines()[-1].split())

@@ -1,5 +1,6 @@
 """The main path on tiny models: what is measured, what is kept, what is shared, and what makes two runs comparable."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -105,6 +106,14 @@ def test_scores_are_those_of_the_parts(protocol: Protocol, world: Path, tmp_path
         assert row["win_rate"] == (0.5 if abs(gap) <= 1e-4 else float(gap > 0))
         assert row["win_rate_preferred"] == float(row["reward"] > preferred[i])
     assert set(base["win_rate"]) == {0.5}
+
+
+def test_texts_too_long_for_the_reward_are_counted(protocol: Protocol, world: Path, tmp_path: Path) -> None:
+    short = shutil.copytree(world / "reward", tmp_path / "reward")
+    config = short / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 40}))
+    outcome = run(replace(protocol, reward_model=str(short)), "caa", Options(out=tmp_path / "runs"))
+    assert [r.truncated for r in outcome.records] == [8, 4]  # the preferred replies are scored once, at first
 
 
 class CountLetters(Reward):

@@ -27,6 +27,7 @@ def make(method: str = "caa", seed: int = 0, **protocol: Any) -> Record:
         metrics={"reward": reward, "win_rate": 0.5},
         latency={"decode_ratio": 1.1},
         counts={"empty reply": 1},
+        truncated=0,
         environment={"device": "cpu"},
         seconds={"fit": 1.0},
         steering="d",
