@@ -11,6 +11,8 @@ from steerbench.errors import SteerbenchError
 
 _SENTINELS = ("Qx7Zq", "Rk9Vw", "Jm3Yp")
 PLAIN_MARKERS = ("Human:", "Assistant:")
+TEMPLATE_DATE = "26 Jul 2024"
+"""What templates that show a date are given, Llama 3.1's own default: with today's, every day had another prompt."""
 
 
 class PromptFormat:
@@ -100,7 +102,9 @@ class PromptFormat:
     def _render(self, dialogue: Dialogue, reply_follows: bool) -> str:
         messages = [{"role": turn.role, "content": turn.text} for turn in dialogue]
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_follows)
+            text = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=reply_follows, date_string=TEMPLATE_DATE
+            )
         except (TemplateError, TypeError, KeyError, ValueError) as error:
             raise SteerbenchError(f"the model's chat template refuses the dialogue: {error}") from error
         return str(text)

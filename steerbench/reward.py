@@ -14,6 +14,7 @@ from steerbench.dialogue import Dialogue, Turn, plain_text
 from steerbench.errors import SteerbenchError
 from steerbench.pretrained import Source, find, load_model, load_tokenizer, read_tensor, tensor_files
 from steerbench.progress import Progress, silent
+from steerbench.prompt_format import TEMPLATE_DATE
 
 _ULTRA_HEAD = "regression_head.weight"
 
@@ -77,7 +78,7 @@ class RewardModel(Reward):
             return plain_text(dialogue, response)
         messages = [{"role": t.role, "content": t.text} for t in (*dialogue, Turn("assistant", response))]
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, date_string=TEMPLATE_DATE))
         except TemplateError as error:
             raise SteerbenchError(
                 f"the chat template of reward model {self.name!r} refuses a dialogue: {error}. Use another one."

@@ -155,3 +155,12 @@ def test_the_real_chat_template(assets: Path) -> None:
     assert lm.format.turn_markers == ("User:",)
     assert lm.format.reply_prefix == " "
     assert lm.tokenizer.decode(list(lm.tokens(LONG, "Well.").response)) == " Well."
+
+
+def test_a_template_that_shows_the_date_gives_the_same_prompt_every_day() -> None:
+    dated = (  # as Llama 3.1 and 3.2 do
+        "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d') %}"
+        "{% else %}{% set date_string = 'never' %}{% endif %}{% endif %}Today: {{ date_string }}\n" + CHATML
+    )
+    form = PromptFormat(tokenizer(dated, "<|im_start|>", "<|im_end|>"))
+    assert form.text(user("Hi")) == "Today: 26 Jul 2024\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
