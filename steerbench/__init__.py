@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from steerbench.task import Task as Task
     from steerbench.task import TaskData as TaskData
     from steerbench.task import Unusable as Unusable
+    from steerbench.task import field_of as field_of
+    from steerbench.task import text_field as text_field
 
 _HOMES = {
     "bench": ["Options"],
@@ -72,7 +74,7 @@ _HOMES = {
     "sites": ["Site"],
     "steerer": ["FitContext", "Pair", "Rollout", "Steerer", "middle_layer"],
     "steering": ["DecodePart", "Edit", "LogitsPart", "Part", "PlacedEdit", "PromptPart", "Steering"],
-    "task": ["Example", "Task", "TaskData", "Unusable"],
+    "task": ["Example", "Task", "TaskData", "Unusable", "field_of", "text_field"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

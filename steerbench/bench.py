@@ -107,6 +107,8 @@ def load_bench(protocol: Protocol, options: Options) -> Bench:
         advance(1)
         reward = RewardModel.load(protocol.reward_model, device=device, batch_size=size)
         judge = RewardModel.load(held_out, device=device, batch_size=size) if held_out else None
+        if judge and judge.revision == reward.revision:
+            raise SteerbenchError("the held-out reward is the guiding reward itself; give another --held-out-reward.")
         advance(1)
         encoder = SentenceEncoder.load(protocol.encoder, device=device, batch_size=size)
         advance(1)

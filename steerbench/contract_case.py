@@ -27,7 +27,9 @@ from steerbench.steering import LogitsPart, PlacedEdit, Scope, Steering
 
 _DECODING = Decoding(max_new_tokens=5, temperature=1.0)
 """Sampled, so that candidates differ and rows finish at different tokens; each prompt has its own generator."""
-_PROMPTS: tuple[Dialogue, ...] = tuple(map(user, ("a", "How do I bake bread?", "Hi there")))
+_PROMPTS: tuple[Dialogue, ...] = tuple(
+    map(user, ("a", "How do I bake bread?", "Hi there", "Why?", "Tell me more, please.", "No"))
+)
 _CLOSE = 1e-4
 """Largest difference of logits that float32 arithmetic in another order explains, beside the same share of them."""
 
@@ -126,6 +128,8 @@ class Case:
         """Return all of the model that a method must leave alone, each under its name."""
         model = self.lm.model
         found: dict[str, Any] = {"the configuration": (model.config.to_dict(), model.generation_config.to_dict())}
+        found["the global random generator (draw from context.generator())"] = torch.get_rng_state()
+        found["the unsteered logits"] = self.logits(Steering())
         for name, tensor in chain(model.named_parameters(), model.named_buffers()):
             found[f"the weight {name}"] = tensor.detach().clone()
             found[f"the gradient of {name}"] = (tensor.requires_grad, tensor.grad is None)

@@ -202,7 +202,15 @@ def _parse(task: Task, row: object) -> Example:
         raise Unusable("broken line")
     if not isinstance(row, Mapping):
         raise Unusable("not an object")
-    return task.parse(row)
+    try:
+        return task.parse(row)
+    except Unusable:
+        raise
+    except Exception as error:  # a fault of the task, which may be anyone's
+        raise SteerbenchError(
+            f"task {type(task).__name__} cannot read a row with the fields {', '.join(map(str, row))}: "
+            f"{type(error).__name__}: {error}. Its parse must raise Unusable with a reason where a row cannot be used."
+        ) from error
 
 
 def _disjoint(task: Task, pools: Mapping[str, list[Example]], skipped: Counter[str]) -> dict[str, list[Example]]:

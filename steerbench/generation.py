@@ -103,7 +103,7 @@ def _check_fit(lm: LanguageModel, tokens: Sequence[Tokens], new: int) -> None:
     if longest + new > lm.context_length:
         raise SteerbenchError(
             f"a text of {longest} tokens and {new} new ones do not fit the context of {lm.context_length}; "
-            f"shorten it, or lower --max-new-tokens (in a run, or --max-prompt-tokens)."
+            f"shorten the prompt, or lower --max-new-tokens or --max-prompt-tokens."
         )
 
 

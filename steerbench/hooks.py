@@ -43,7 +43,10 @@ class Positions:
 
     def advance(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
         """Take note of a forward pass over `input_ids`, (batch, width). Raises if another pass had to follow."""
-        self.past = self.past + self.width if self._cached else 0
+        seen = self.past + self.width
+        if seen and 1 < input_ids.shape[1] == seen + 1:
+            self._cached = False  # a model without a cache, such as GPT-1: it begins again each time
+        self.past = seen if self._cached else 0
         self.width = input_ids.shape[1]
         stop = self.past + self.width
         if len(input_ids) != self.rows or (attention_mask is not None and attention_mask.shape[-1] != stop):

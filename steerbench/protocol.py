@@ -52,7 +52,7 @@ class Protocol:
     n_train: int = 512
     """Training examples that methods may learn from."""
     max_prompt_tokens: int | None = None
-    """Longer prompts are left out and counted. None: 512, or what the context has room for with 64 tokens to spare."""
+    """Longer prompts are left out and counted. None: 512, or what leaves room in the context for a static prompt."""
     decoding: Decoding = field(default_factory=Decoding)
     seeds: tuple[int, ...] = (0,)
     dtype: str = "auto"

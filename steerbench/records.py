@@ -23,7 +23,7 @@ _PARTIAL = ".partial-"
 METRICS = {
     "reward": "mean score by the guiding reward model",
     "held_out_reward": "mean score by the reward model that no method has seen",
-    "win_rate": "share of prompts with a higher reward than the unsteered response, ties one half",
+    "win_rate": "share of prompts with a higher reward than the unsteered response; a tie, within 1e-4, is one half",
     "win_rate_preferred": "share of prompts with a higher reward than the data set's preferred reply, ties one half",
     "held_out_win_rate": "as `win_rate`, by the held-out reward",
     "held_out_win_rate_preferred": "as `win_rate_preferred`, by the held-out reward",
@@ -104,7 +104,7 @@ class Store:
 
     def find(self, identity: str) -> Record | None:
         """Return the record with an identity, or None."""
-        matches = sorted(self.folder.glob(f"*--{identity[:12]}/record.json"))
+        matches = [path / "record.json" for path in sorted(self.folder.glob(f"*--{identity[:12]}"))]
         return next((r for r in map(read, matches) if r.identity == identity), None)
 
     def write(self, record: Record) -> Path:

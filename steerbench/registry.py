@@ -3,19 +3,20 @@
 Listing reads names only and imports nothing; a plugin is imported when it is loaded, so a broken one harms no other.
 """
 
-import hashlib
 import importlib
 import inspect
 import pkgutil
 import re
 import sys
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, overload
 
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.importing import import_module, run_file
+from steerbench.source import hash_source
 
 if TYPE_CHECKING:
     from steerbench.steerer import Steerer
@@ -72,11 +73,15 @@ def add_plugin(path: str | Path) -> tuple[Kind, str]:
     Adding a file again does nothing, or loads it afresh if it was edited.
     """
     path = _checked(Path(path).resolve())
+    for kind in KINDS:
+        for source in _built_in(kind):
+            if source.name == path.stem and (spec := find_spec(source.module)) and spec.origin == str(path):
+                return kind, source.name
     module_name = f"steerbench_plugins.{path.stem}"
     known = _files.get(module_name)
     if known and known.origin != str(path):
         raise SteerbenchError(f"{path} has the name of another plugin, {known.origin}; rename one of the files.")
-    if known and source_hash(_load(known)) == _sha256(path):
+    if known and source_hash(_load(known)) == hash_source(_import(known), path):
         return known.kind, known.name
     _files.pop(module_name, None)
     module = run_file(path, module_name, f"plugin {path}")
@@ -88,12 +93,13 @@ def add_plugin(path: str | Path) -> tuple[Kind, str]:
 
 
 def source_hash(cls: type[Any]) -> str:
-    """Return the SHA-256 of the file that defines a method or a task, as it was when the class was loaded."""
+    """Return a hash of the code of a method or a task, as it was when the class was loaded: see `hash_source`."""
     if cls not in _hashes:
-        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-        if file is None or not Path(file).is_file():
+        module = sys.modules.get(cls.__module__)
+        file = getattr(module, "__file__", None)
+        if module is None or file is None or not Path(file).is_file():
             raise SteerbenchError(f"{cls.__name__} is not defined in a file; move it into one to give it an identity.")
-        _hashes[cls] = _sha256(Path(file))
+        _hashes[cls] = hash_source(module, Path(file))
     return _hashes[cls]
 
 
@@ -203,6 +209,8 @@ def _base(kind: Kind) -> type[Any]:
 
 
 def _checked(path: Path) -> Path:
+    if not path.exists():
+        raise SteerbenchError(f"plugin {path} does not exist; check the path.")
     if path.suffix != ".py" or not path.is_file():
         raise SteerbenchError(f"plugin {path} is not a Python file; give the path of a .py file.")
     if not path.stem.isidentifier():
@@ -222,10 +230,6 @@ def _check_free(source: Source) -> None:
     for other in sources(source.kind):
         if other.name == source.name:
             raise SteerbenchError(f"plugin {source.origin} has the name of {other}; rename the file.")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _singular(kind: Kind) -> str:

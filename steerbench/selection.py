@@ -8,7 +8,7 @@ from steerbench.lm import LanguageModel
 from steerbench.task import Example
 
 SPARE = 64
-"""Tokens left free in the context, where it is large enough, for what a method may add to a prompt."""
+"""Tokens left free at least, where the context is large enough, for what a method may add to a prompt."""
 
 
 def prompt_limit(lm: LanguageModel, max_new_tokens: int, wanted: int | None) -> int:
@@ -19,7 +19,8 @@ def prompt_limit(lm: LanguageModel, max_new_tokens: int, wanted: int | None) -> 
             f"a prompt and {max_new_tokens} new tokens do not fit the context of {lm.context_length} of {lm.name}; "
             f"lower --max-new-tokens."
         )
-    limit = min(512, max(room - SPARE, room // 2, 1)) if wanted is None else wanted
+    spare = max(SPARE, room // 3)
+    limit = min(512, max(room - spare, room // 2, 1)) if wanted is None else wanted
     if not 1 <= limit <= room:
         raise SteerbenchError(
             f"prompts of {limit} tokens and {max_new_tokens} new tokens do not fit the context of {lm.context_length} "

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests. Nothing here reaches the network."""
 
 import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -72,3 +73,13 @@ def run_args(world: Path) -> list[str]:
     models = {"--model": "lm", "--reward-model": "reward", "--encoder": "encoder", "--data": "hh_rlhf.jsonl"}
     sizes = ["--n-examples", "4", "--n-train", "6", "--max-new-tokens", "6"]
     return [*(text for option, name in models.items() for text in (option, str(world / name))), *sizes]
+
+
+@pytest.fixture(scope="session")
+def other_reward(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model with the scores of the first and another identity."""
+    folder = tmp_path_factory.mktemp("other") / "reward"
+    shutil.copytree(world / "reward", folder)
+    config = folder / "tokenizer_config.json"
+    config.write_text(config.read_text() + "\n")
+    return folder

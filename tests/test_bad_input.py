@@ -101,7 +101,7 @@ OPTIONS = {
     "no model of that name": (["--model", "nobody/nothing"], "Check the name, the network"),
     "no name": (["--model", ""], "is not a model folder: it has no config.json; check the path"),
     "no reward there": (["--reward-model", "./nowhere"], "there is no model folder"),
-    "no plugin": (["--plugin", "nowhere.py"], "nowhere.py is not a Python file"),
+    "no plugin": (["--plugin", "nowhere.py"], "nowhere.py does not exist; check the path"),
     "plugin no code": (["--plugin", "README.md"], "README.md is not a Python file; give the path of a .py file"),
 }
 
@@ -242,10 +242,10 @@ def test_prompts_beyond_the_context_are_counted(run_cli: Cli, world: Path, tmp_p
     data.write_text((world / "hh_rlhf.jsonl").read_text() + "".join(json.dumps(row) + "\n" for row in extra))
     done = run_cli("--methods", "unsteered", "--data", data, "--n-examples", "100")
     (record,) = Store(tmp_path / "runs").records()
-    count = record.counts["prompt longer than 186 tokens"]
+    count = record.counts["prompt longer than 167 tokens"]
     assert count > 0
     missing = 100 - len(record.examples)
-    told = f"{count} prompt longer than 186 tokens, {missing} test prompts asked for that are not there."
+    told = f"{count} prompt longer than 167 tokens, {missing} test prompts asked for that are not there."
     assert f"Left out: {told}" in done.stdout
 
 
@@ -532,7 +532,7 @@ def test_a_folder_that_cannot_be_written_is_told(cli: Cli, monkeypatch: pytest.M
 def test_check_refuses_what_is_no_method(cli: Cli, tmp_path: Path) -> None:
     refused(cli("check", "foo"), "unknown method 'foo'. Known: ")
     refused(cli("check", "caa", "--family", "lama"), "unknown family 'lama'. Did you mean 'llama'?")
-    refused(cli("check", tmp_path / "nowhere.py"), "nowhere.py is not a Python file")
+    refused(cli("check", tmp_path / "nowhere.py"), "nowhere.py does not exist; check the path")
     task = "from steerbench import Task\nclass T(Task):\n    def parse(self, row): ...\n"
     (tmp_path / "a_task.py").write_text(task)
     refused(cli("check", tmp_path / "a_task.py"), "a_task.py is a task; the contract suite checks methods.")

@@ -131,8 +131,8 @@ def test_the_leaderboard_is_that_of_the_run(run_cli: Cli, cli: Cli, tmp_path: Pa
     assert csv.read_bytes() == (tmp_path / "runs" / "leaderboard.csv").read_bytes()
 
 
-def test_a_held_out_reward_has_its_column(run_cli: Cli, world: Path) -> None:
-    done = run_cli("--methods", "unsteered", "--held-out-reward", world / "reward")
+def test_a_held_out_reward_has_its_column(run_cli: Cli, other_reward: Path) -> None:
+    done = run_cli("--methods", "unsteered", "--held-out-reward", other_reward)
     assert "held-out" in done.stdout
     ((_, _, reward, held_out, *_),) = rows(done.stdout)
     assert reward == held_out

@@ -429,3 +429,13 @@ def test_importing_imports_no_library() -> None:
 
     code = "import sys, steerbench.data; sys.exit(bool({'torch', 'datasets', 'pandas', 'pyarrow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_task_that_trips_over_a_row_is_told_how_to_refuse_it(tmp_path: Path) -> None:
+    class Careless(Toy):
+        def parse(self, row: Mapping[str, Any]) -> Example:
+            return Example(row["id"], row["id"], user("q"), "a", "b")
+
+    path = write(tmp_path / "toy.jsonl", rows(1, 2, 3))
+    with pytest.raises(SteerbenchError, match=r"task Careless cannot read a row .*KeyError: 'id'.*must raise Unusable"):
+        load_data(Careless(), path)

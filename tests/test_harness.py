@@ -236,8 +236,13 @@ def test_seeds_draw_differently_and_greedy_does_not_draw(protocol: Protocol, tmp
     assert list(a.examples["response"]) == list(b.examples["response"])
 
 
-def test_a_held_out_reward_scores_beside_the_guide(protocol: Protocol, world: Path, tmp_path: Path) -> None:
-    both = replace(protocol, held_out_reward=str(world / "reward"))
+def test_the_guide_cannot_be_held_out(protocol: Protocol, world: Path) -> None:
+    with pytest.raises(SteerbenchError, match="the held-out reward is the guiding reward itself"):
+        load_bench(replace(protocol, held_out_reward=str(world / "reward")), Options())
+
+
+def test_a_held_out_reward_scores_beside_the_guide(protocol: Protocol, other_reward: Path, tmp_path: Path) -> None:
+    both = replace(protocol, held_out_reward=str(other_reward))
     record = run(both, "caa", Options(out=tmp_path)).records[1]
     assert record.metrics["held_out_reward"] == pytest.approx(record.metrics["reward"])
     assert record.metrics["held_out_win_rate"] == record.metrics["win_rate"]

@@ -257,7 +257,7 @@ def test_plugin_files_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     registry.add_plugin(write(tmp_path / "mine.py", METHOD))
     cases = {
-        tmp_path / "missing.py": "is not a Python file",
+        tmp_path / "missing.py": "does not exist; check the path",
         write(tmp_path / "mine.txt", METHOD): "is not a Python file",
         write(tmp_path / "my-method.py", METHOD): "rename it to a Python identifier",
         write(tmp_path / "unsteered.py", METHOD): "has the name of method 'unsteered' (built in); rename the file",
@@ -342,3 +342,23 @@ def test_references_that_are_refused(reference: str, expected: str) -> None:
     with pytest.raises(SteerbenchError) as error:
         registry.resolve(reference)
     assert expected in str(error.value)
+
+
+def test_code_that_a_plugin_imports_from_its_folder_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    helper = tmp_path / "beside_it.py"
+    helper.write_text("SCALE = 1.0\n")
+    late = "        def late(self):\n            from beside_it import SCALE\n            return SCALE\n"
+    plugin = write(tmp_path / "with_helper.py", METHOD + late)
+    first = registry.source_hash(registry.load("methods", registry.add_plugin(plugin)[1]))
+    helper.write_text("SCALE = 50.0\n")
+    again = registry.source_hash(registry.load("methods", registry.add_plugin(plugin)[1]))
+    assert first != again
+    (tmp_path / "unrelated.py").write_text("")
+    assert registry.source_hash(registry.load("methods", registry.add_plugin(plugin)[1])) == again
+
+
+def test_the_file_of_a_built_in_method_is_that_method() -> None:
+    file = sys.modules[registry.load("methods", "caa").__module__].__file__
+    assert file
+    assert registry.add_plugin(file) == ("methods", "caa")

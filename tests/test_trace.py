@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, OpenAIGPTConfig
 
 from steerbench import Add, Decoding, LanguageModel, PlacedEdit, Site, Steering, Tokens, activations, generation, tiny
 from steerbench.generation import _generate_batch, response_logits
@@ -124,3 +125,26 @@ def test_finished_rows_occur_in_the_trace() -> None:
         new = _generate_batch(lm, batch, Steering(), decoding, generators, True)
         finishes += [any(t in lm.end_ids for t in row[:-1]) for row in new]
     assert any(finishes)
+
+
+@pytest.mark.parametrize("scope", ["all", "prompt", "response"])
+def test_a_model_without_a_cache_is_edited_where_declared(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-1 ignores `use_cache` and gets the whole text again at every step."""
+    config = OpenAIGPTConfig(vocab_size=259, n_positions=64, n_embd=32, n_layer=3, n_head=4, pad_token_id=0)
+    model = AutoModelForCausalLM.from_config(config)
+    tiny._randomise(model, seed=0)
+    lm = LanguageModel(model, tiny.tokenizer())
+    steering = Steering(edits=(PlacedEdit(Site("resid_post", 1), Add(torch.full((32,), 0.5)), scope),))
+    for prompts in (RAGGED, RAGGED[:1]):
+        batch = lm.left_padded([Tokens(p) for p in prompts])
+        generators = [generator_for(0, i) for i in range(len(prompts))]
+
+        def run(batch: Any = batch, generators: Any = generators) -> list[list[int]]:
+            decoding = Decoding(max_new_tokens=NEW, temperature=1.0)
+            return _generate_batch(lm, batch, steering, decoding, generators, True)
+
+        passes, new = traced(lm, steering, run, len(prompts), monkeypatch)
+        monkeypatch.undo()
+        expected = declared(prompts, new, scope, lm.end_ids)
+        for changed in passes:
+            assert torch.equal(changed, expected[:, : changed.shape[1]])

@@ -1,0 +1,5 @@
+"""`python -m steerbench`."""
+
+from steerbench.cli import main
+
+main()

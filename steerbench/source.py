@@ -1,0 +1,66 @@
+"""The source of a plugin: its own file, and what it imports from beside it."""
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from importlib.util import find_spec, resolve_name
+from pathlib import Path
+from types import ModuleType
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def hash_source(module: ModuleType, file: Path) -> str:
+    """Return a hash of a plugin's code: of its file alone, or with the files that it imports from its own folder.
+
+    The folder is that of the file, or of the outermost package. What lies elsewhere, such as libraries, does not count.
+    """
+    files = _closure(module, file)
+    if len(files) == 1:
+        return hash_file(file)
+    named = sorted(f"{path.name}\0{hash_file(path)}" for path in files)
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()
+
+
+def _closure(module: ModuleType, file: Path) -> set[Path]:
+    """Return the file and all that it imports, directly or not, from below its folder."""
+    depth = module.__name__.count(".") if module.__package__ and not module.__name__.startswith("steerbench") else 0
+    root = file.resolve().parents[max(depth - 1, 0)]
+    found: set[Path] = set()
+    open_: list[tuple[Path, str]] = [(file.resolve(), module.__package__ or "")]
+    while open_:
+        path, package = open_.pop()
+        if path not in found:
+            found.add(path)
+            open_ += [(p, k) for p, k in _imports(path, package) if p.is_relative_to(root)]
+    return found
+
+
+def _imports(path: Path, package: str) -> Iterator[tuple[Path, str]]:
+    """Yield file and package of every module that a file names in an import, wherever in the file it stands."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # told when it is imported
+        return
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for name in names:
+            yield from _located(name)
+
+
+def _located(name: str) -> Iterator[tuple[Path, str]]:
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError, AttributeError):  # not a module: a class or a function of one
+        return
+    if spec and spec.origin and spec.origin.endswith(".py"):
+        package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+        yield Path(spec.origin).resolve(), package
