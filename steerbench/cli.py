@@ -277,8 +277,10 @@ def new_method(name: Annotated[str, typer.Argument(help="Name of the method and 
 def check(
     file: Annotated[str, typer.Argument(help="A Python file with a method, or a method as in --methods.")],
     family: Annotated[str | None, typer.Option(help="One model family; default: all.")] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Run the contract suite on a method and say which invariant it breaks."""
+    _add_plugins(plugin)
     from steerbench import tables
     from steerbench.contract import check_method, families
     from steerbench.registry import add_plugin

@@ -8,7 +8,7 @@ from statistics import fmean
 import pandas as pd
 
 from steerbench.errors import SteerbenchError
-from steerbench.protocol import differences, fingerprint
+from steerbench.protocol import Difference, differences, fingerprint
 from steerbench.records import METRICS, Record
 
 LATENCY = ("decode_ratio", "prefill_ratio", "prefill_ms", "decode_ms_per_token", "tokens_per_s", "peak_memory_mb")
@@ -52,10 +52,17 @@ def _check_comparable(records: Sequence[Record]) -> None:
     first = records[0]
     for other in records[1:]:
         if found := differences(first.protocol, other.protocol):
+            told = "; ".join(_told(difference, first, other) for difference in found)
             raise SteerbenchError(
-                f"these records were not measured alike and cannot be ranked together: {'; '.join(map(str, found))} "
+                f"these records were not measured alike and cannot be ranked together: {told} "
                 f"({first.folder_name} and {other.folder_name}). Give folders that hold one protocol per task."
             )
+
+
+def _told(difference: Difference, first: Record, other: Record) -> str:
+    """Return a difference, with readable names where there are some: hashes say little."""
+    names = [record.labels.get(difference.field) for record in (first, other)]
+    return f"{difference} ({names[0]} and {names[1]})" if any(names) and names[0] != names[1] else str(difference)
 
 
 def _row(label: str, records: Sequence[Record]) -> dict[str, object]:

@@ -119,3 +119,12 @@ def test_csv_has_numbers_in_full_and_a_fixed_order(tmp_path: Path) -> None:
     write_csv(shuffled, tmp_path / "b.csv")
     write_csv(leaderboard([*both("unsteered"), *both("caa")]), tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+def test_a_difference_of_hashes_is_told_with_names() -> None:
+    caa = [
+        replace(r, labels={**r.labels, "model": "other"}, protocol={**r.protocol, "model": "sha256:b"})
+        for r in both("caa")
+    ]
+    with pytest.raises(SteerbenchError, match=r"model: sha256:a != sha256:b \(m and other\)"):
+        leaderboard([*both("unsteered"), *caa])
