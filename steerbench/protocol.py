@@ -28,8 +28,9 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or not 0 <= self.temperature < inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise SteerbenchError(
-                f"generation settings are out of range: max_new_tokens {self.max_new_tokens} (at least 1), temperature "
-                f"{self.temperature} (0 or more), top_k {self.top_k} (0 or more), top_p {self.top_p} (above 0, at most 1)."
+                f"generation settings are out of range: max_new_tokens {self.max_new_tokens} (1 or more), "
+                f"temperature {self.temperature} (0 or more), top_k {self.top_k} (0 or more), "
+                f"top_p {self.top_p} (above 0, up to 1)."
             )
 
 

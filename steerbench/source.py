@@ -35,12 +35,12 @@ def _closure(module: ModuleType, file: Path) -> set[Path]:
         path, package = open_.pop()
         if path not in found:
             found.add(path)
-            open_ += [(p, k) for p, k in _imports(path, package) if p.is_relative_to(root)]
+            open_ += [(p, k) for p, k in _imports(path, package, root) if p.is_relative_to(root)]
     return found
 
 
-def _imports(path: Path, package: str) -> Iterator[tuple[Path, str]]:
-    """Yield file and package of every module that a file names in an import, wherever in the file it stands."""
+def _imports(path: Path, package: str, root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield file and package of the modules below `root` that a file names in an import, wherever it stands."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # told when it is imported
@@ -53,7 +53,13 @@ def _imports(path: Path, package: str) -> Iterator[tuple[Path, str]]:
             base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         for name in names:
-            yield from _located(name)
+            if _is_near(name.partition(".")[0], root):  # looking into libraries would import them
+                yield from _located(name)
+
+
+def _is_near(top: str, root: Path) -> bool:
+    """Whether a top-level name is a module or a package in `root`, or the package that holds `root`."""
+    return (root / f"{top}.py").is_file() or (root / top).is_dir() or top in root.parts
 
 
 def _located(name: str) -> Iterator[tuple[Path, str]]:

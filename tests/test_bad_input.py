@@ -88,7 +88,7 @@ OPTIONS = {
     "no room": (["--max-new-tokens", "256"], "do not fit the context of 256 of lm; lower --max-new-tokens"),
     "too long prompts": (["--max-prompt-tokens", "251"], "prompts of 251 tokens and 6 new tokens do not fit"),
     "too short prompts": (["--max-prompt-tokens", "1"], "has at most 1 tokens; raise --max-prompt-tokens"),
-    "no mass": (["--top-p", "0"], "0 < top_p <= 1"),
+    "no mass": (["--top-p", "0"], "top_p 0.0 (above 0, up to 1)"),
     "too hot": (["--temperature", "inf"], "generation settings are out of range"),
     "no such GPU": (["--device", "cuda:99"], "device 'cuda:99' is not there. Here: auto, cpu"),
     "no such device": (["--device", "nonsense"], "device 'nonsense' is not there"),
