@@ -2,9 +2,6 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
-
-from steerbench.errors import SteerbenchError
 
 _FILES = (
     "*.safetensors",
@@ -52,16 +49,3 @@ def folder_revision(path: Path) -> str:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"{file}\0{content}\n".encode())
     return f"sha256:{digest.hexdigest()}"
-
-
-def model_revision(name: str, config: Any) -> str:
-    """Return the revision of a loaded model: the folder's hash, or the commit that `transformers` resolved.
-
-    Raises SteerbenchError if the commit is not known, because such a score could not be compared.
-    """
-    if is_folder(name):
-        return folder_revision(Path(name).expanduser())
-    commit = getattr(config, "_commit_hash", None)
-    if not commit:
-        raise SteerbenchError(f"the commit of model {name!r} is not known; download it to a folder and pass its path.")
-    return str(commit)

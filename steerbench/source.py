@@ -7,6 +7,9 @@ from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from types import ModuleType
 
+_SHARED = ("site-packages", "dist-packages")
+"""Folders in which a module lies beside libraries, not beside its own parts."""
+
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
@@ -29,6 +32,8 @@ def _closure(module: ModuleType, file: Path) -> set[Path]:
     """Return the file and all that it imports, directly or not, from below its folder."""
     depth = module.__name__.count(".") if module.__package__ and not module.__name__.startswith("steerbench") else 0
     root = file.resolve().parents[max(depth - 1, 0)]
+    if root.name in _SHARED:
+        return {file.resolve()}
     found: set[Path] = set()
     open_: list[tuple[Path, str]] = [(file.resolve(), module.__package__ or "")]
     while open_:
@@ -58,7 +63,9 @@ def _imports(path: Path, package: str, root: Path) -> Iterator[tuple[Path, str]]
 
 
 def _is_near(top: str, root: Path) -> bool:
-    """Whether a top-level name is a module or a package in `root`, or the package that holds `root`."""
+    """Whether a top-level name is a module or a package in `root`, or holds it; the engine counts by its version."""
+    if top == "steerbench":
+        return False
     return (root / f"{top}.py").is_file() or (root / top).is_dir() or top in root.parts
 
 

@@ -15,6 +15,7 @@ from steerbench import registry
 from steerbench.edits import Add
 from steerbench.errors import SteerbenchError
 from steerbench.registry import Kind, Source
+from steerbench.source import _is_near
 from steerbench.steerer import Steerer
 from steerbench.task import Task
 
@@ -362,3 +363,21 @@ def test_the_file_of_a_built_in_method_is_that_method() -> None:
     file = sys.modules[registry.load("methods", "caa").__module__].__file__
     assert file
     assert registry.add_plugin(file) == ("methods", "caa")
+
+
+def test_libraries_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that is installed by itself lies beside every library there is."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    (folder / "library.py").write_text("SIZE = 1\n")
+    file = write(folder / "alone.py", METHOD + "\n    import library\n")
+    cls = registry.load("methods", registry.add_plugin(file)[1])
+    assert registry.source_hash(cls) == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_the_engine_does_not_count() -> None:
+    """Not even for a plugin in the root of a checkout: the version stands for it."""
+    assert registry.__file__
+    assert not _is_near("steerbench", Path(registry.__file__).parents[1])
+    assert _is_near("test_registry", Path(__file__).parent)

@@ -34,7 +34,7 @@ from steerbench import pretrained
 from steerbench.dialogue import Turn, parse_hh, plain_text, user
 from steerbench.errors import SteerbenchError
 from steerbench.progress import Advance
-from steerbench.revision import display_name, folder_revision, model_revision, split_name
+from steerbench.revision import display_name, folder_revision, split_name
 from steerbench.reward import RewardModel
 
 LIMIT, WIDTH = 96, 16
@@ -388,7 +388,7 @@ def test_the_revision_is_of_the_files_not_of_the_path(folders: dict[str, Path], 
     first = RewardModel.load(str(folders["bert"]))
     copy = Path(shutil.copytree(folders["bert"], tmp_path / "copy"))
     (copy / "README.md").write_text("unimportant")
-    assert first.revision == folder_revision(copy) == model_revision(str(copy), None)
+    assert first.revision == folder_revision(copy)
     assert first.revision.startswith("sha256:")
     assert (first.name, RewardModel.load(str(copy)).name) == ("bert", "copy")
     for file in ("model.safetensors", "config.json", "tokenizer.json"):
@@ -410,15 +410,6 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert split_name("here@v1") == ("here@v1", None)
     assert display_name("here@v1") == "here@v1"
-
-
-def test_the_commit_of_a_hub_model() -> None:
-    class Config:
-        _commit_hash = "a" * 40
-
-    assert model_revision("org/x", Config()) == "a" * 40
-    with pytest.raises(SteerbenchError, match="commit of model 'org/x' is not known"):
-        model_revision("org/x", object())
 
 
 def test_a_model_of_the_hub(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
