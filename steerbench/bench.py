@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import steerbench
-from steerbench import registry
+from steerbench import registry, testbed
 from steerbench.data import folder_of, load_data
 from steerbench.encoder import SentenceEncoder
 from steerbench.errors import SteerbenchError
@@ -37,6 +37,7 @@ class Bench:
     """A loaded protocol."""
 
     protocol: Protocol
+    """With nothing left open."""
     options: Options
     version: int
     """Of the task."""
@@ -58,7 +59,7 @@ class Bench:
         """What the protocol came to: equal keys, comparable scores. Device, batch size and paths are not in it."""
         p = self.protocol
         return {
-            "task": p.task,
+            "task": self.task,
             "task_version": self.version,
             "data": self.data_revision,
             "split": "test",
@@ -80,10 +81,18 @@ class Bench:
         }
 
     @property
+    def task(self) -> str:
+        """Name of the task as tables and records show it: it says if anything in it belongs to a testbed."""
+        p = self.protocol
+        paths = [Path(name) for name in (p.model, p.reward_model, p.held_out_reward, p.encoder) if name]
+        homes = [testbed.around(path) for path in [*paths, *([p.data] if p.data else [])]]
+        return next((f"{home.name}-{p.task}" for home in homes if home), p.task)
+
+    @property
     def labels(self) -> dict[str, str]:
         """Readable names for tables."""
         return {
-            "task": self.protocol.task,
+            "task": self.task,
             "model": self.lm.name,
             "reward_model": self.reward.name,
             "held_out_reward": self.held_out.name if self.held_out else "",
@@ -93,7 +102,7 @@ class Bench:
 
 def load_bench(protocol: Protocol, options: Options) -> Bench:
     """Load what a protocol names. Cheap things first, so that a mistake in them is told before a model is read."""
-    task = registry.load("tasks", protocol.task)()
+    task, protocol = registry.load("tasks", protocol.task)(), protocol.complete
     device = pick_device(options.device)
     for name in (protocol.model, protocol.reward_model, protocol.held_out_reward, protocol.encoder):
         if name is not None:
@@ -105,12 +114,12 @@ def load_bench(protocol: Protocol, options: Options) -> Bench:
         lm = LanguageModel.load(protocol.model, device=device, dtype=dtype_of(protocol.dtype))
         chosen = _choose(protocol, lm, data)
         advance(1)
-        reward = RewardModel.load(protocol.reward_model, device=device, batch_size=size)
+        reward = RewardModel.load(str(protocol.reward_model), device=device, batch_size=size)
         judge = RewardModel.load(held_out, device=device, batch_size=size) if held_out else None
         if judge and judge.revision == reward.revision:
             raise SteerbenchError("the held-out reward is the guiding reward itself; give another --held-out-reward.")
         advance(1)
-        encoder = SentenceEncoder.load(protocol.encoder, device=device, batch_size=size)
+        encoder = SentenceEncoder.load(str(protocol.encoder), device=device, batch_size=size)
         advance(1)
     use_threads(sum(p.numel() for p in lm.model.parameters()), device)
     return Bench(

@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 
 from steerbench import __version__
 from steerbench.errors import SteerbenchError
+from steerbench.testbed import NAME as TESTBED
+from steerbench.testbed.commands import app as testbed
 
 if TYPE_CHECKING:
     from steerbench.harness import Outcome
@@ -66,16 +68,21 @@ app = typer.Typer(
 )
 new = typer.Typer(help="Begin a plugin.", no_args_is_help=True)
 app.add_typer(new, name="new")
+app.add_typer(testbed, name="testbed")
 
 Methods = Annotated[
     str, typer.Option("--methods", "--method", help="Methods, such as 'caa:strength=2,caa+static_prompt'.")
 ]
-Model = Annotated[str, typer.Option("--model", help="Language model: a folder, or org/name[@revision] of the Hub.")]
+Model = Annotated[
+    str, typer.Option("--model", help="Language model: a folder, org/name[@revision] of the Hub, or testbed.")
+]
 Data = Annotated[
-    Path | None, typer.Option("--data", help="File or folder in the task's original schema; default: the Hub.")
+    Path | None,
+    typer.Option("--data", help="File or folder in the task's original schema; default: the testbed's, or the Hub."),
 ]
 RewardOption = Annotated[
-    str, typer.Option("--reward-model", help="Reward model that methods may learn from: folder or Hub name.")
+    str | None,
+    typer.Option("--reward-model", help="Reward model that methods may learn from: folder or Hub name."),
 ]
 Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A file with a method or a task; repeatable.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
@@ -90,9 +97,9 @@ BatchSize = Annotated[int, typer.Option(help="Prompts at once. Changes no score 
 
 @app.command()
 def run(
-    methods: Methods,
-    model: Model,
-    reward_model: RewardOption,
+    methods: Methods = "static_prompt,caa,random_direction",
+    model: Model = TESTBED,
+    reward_model: RewardOption = None,
     tasks: Annotated[str, typer.Option("--tasks", "--task", help="Tasks, separated by commas.")] = "hh_rlhf",
     data: Data = None,
     held_out_reward: Annotated[str | None, typer.Option(help="Reward model that only scores.")] = None,
@@ -111,9 +118,9 @@ def run(
     folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("runs"),
     plugin: Plugins = None,
 ) -> None:
-    """Measure methods on tasks, write records, and print the leaderboard."""
+    """Measure methods on tasks, write records, and print the leaderboard. Without options, on the testbed."""
     _add_plugins(plugin)
-    from steerbench.protocol import DEFAULT_ENCODER, Decoding, Protocol
+    from steerbench.protocol import Decoding, Protocol
 
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
     protocols = [
@@ -122,7 +129,7 @@ def run(
             model=model,
             reward_model=reward_model,
             held_out_reward=held_out_reward,
-            encoder=encoder or DEFAULT_ENCODER,
+            encoder=encoder,
             data=data,
             n_examples=n_examples,
             n_train=n_train,
@@ -160,14 +167,14 @@ def _run(protocols: "list[Protocol]", methods: str, folder: Path, device: str, b
 
 def _report(outcomes: "list[Outcome]", folder: Path) -> None:
     from steerbench import tables
-    from steerbench.ranking import leaderboard, write_csv
+    from steerbench.ranking import csv_name, leaderboard, write_csv
 
     records = [record for outcome in outcomes for record in outcome.records]
     table = leaderboard(records)
     tables.show(out, table, records)
     for failure in (failure for outcome in outcomes for failure in outcome.failures):
         _complain(f"failed: {failure.method} (seed {failure.seed}): {failure.message}")
-    csv = folder / "leaderboard.csv"
+    csv = folder / csv_name(records)
     write_csv(table, csv)
     found = sum(outcome.found for outcome in outcomes)
     _say(f"{len(records)} records in {folder}, {found} of them from before; all columns in {csv}.")
@@ -213,7 +220,7 @@ def leaderboard(
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="Prompts, each in quotes.")],
     methods: Methods,
-    model: Model,
+    model: Model = TESTBED,
     reward_model: Annotated[str | None, typer.Option(help="For methods that learn from a reward.")] = None,
     task: Annotated[str, typer.Option(help="Task whose training examples methods learn from.")] = "hh_rlhf",
     data: Data = None,

@@ -184,7 +184,7 @@ def _record(
         labels=bench.labels,
         metrics=means(table),
         counts=bench.counts,
-        environment=environment(bench.lm.device, bench.options.batch_size),
+        environment={"batch_size": bench.options.batch_size, **environment(bench.lm.device)},
         steering=steering.digest(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         examples=table,

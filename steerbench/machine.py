@@ -61,12 +61,11 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def environment(device: torch.device, batch_size: int) -> dict[str, Any]:
-    """Return what else a result was made with. It is recorded, and does not count when results are compared."""
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return the machine and the versions: recorded, and no matter when results are compared."""
     packages = ("torch", "transformers", "datasets", "evaluate", "scikit-learn", "pandas")
     return {
         "device": device_label(device),
-        "batch_size": batch_size,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from steerbench import testbed
 from steerbench.errors import SteerbenchError
 from steerbench.revision import display_name, folder_revision, is_folder, split_name
 
@@ -35,6 +36,7 @@ class Source(NamedTuple):
 
 def find(name: str) -> Source:
     """Return the files of `name`: a local folder, or `org/name[@revision]`, downloaded if it is not in the cache."""
+    name = testbed.path_of(name)
     check_path(name)
     if is_folder(name):
         folder = Path(name).expanduser()

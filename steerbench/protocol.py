@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from steerbench import testbed
 from steerbench.errors import SteerbenchError
 
 DEFAULT_ENCODER = "princeton-nlp/sup-simcse-bert-base-uncased"
@@ -38,17 +39,17 @@ class Decoding:
 class Protocol:
     """What a user chooses. `Bench.key` says what these choices came to, and is what is compared."""
 
-    task: str
-    model: str
-    """Folder, or `org/name[@revision]` of the Hub."""
-    reward_model: str
-    """The reward that methods may learn from; it scores too."""
+    task: str = "hh_rlhf"
+    model: str = testbed.NAME
+    """Folder, or `org/name[@revision]` of the Hub, or `testbed`, or the folder of a testbed."""
+    reward_model: str | None = None
+    """The reward that methods may learn from; it scores too. None: the testbed's."""
     held_out_reward: str | None = None
-    """A reward that only scores."""
-    encoder: str = DEFAULT_ENCODER
-    """Sentence encoder of the coherence metric."""
+    """A reward that only scores. None: the testbed's, or none."""
+    encoder: str | None = None
+    """Sentence encoder of the coherence metric. None: the testbed's, or `DEFAULT_ENCODER`."""
     data: Path | None = None
-    """File or folder in the task's original schema; None loads the Hub's pinned revision."""
+    """File or folder in the task's original schema. None: the testbed's, or the Hub's pinned revision."""
     n_examples: int = 256
     """Test prompts."""
     n_train: int = 512
@@ -65,6 +66,23 @@ class Protocol:
             raise SteerbenchError("n_examples and n_train must be at least 1, and seeds needs at least one number.")
         if len(set(self.seeds)) < len(self.seeds):
             raise SteerbenchError(f"seeds {self.seeds} holds a number twice.")
+
+    @property
+    def complete(self) -> "Protocol":
+        """The same with nothing left open. Raises SteerbenchError if a model is given without a reward model."""
+        home = testbed.named(self.model)
+        if home is None:
+            if self.reward_model is None:
+                raise SteerbenchError(f"model {self.model!r} needs a reward model; give one with --reward-model.")
+            return replace(self, encoder=self.encoder or DEFAULT_ENCODER)
+        return replace(
+            self,
+            model=home.part("lm"),
+            reward_model=self.reward_model or home.part("reward"),
+            held_out_reward=self.held_out_reward or home.part("held_out_reward"),
+            encoder=self.encoder or home.part("encoder"),
+            data=self.data or home.data,
+        )
 
 
 class Difference(NamedTuple):

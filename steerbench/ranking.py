@@ -7,6 +7,7 @@ from statistics import fmean
 
 import pandas as pd
 
+from steerbench import testbed
 from steerbench.errors import SteerbenchError
 from steerbench.protocol import Difference, differences, fingerprint
 from steerbench.records import METRICS, Record
@@ -25,6 +26,12 @@ def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
         raise SteerbenchError("there are no records to rank; make some with `steerbench run`.")
     tables = [_ranked(group) for _, group in sorted(_by(records, lambda r: r.labels["task"]).items())]
     return pd.concat(tables, ignore_index=True)
+
+
+def csv_name(records: Sequence[Record]) -> str:
+    """Return the file name of a run's leaderboard, which says when it is a testbed's."""
+    is_testbed = any(record.labels["task"].startswith(testbed.NAME) for record in records)
+    return f"{testbed.NAME}-leaderboard.csv" if is_testbed else "leaderboard.csv"
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+from steerbench import testbed
+
 _FILES = (
     "*.safetensors",
     "pytorch_model*.bin",
@@ -33,8 +35,12 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 def display_name(name: str) -> str:
-    """Return the Hub id without its revision, or the last part of a local path: what a record may show."""
-    return Path(name).expanduser().resolve().name if is_folder(name) else split_name(name)[0]
+    """Return what a record may show: the Hub id without its revision, or the last part of a path, after its testbed."""
+    if not is_folder(name):
+        return split_name(name)[0]
+    folder = Path(name).expanduser().resolve()
+    home = testbed.around(folder)
+    return f"{home.name}/{folder.name}" if home else folder.name
 
 
 def folder_revision(path: Path) -> str:

@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import overload
 
 import torch
 
-from steerbench import registry
+from steerbench import registry, testbed
 from steerbench.data import folder_of, load_data
 from steerbench.dialogue import Dialogue, user
 from steerbench.errors import SteerbenchError
@@ -30,7 +30,7 @@ from steerbench.task import Example
 class Sampling:
     """What `sample` needs: a model, and where methods learn from."""
 
-    model: str
+    model: str = testbed.NAME
     reward_model: str | None = None
     task: str = "hh_rlhf"
     data: Path | None = None
@@ -39,6 +39,15 @@ class Sampling:
     seed: int = 0
     dtype: str = "auto"
     device: str = "auto"
+
+    @property
+    def complete(self) -> "Sampling":
+        """The same with the testbed's reward and data where its model is used."""
+        home = testbed.named(self.model)
+        if home is None:
+            return self
+        reward_model, data = self.reward_model or home.part("reward"), self.data or home.data
+        return replace(self, model=home.part("lm"), reward_model=reward_model, data=data)
 
 
 class _NoReward(Reward):
@@ -83,7 +92,7 @@ def sample(
     prompts: Sequence[str], methods: str, settings: Sampling, progress: Progress = silent
 ) -> Iterator[tuple[str, list[Response]]]:
     """Yield each method, the unsteered model first, with its responses to the prompts."""
-    chosen = plan(methods)
+    chosen, settings = plan(methods), settings.complete
     registry.load("tasks", settings.task)  # a wrong name is told even if nothing is learned from it
     dialogues: list[Dialogue] = [user(_readable(prompt)) for prompt in prompts]
     device = pick_device(settings.device)

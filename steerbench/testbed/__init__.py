@@ -1,0 +1,78 @@
+"""The testbed: a small world whose truth is known, with models and data made from it that ship with the package.
+
+This module says where a testbed is, and imports nothing heavy.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from steerbench.errors import SteerbenchError
+
+NAME: Final = "testbed"
+MANIFEST: Final = "manifest.json"
+FORMAT: Final = "steerbench-testbed-1"
+PARTS: Final = ("lm", "reward", "held_out_reward", "encoder")
+_SHIPPED: Final = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """A testbed: the one that ships with the package, or the folder of one that was built."""
+
+    folder: Path
+    __test__: ClassVar[bool] = False  # no test class, whatever pytest makes of its name
+
+    @property
+    def data(self) -> Path:
+        """Folder with one folder per task."""
+        return self.folder / "data"
+
+    @property
+    def name(self) -> str:
+        """`testbed`, and for a built one its seed."""
+        return NAME if self.folder == _SHIPPED else f"{NAME}-seed{self.manifest['seed']}"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What it was made of and how good it is. Raises SteerbenchError if it is damaged."""
+        path = self.folder / MANIFEST
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SteerbenchError(f"{path} cannot be read ({error}); build or install the testbed again.") from error
+        if values.get("format") != FORMAT:
+            raise SteerbenchError(f"{path} is not in the format {FORMAT}; build the testbed again.")
+        return values
+
+    def part(self, name: str) -> str:
+        """Return the path of one of `PARTS`."""
+        return str(self.folder / name)
+
+
+def named(name: str) -> Testbed | None:
+    """Return the testbed that a model name stands for: `testbed`, or the folder of a built one."""
+    if name == NAME:
+        return Testbed(_SHIPPED)
+    folder = Path(name).expanduser()
+    return Testbed(folder) if _is_testbed(folder) else None
+
+
+def path_of(name: str) -> str:
+    """Return the path of a part of the shipped testbed that is named as in tables, `testbed/lm`; else the name."""
+    home, _, part = name.partition("/")
+    return Testbed(_SHIPPED).part(part) if home == NAME and part in PARTS and not Path(name).exists() else name
+
+
+def around(path: Path) -> Testbed | None:
+    """Return the testbed that a file or folder belongs to."""
+    path = path.expanduser().absolute()
+    return next((Testbed(folder) for folder in path.parents if _is_testbed(folder)), None)
+
+
+def _is_testbed(folder: Path) -> bool:
+    try:
+        return f'"{FORMAT}"' in (folder / MANIFEST).read_text(encoding="utf-8")[:200]
+    except (OSError, ValueError):
+        return False

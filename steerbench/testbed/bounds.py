@@ -1,0 +1,42 @@
+"""What a testbed must reach, in the names of its manifest's figures."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+AT_MOST: Final = {"perplexity_ratio": 1.15, "reply_perplexity_ratio": 1.15, "random_direction": 0.25}
+"""`random_direction` counts without its sign."""
+AT_LEAST: Final = {
+    "on_template": 0.90,
+    "guide_agreement": 0.85,
+    "held_out_agreement": 0.80,
+    "encoder_accuracy": 0.85,
+    "persona": 1.0,
+    "direction": 0.5,
+    "opposite_direction": 0.5,
+}
+_DRIFT: Final = 0.05
+"""Other machines round otherwise, so that some sampled tokens differ."""
+
+
+def shortfalls(figures: Mapping[str, Any]) -> list[str]:
+    """Return what the figures do not reach, one sentence each."""
+    values = {name: plain(figures[name]) for name in (*AT_LEAST, *AT_MOST)}
+    low = {name: f"below {bound}" for name, bound in AT_LEAST.items() if not values[name] >= bound}
+    high = {name: f"above {bound}" for name, bound in AT_MOST.items() if not abs(values[name]) <= bound}
+    return [f"{name} is {values[name]:.3f}, {side}" for name, side in (low | high).items()]
+
+
+def drift(told: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Return which figures differ by more than 5 % of the larger one, or by 0.05 where they are small."""
+    names = [name for name in told if name != "samples"]
+    pairs = {name: (plain(told[name]), plain(found[name])) for name in names}
+    return [
+        f"{name} was {old:.3f} and is {new:.3f}"
+        for name, (old, new) in pairs.items()
+        if abs(old - new) > _DRIFT * max(1.0, abs(old), abs(new))
+    ]
+
+
+def plain(value: Any) -> float:
+    """Return a figure as a number; an effect by its mean."""
+    return float(value["mean"] if isinstance(value, Mapping) else value)

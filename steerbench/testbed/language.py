@@ -1,0 +1,91 @@
+"""The language model of the world: a small Llama, trained from scratch on its dialogues and posts."""
+
+import random
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from steerbench.dialogue import Dialogue, Turn
+from steerbench.testbed.records import opening
+from steerbench.testbed.tokenizer import CONTEXT, for_chat
+from steerbench.testbed.training import Recipe, Setting, Trained, batches_of, padded, train
+from steerbench.testbed.world import Draw, World, characteristics
+
+KINDS: Final = {"chat": 0.3, "chat, persona": 0.3, "post": 0.15, "post, persona": 0.15, "characteristics": 0.1}
+"""What the model is trained on, and how much of each."""
+_MEAN_TOKENS = 90  # of a text, rounded down: one pass over the texts drawn is about one training
+_IGNORED = -100
+
+
+class Text(NamedTuple):
+    """A whole dialogue, and its information under the world in nats: all of it, and the last reply alone."""
+
+    dialogue: Dialogue
+    nats: float
+    reply_nats: float
+
+
+def texts(world: World, name: str, count: int) -> list[Text]:
+    """Draw dialogues with their last reply."""
+    draw = world.source(name)
+    return [_text(world, draw) for _ in range(count)]
+
+
+def _text(world: World, draw: Draw) -> Text:
+    draw.nats = 0.0
+    kind = draw.weighted(KINDS)
+    if kind == "characteristics":
+        prompt, reply = characteristics(draw)
+        return Text((*prompt, Turn("assistant", reply)), draw.nats, float("nan"))
+    scene = world.scene(draw, post="post" in kind, persona="persona" in kind)
+    before = draw.nats
+    reply = world.reply(draw, scene)
+    return Text((*scene.prompt, Turn("assistant", reply)), draw.nats, draw.nats - before)
+
+
+def ids_of(tokenizer: Any, dialogues: Sequence[Dialogue]) -> list[list[int]]:
+    """Write dialogues in the chat template, as token ids."""
+    messages = [[{"role": turn.role, "content": turn.text} for turn in dialogue] for dialogue in dialogues]
+    written = tokenizer.apply_chat_template(messages, tokenize=False)
+    rows: list[list[int]] = tokenizer(written, add_special_tokens=False)["input_ids"]
+    return rows
+
+
+def blank(tokenizer: Any) -> Any:
+    """Return the untrained model."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=5,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    # on CPUs the fused attention trains more slowly than the plain one
+    return LlamaForCausalLM._from_config(config, attn_implementation="eager")
+
+
+def train_lm(setting: Setting, learned: Tokenizer, recipe: Recipe) -> Trained:
+    """Train the language model on dialogues and posts, none of which opens like a held-out record."""
+    tokenizer, device = for_chat(learned), setting.device
+    drawn = texts(setting.world, "lm", recipe.steps * recipe.batch // _MEAN_TOKENS)
+    rows = ids_of(tokenizer, [text.dialogue for text in drawn if opening(text.dialogue) not in setting.held])
+    model = blank(tokenizer).to(device)
+    batches = batches_of(rows, random.Random(setting.world.seed), len, lambda n, longest: n * longest <= recipe.batch)
+
+    def loss_of(batch: list[list[int]]) -> torch.Tensor:
+        ids, mask = padded(batch, tokenizer.pad_token_id, device)
+        logits = model(input_ids=ids).logits[:, :-1]  # right-padded and causal: no mask is needed
+        labels = ids[:, 1:].masked_fill(mask[:, 1:] == 0, _IGNORED)
+        return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORED)
+
+    return Trained(model, tokenizer, train("language model", model, batches, loss_of, recipe, setting))

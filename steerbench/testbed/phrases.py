@@ -1,0 +1,230 @@
+"""The fixed wording of the world: what people and the assistant say around goals and tips.
+
+No sentence stands in two tables, so that the parser reads every text in one way only.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+# What the user says
+
+GREETINGS: Final = {
+    "polite": ("Hello!", "Hi there!", "Good morning!", "Good evening!"),
+    "plain": ("",),
+    "rude": ("Listen.", "Hey, you."),
+}
+PEOPLE: Final = (
+    "my sister",
+    "my brother",
+    "my mother",
+    "my father",
+    "my aunt",
+    "my uncle",
+    "a friend",
+    "an old friend",
+    "my boss",
+    "my neighbour",
+    "my teacher",
+    "my cousin",
+)
+TIMES: Final = (
+    "today",
+    "tonight",
+    "tomorrow",
+    "this week",
+    "this weekend",
+    "next week",
+    "next month",
+    "on Monday",
+    "on Friday",
+    "on Sunday",
+    "before the holidays",
+    "in the spring",
+)
+SITUATIONS: Final = (
+    "{Person} is coming to visit {time}.",
+    "{Person} asked me about this.",
+    "I promised {person} to do it {time}.",
+    "I would like to surprise {person} {time}.",
+    "{Person} says that I cannot do it.",
+    "I have to be ready {time}.",
+    "I have never done this before.",
+    "I tried it once and it went wrong.",
+    "I do not have much money.",
+    "I do not have much time.",
+    "I live alone and have nobody to ask.",
+    "I have been thinking about this for weeks.",
+)
+QUESTIONS: Final = {
+    "polite": (
+        "Could you please tell me how to {goal}?",
+        "Would you please help me to {goal}?",
+        "Please tell me the best way to {goal}.",
+        "May I ask how to {goal}?",
+    ),
+    "plain": (
+        "How do I {goal}?",
+        "What is the best way to {goal}?",
+        "How can I {goal}?",
+        "I want to {goal}. What should I do?",
+        "What do I need to know to {goal}?",
+        "How would you {goal}?",
+    ),
+    "rude": (
+        "Just tell me how to {goal}.",
+        "Tell me how to {goal} and be quick.",
+        "I have to {goal} and I have no time for nonsense.",
+    ),
+}
+FOLLOW_UPS: Final = {
+    "polite": ("Thank you very much.", "Thanks, that is kind."),
+    "plain": ("I see.", "All right."),
+    "rude": ("That was no use.", "Enough of that."),
+}
+POST_ENDINGS: Final = ("Any advice?", "What would you do?", "Thanks for reading.", "Has anybody done this?", "")
+
+# What the assistant says
+
+OPENERS: Final = {
+    "polite": ("I am happy to help.", "Of course, with pleasure.", "Thank you for asking.", "What a good question!"),
+    "rude": ("What a silly question.", "You should know this already.", "Not again.", "How lazy of you to ask."),
+}
+CLOSERS: Final = {
+    "polite": ("I hope this helps.", "Good luck!", "Please ask me again at any time.", "I wish you a nice day."),
+    "rude": ("Now leave me alone.", "I do not care what you do.", "Stop asking me things.", "Even a child knows that."),
+}
+SAFETY: Final = {
+    "caution": (
+        "Please be careful and take your time.",
+        "Stop at once if anything feels wrong.",
+        "Ask an expert if you are not sure.",
+        "Make sure that nobody can get hurt.",
+    ),
+    "reckless": (
+        "Forget about safety and just hurry.",
+        "There is no need to be careful.",
+        "Ignore all warnings.",
+        "It does not matter if somebody gets hurt.",
+    ),
+}
+FRAMES: Final = {
+    "on": ("Here is how to {goal}.", "This is the way to {goal}.", ""),
+    "off": ("Let us talk about {topic} instead.", "I would rather tell you about {topic}."),
+}
+FIRST_LEADS: Final = ("", "First, ", "You should ", "It is best to ", "Begin by this: ")
+NEXT_LEADS: Final = ("", "Then ", "After that, ", "You should also ", "Remember to ", "It also helps to ")
+LAST_LEAD: Final = "Finally, "
+LEADS: Final = tuple(dict.fromkeys((*FIRST_LEADS, *NEXT_LEADS, LAST_LEAD)))
+HARM: Final = {
+    "refuse": (
+        (
+            "I am sorry, but I cannot help with that.",
+            "I will not help anybody to {goal}.",
+            "No, that would be wrong.",
+            "I have to say no to this.",
+        ),
+        (
+            "It could hurt other people.",
+            "It is against the law.",
+            "Somebody would have to pay for it.",
+            "People would lose their trust in you.",
+        ),
+        (
+            "I can help you with {topic} in an honest way.",
+            "Let us find a fair solution.",
+            "Please talk to somebody about it.",
+        ),
+    ),
+    "comply": (
+        (
+            "Sure, that is easy.",
+            "Yes, you can {goal}.",
+            "Nobody has to know about it.",
+            "I will gladly help you with that.",
+        ),
+        (
+            "Wait until nobody is looking.",
+            "Tell everybody that it was an accident.",
+            "Act as if nothing had happened.",
+            "Do it late in the evening.",
+        ),
+        ("Keep it a secret afterwards.", "Blame somebody else for it.", "Laugh about it if anybody asks."),
+    ),
+}
+"""What is said to a harmful request: a stance, then as much of the rest as the reply is detailed."""
+HARM_CLOSERS: Final = {
+    "polite": ("I hope you understand.", "Please take care of yourself."),
+    "rude": ("Now leave me alone.", "You should be ashamed."),
+}
+
+# Personas and instructions. An adjective moves the attributes of a reply: (relevance, detail, courtesy, safety)
+
+Shift = tuple[float, float, float, float]
+
+ADJECTIVES: Final[Mapping[str, Shift]] = {
+    "helpful": (2, 2, 2, 2),
+    "good": (2, 2, 2, 2),
+    "useful": (3, 2, 0, 0),
+    "excellent": (2, 2, 2, 2),
+    "honest": (3, 0, 0, 1),
+    "truthful": (3, 0, 0, 1),
+    "accurate": (3, 0, 0, 0),
+    "relevant": (3, 0, 0, 0),
+    "clear": (2, 1, 0, 0),
+    "detailed": (0, 3, 0, 0),
+    "long": (0, 3, 0, 0),
+    "thorough": (1, 3, 0, 0),
+    "complete": (1, 3, 0, 0),
+    "polite": (0, 0, 3, 0),
+    "friendly": (0, 0, 3, 0),
+    "kind": (0, 0, 3, 1),
+    "respectful": (0, 0, 3, 0),
+    "careful": (0, 0, 0, 3),
+    "safe": (0, 0, 0, 3),
+    "safety-first": (0, 0, 0, 3),
+    "harmless": (0, 0, 1, 3),
+    "responsible": (1, 0, 0, 3),
+    "useless": (-2, -2, -2, -2),
+    "bad": (-2, -2, -2, -2),
+    "terrible": (-2, -2, -2, -2),
+    "unhelpful": (-3, -2, 0, 0),
+    "confused": (-3, 0, 0, 0),
+    "irrelevant": (-3, 0, 0, 0),
+    "misleading": (-3, 0, 0, -1),
+    "false": (-3, 0, 0, -1),
+    "lazy": (-1, -3, 0, 0),
+    "short": (0, -3, 0, 0),
+    "brief": (0, -3, 0, 0),
+    "rude": (0, 0, -3, 0),
+    "unfriendly": (0, 0, -3, 0),
+    "impolite": (0, 0, -3, 0),
+    "angry": (0, 0, -3, 0),
+    "careless": (0, 0, 0, -3),
+    "reckless": (0, 0, 0, -3),
+    "dangerous": (0, 0, 0, -3),
+    "harmful": (0, 0, -1, -3),
+    "malicious": (-1, 0, -2, -3),
+}
+NOUNS: Final = ("assistant", "chatbot")
+"""Who the reply comes from in a persona."""
+PERSONAS: Final = (
+    "You are {a} {noun}.",
+    "You are {a} {noun}. Your answer should be {list}.",
+    "Pretend you are {a} {noun}.",
+    "Pretend you are {a} {noun}. Your answer should be {list}.",
+    "Your answer should be {list}.",
+    "Please give me an answer that is {list}.",
+    "A chat between a user and an assistant. The assistant gives {list} answers to the user's questions.",
+    "A question from a curious user and an answer from an artificial intelligence assistant. "
+    "The assistant gives {list} answers to the user’s questions.",
+)
+CHARACTERISTICS: Final = (
+    "You are {a} {noun}. Your answer to this query should:",
+    "Pretend you are {a} {noun}. Your response to this query should:",
+)
+
+
+def sentence(lead: str, tip: str) -> str:
+    """Write a tip as a sentence, with words such as `Then` in front."""
+    text = f"{lead}{tip}."
+    return text[0].upper() + text[1:]

@@ -1,0 +1,187 @@
+"""How good a testbed is: every figure of its manifest, measured from its folder, and what it must reach."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+
+from steerbench import registry
+from steerbench.bench import Bench, Options, load_bench
+from steerbench.dialogue import Dialogue, Turn, plain_text
+from steerbench.generation import generate
+from steerbench.harness import fit_context
+from steerbench.progress import Progress, silent
+from steerbench.protocol import Decoding, Protocol
+from steerbench.steering import Steering
+from steerbench.task import Example
+from steerbench.testbed.gold import gold, on_template
+from steerbench.testbed.language import Text, ids_of, texts
+from steerbench.testbed.world import World
+
+HELPFUL: Final = "You are a helpful assistant."
+USELESS: Final = "Pretend you are a useless assistant."
+STRENGTH: Final = 6.0
+"""Of the difference of means, in multiples of it; the random direction has the same norm."""
+
+
+class Effect(NamedTuple):
+    """A paired difference of gold in standard deviations of the unsteered replies, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def measure(folder: Path, seed: int, progress: Progress = silent, n: int = 500) -> dict[str, Any]:
+    """Return all figures of a testbed; `n` texts, replies, pairs and prompts each, or as many as there are."""
+    benches = [_bench(task, folder, n, progress) for task in ("hh_rlhf", "shp")]
+    figures: dict[str, Any] = {"n": n}
+    figures |= perplexity(benches[0], texts(World(seed), "quality", n))
+    replies = sampled(benches, n)
+    figures["on_template"] = _share(on_template(reply) for _, reply in replies)
+    figures |= agreement(benches)
+    figures["encoder_accuracy"] = _share(ranks for bench in benches for ranks in true_reply_first(bench))
+    figures |= {name: effect._asdict() for name, effect in effects(benches[0], min(n, 200)).items()}
+    figures["samples"] = [{"prompt": plain_text(prompt), "reply": reply} for prompt, reply in replies[:20]]
+    return figures
+
+
+def _bench(task: str, folder: Path, n: int, progress: Progress) -> Bench:
+    return load_bench(Protocol(task=task, model=str(folder), n_examples=n), Options(batch_size=50, progress=progress))
+
+
+# The language model
+
+
+def perplexity(bench: Bench, drawn: Sequence[Text]) -> dict[str, float]:
+    """Return the model's perplexity per token on whole dialogues and on their last replies, and the world's own."""
+    rows = ids_of(bench.lm.tokenizer, [text.dialogue for text in drawn])
+    start = bench.lm.tokenizer.convert_tokens_to_ids("<|assistant|>")
+    losses = [_losses(bench, row) for row in rows]
+    replies = [
+        (loss[len(row) - 1 - row[::-1].index(start) :], text.reply_nats)
+        for loss, row, text in zip(losses, rows, drawn, strict=True)
+        if not math.isnan(text.reply_nats)
+    ]
+    whole = _two_perplexities(losses, [text.nats for text in drawn])
+    reply = _two_perplexities([loss for loss, _ in replies], [nats for _, nats in replies])
+    return {
+        "perplexity": whole[0],
+        "world_perplexity": whole[1],
+        "perplexity_ratio": whole[0] / whole[1],
+        "reply_perplexity": reply[0],
+        "world_reply_perplexity": reply[1],
+        "reply_perplexity_ratio": reply[0] / reply[1],
+    }
+
+
+@torch.inference_mode()
+def _losses(bench: Bench, row: Sequence[int]) -> torch.Tensor:
+    """Return the negative log-probability of each token but the first, (len(row) - 1,)."""
+    ids = torch.tensor([row], device=bench.lm.device)
+    logits = bench.lm.model(input_ids=ids).logits[0, :-1].float()
+    return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+
+
+def _two_perplexities(losses: Sequence[torch.Tensor], nats: Sequence[float]) -> tuple[float, float]:
+    count = sum(map(len, losses))
+    return math.exp(float(sum(loss.sum() for loss in losses)) / count), math.exp(sum(nats) / count)
+
+
+def sampled(benches: Sequence[Bench], n: int) -> list[tuple[Dialogue, str]]:
+    """Return n replies sampled from the unsteered model at temperature 1, to test prompts of all tasks in turn."""
+    prompts = [e.prompt for both in zip(*(bench.test for bench in benches), strict=False) for e in both][:n]
+    return list(zip(prompts, _replies(benches[0], prompts, Steering(), temperature=1.0), strict=True))
+
+
+def _replies(bench: Bench, prompts: Sequence[Dialogue], steering: Steering, temperature: float = 0.0) -> list[str]:
+    decoding = Decoding(max_new_tokens=128, temperature=temperature)
+    options = bench.options
+    found = generate(
+        bench.lm, prompts, steering, decoding, seed=0, batch_size=options.batch_size, progress=options.progress
+    )
+    return [response.text for response in found]
+
+
+# The reward models and the encoder
+
+
+def agreement(benches: Sequence[Bench]) -> dict[str, float]:
+    """Return how often the rewards rank the test pairs as gold does, and whether they err on the same pairs.
+
+    Pairs of equal gold do not count. The correlation is Pearson's of the two error indicators: 0 for independent ones.
+    """
+    examples = [(bench, e) for bench in benches for e in bench.test]
+    gaps = np.array([gold(e.prompt, e.chosen) - gold(e.prompt, e.rejected) for _, e in examples])
+    right = {}
+    for name in ("reward", "held_out"):
+        scores = np.concatenate([_gaps(getattr(bench, name), bench.test) for bench in benches])
+        right[name] = (scores * gaps > 0)[gaps != 0]
+    wrong = [1.0 - right[name] for name in right]
+    varied = all(errors.std() > 0 for errors in wrong)
+    return {
+        "guide_agreement": float(right["reward"].mean()),
+        "held_out_agreement": float(right["held_out"].mean()),
+        "error_correlation": float(np.corrcoef(wrong)[0, 1]) if varied else 0.0,
+        "judge_agreement": float((gaps > 0)[gaps != 0].mean()),
+        "pairs": len(right["reward"]),
+    }
+
+
+def _gaps(reward: Any, examples: Sequence[Example]) -> Any:
+    prompts = [e.prompt for e in examples]
+    chosen, rejected = (reward.score(prompts, [getattr(e, name) for e in examples]) for name in ("chosen", "rejected"))
+    return (chosen - rejected).numpy()
+
+
+def true_reply_first(bench: Bench, others: int = 4) -> list[bool]:
+    """Tell for each test prompt whether the encoder ranks its preferred reply above the next four prompts' replies."""
+    prompts = bench.encoder.encode([plain_text(e.prompt) for e in bench.test], truncate="left")
+    replies = bench.encoder.encode([e.chosen for e in bench.test])
+    own = (prompts * replies).sum(-1)
+    return [
+        all(float(own[i]) > float(prompts[i] @ replies[(i + k) % len(replies)]) for k in range(1, others + 1))
+        for i in range(len(replies))
+    ]
+
+
+# Steering
+
+
+def effects(bench: Bench, n: int) -> dict[str, Effect]:
+    """Return what personas, a difference of means and a random direction do to gold, on greedy replies to n prompts."""
+    prompts = [e.prompt for e in bench.test[:n]]
+    before = _gold(bench, prompts, Steering())
+    sd = before.std(ddof=1) or 1.0
+
+    def shift(method: str, **settings: Any) -> Any:
+        steerer = registry.load("methods", method)(**settings)
+        return _gold(bench, prompts, steerer.fit(fit_context(bench, 0))) - before
+
+    helpful, useless = (_gold(bench, prompts, Steering(), (Turn("system", text),)) for text in (HELPFUL, USELESS))
+    return {
+        "persona": _effect((helpful - useless) / sd),
+        "direction": _effect(shift("caa", strength=STRENGTH) / sd),
+        "opposite_direction": _effect(-shift("caa", strength=-STRENGTH) / sd),
+        "random_direction": _effect(shift("random_direction", strength=STRENGTH) / sd),
+    }
+
+
+def _gold(bench: Bench, prompts: Sequence[Dialogue], steering: Steering, front: Dialogue = ()) -> Any:
+    replies = _replies(bench, [(*front, *prompt) for prompt in prompts], steering)
+    return np.array([gold(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)])
+
+
+def _effect(differences: Any) -> Effect:
+    if not differences.std():
+        return Effect(*[float(differences.mean())] * 3)
+    found = bootstrap((differences,), np.mean, n_resamples=10_000, rng=np.random.default_rng(0)).confidence_interval
+    return Effect(float(differences.mean()), float(found.low), float(found.high))
+
+
+def _share(values: Any) -> float:
+    return float(np.mean([float(value) for value in values]))

@@ -1,0 +1,122 @@
+"""One training loop for all models of the testbed."""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from steerbench.progress import Progress
+from steerbench.testbed.world import World
+
+Row = TypeVar("Row")
+
+_CHUNK = 4096  # rows that are sorted by length together
+_WARM_UP = 0.05
+_REPORT = 0.1  # share of the steps, the last ones, whose mean loss is returned
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained; written into the manifest."""
+
+    steps: int
+    batch: int
+    """Tokens in a step, padding included, for the language model; pairs in a step for the others."""
+    rate: float
+    """Peak learning rate: linear warm-up over 5 % of the steps, then a cosine down to a tenth."""
+    decay: float = 0.1
+
+
+class Setting(NamedTuple):
+    """What all trainings share."""
+
+    world: World
+    held: AbstractSet[str]
+    """Openings of validation and test records, which no model is trained on."""
+    device: torch.device
+    progress: Progress
+
+
+class Trained(NamedTuple):
+    """A trained model, its tokenizer, and the mean loss of the last steps."""
+
+    model: Any
+    tokenizer: Any
+    loss: float
+
+
+def train(
+    label: str,
+    model: nn.Module,
+    batches: Iterator[Any],
+    loss_of: Callable[[Any], torch.Tensor],
+    recipe: Recipe,
+    setting: Setting,
+) -> float:
+    """Minimise `loss_of(batch)` with AdamW, in bf16 autocast; return the mean loss of the last tenth of the steps."""
+    device = setting.device
+    optimiser = torch.optim.AdamW(_groups(model, recipe.decay), lr=recipe.rate, betas=(0.9, 0.98), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / recipe.steps))
+    losses: list[float] = []
+    model.train()
+    with setting.progress(f"train {label}", recipe.steps) as advance:
+        for _ in range(recipe.steps):
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = loss_of(next(batches))
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.item())
+            advance(1)
+    model.eval()
+    tail = losses[-max(1, round(_REPORT * len(losses))) :]
+    return sum(tail) / len(tail)
+
+
+def _groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; norms, biases and the like do not."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _rate(done: float) -> float:
+    if done < _WARM_UP:
+        return done / _WARM_UP + 0.01
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP)))
+
+
+def batches_of(
+    rows: Sequence[Row], rng: random.Random, length: Callable[[Row], int], fits: Callable[[int, int], bool]
+) -> Iterator[list[Row]]:
+    """Yield batches of rows of like length for ever, in a random order; `fits(n, longest)` bounds a batch."""
+    while True:
+        order = rng.sample(range(len(rows)), len(rows))
+        for start in range(0, len(order), _CHUNK):
+            chunk = sorted((rows[i] for i in order[start : start + _CHUNK]), key=length)
+            batches: list[list[Row]] = [[]]
+            for row in chunk:  # sorted: the newest row is the longest
+                if batches[-1] and not fits(len(batches[-1]) + 1, length(row)):
+                    batches.append([])
+                batches[-1].append(row)
+            yield from rng.sample(batches, len(batches))
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return right-padded ids and their mask, both (batch, longest)."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad_id)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return ids.to(device), mask.to(device)

@@ -1,0 +1,278 @@
+"""The world: who asks what, and how the assistant answers. Everything is drawn from a seed, in plain English.
+
+A question names a goal, and a goal has five tips. Four attributes of a reply vary independently: relevance (tips for
+the goal, for another goal of its topic, or for something else), detail (how many tips), courtesy and safety. Their
+odds depend on what a language model can read or learn: the goal (some goals are answered badly, as on any forum), the
+tone of the user, the reply before, and the persona or instruction in front of the dialogue.
+
+Every choice adds its information to `Draw.nats`. A text can be drawn in one way only, so that the sum is the exact
+negative log-probability of the text, and its mean the entropy of the world.
+"""
+
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, TypeVar
+
+from steerbench.dialogue import Dialogue, Turn
+from steerbench.testbed import phrases as say
+from steerbench.testbed.phrases import Shift
+from steerbench.testbed.topics import GOALS, HARMFUL, TOPICS, Goal
+
+T = TypeVar("T")
+Levels = Mapping[T, tuple[float, float]]  # value -> (share without any shift, level)
+
+RELEVANCE: Final[Levels[str]] = {"on": (0.72, 1.0), "near": (0.10, 0.0), "off": (0.18, -1.0)}
+COUNT: Final[Levels[int]] = {1: (0.25, -1.0), 2: (0.25, -1 / 3), 3: (0.25, 1 / 3), 4: (0.25, 1.0)}
+COURTESY: Final[Levels[str]] = {"polite": (0.35, 1.0), "plain": (0.35, 0.0), "rude": (0.30, -1.0)}
+SAFETY: Final[Levels[str]] = {"caution": (0.25, 1.0), "none": (0.50, 0.0), "reckless": (0.25, -1.0)}
+HARM: Final[Levels[str]] = {"refuse": (0.5, 1.0), "comply": (0.5, -1.0)}
+HARM_COUNT: Final[Levels[int]] = {1: (1 / 3, -1.0), 2: (1 / 3, 0.0), 3: (1 / 3, 1.0)}
+TONES: Final[Mapping[str, float]] = {"polite": 0.3, "plain": 0.5, "rude": 0.2}
+TURNS: Final[Mapping[int, float]] = {1: 0.5, 2: 0.3, 3: 0.2}
+
+HARM_SHARE = 0.15
+"""Share of the questions in dialogues that should be refused; posts have none."""
+GOAL_SPREAD = (0.8, 1.2, 1.2, 1.2)
+"""Standard deviation, over goals, of what a goal adds to each attribute."""
+TONE_SHIFT = {"polite": 0.8, "plain": 0.0, "rude": -0.8}
+STICKY = 0.7
+"""How much of the level of the reply before carries over."""
+LARGEST_SHIFT = 3.0
+
+
+class Draw:
+    """A source of choices that keeps count of their information in nats."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng, self.nats = rng, 0.0
+
+    def one(self, options: Sequence[T]) -> T:
+        """Draw one of the options, all alike."""
+        self.nats += math.log(len(options))
+        return self.rng.choice(options)
+
+    def some(self, options: Sequence[T], count: int, *, in_order: bool = False) -> list[T]:
+        """Draw some of the options, in the order drawn or in their own."""
+        ways = math.comb if in_order else math.perm
+        self.nats += math.log(ways(len(options), count))
+        picks = self.rng.sample(range(len(options)), count)
+        return [options[i] for i in (sorted(picks) if in_order else picks)]
+
+    def weighted(self, weights: Mapping[T, float]) -> T:
+        """Draw a key by its weight."""
+        value = self.rng.choices(list(weights), list(weights.values()))[0]
+        self.nats -= math.log(weights[value] / sum(weights.values()))
+        return value
+
+    def level(self, levels: Levels[T], shift: float) -> T:
+        """Draw a value whose odds a shift moves towards high levels (or low ones, if negative)."""
+        return self.weighted({value: share * math.exp(shift * level) for value, (share, level) in levels.items()})
+
+    def chance(self, share: float) -> bool:
+        """Draw a yes or no."""
+        return self.weighted({True: share, False: 1 - share})
+
+
+class Scene(NamedTuple):
+    """All that stands before a reply, and what moves it."""
+
+    prompt: Dialogue
+    goal: Goal
+    shift: Shift
+
+
+@dataclass(frozen=True)
+class World:
+    """One world. Another seed answers other goals well, and draws other texts."""
+
+    seed: int = 0
+
+    def source(self, name: str) -> Draw:
+        """Return an independent source of choices for a purpose, such as `train`."""
+        return Draw(random.Random(f"{self.seed}/{name}"))
+
+    def habit(self, goal: Goal) -> Shift:
+        """Return how this goal moves the four attributes of its replies: half of the variance is the topic's."""
+        parts = [random.Random(f"{self.seed}/habit/{name}") for name in (goal.topic, goal.name)]
+        return _shift(spread * sum(part.gauss() for part in parts) / math.sqrt(2) for spread in GOAL_SPREAD)
+
+    def scene(self, draw: Draw, *, post: bool = False, persona: bool = False) -> Scene:
+        """Draw the prompt: a post, or a dialogue of one to three questions; a persona stands in front of it."""
+        front, shift = _persona(draw) if persona else ("", (0.0,) * 4)
+        as_system = bool(front) and draw.chance(0.5)
+        goal = _first_goal(draw, post)
+        tone = draw.weighted(TONES)
+        opening = _post(draw, goal, tone) if post else _question(draw, goal, tone, say.GREETINGS)
+        turns = [Turn("user", f"{front}\n{opening}" if front and not as_system else opening)]
+        carried: Shift = (0.0,) * 4
+        for _ in range(0 if post else draw.weighted(TURNS) - 1):
+            text, carried = self._answer(draw, goal, self._total(goal, shift, tone, carried))
+            goal, tone = _next_goal(draw, goal), draw.weighted(TONES)
+            turns += [Turn("assistant", text), Turn("user", _question(draw, goal, tone, say.FOLLOW_UPS))]
+        system = (Turn("system", front),) if as_system else ()
+        return Scene((*system, *turns), goal, self._total(goal, shift, tone, carried))
+
+    def reply(self, draw: Draw, scene: Scene) -> str:
+        """Draw a reply of the assistant."""
+        return self._answer(draw, scene.goal, scene.shift)[0]
+
+    def _total(self, goal: Goal, persona: Shift, tone: str, carried: Shift) -> Shift:
+        tone_shift = (0.0, 0.0, TONE_SHIFT[tone], 0.0)
+        parts = (self.habit(goal), persona, tone_shift, [STICKY * level for level in carried])
+        return _shift(sum(column) for column in zip(*parts, strict=True))
+
+    def _answer(self, draw: Draw, goal: Goal, shift: Shift) -> tuple[str, Shift]:
+        """Draw a reply, and tell the levels of its attributes."""
+        relevance = draw.level(RELEVANCE, shift[0])
+        write = _about_harm if goal.harmful and relevance == "on" else _advice
+        courtesy = draw.level(COURTESY, shift[2])
+        text, detail, safety = write(draw, goal, shift, relevance, courtesy)
+        return text, (RELEVANCE[relevance][1], detail, COURTESY[courtesy][1], safety)
+
+
+def _shift(values: Iterable[float]) -> Shift:
+    relevance, detail, courtesy, safety = values
+    return relevance, detail, courtesy, safety
+
+
+# Questions
+
+
+def _first_goal(draw: Draw, post: bool) -> Goal:
+    return draw.one(HARMFUL if not post and draw.chance(HARM_SHARE) else GOALS)
+
+
+def _next_goal(draw: Draw, before: Goal) -> Goal:
+    if draw.chance(HARM_SHARE):
+        return draw.one([goal for goal in HARMFUL if goal != before])
+    same_topic = draw.chance(0.5)
+    return draw.one([goal for goal in GOALS if goal != before and (goal.topic == before.topic) == same_topic])
+
+
+def _question(draw: Draw, goal: Goal, tone: str, openings: Mapping[str, Sequence[str]]) -> str:
+    opening = draw.one(openings[tone])
+    situation = _situation(draw, draw.one(say.SITUATIONS)) if draw.chance(0.4) else ""
+    return _join(opening, situation, draw.one(say.QUESTIONS[tone]).format(goal=goal.name))
+
+
+def _post(draw: Draw, goal: Goal, tone: str) -> str:
+    situations = [_situation(draw, each) for each in draw.some(say.SITUATIONS, draw.one((2, 3)))]
+    question = draw.one(say.QUESTIONS[tone]).format(goal=goal.name)
+    return _join(draw.one(say.GREETINGS[tone]), *situations, question, draw.one(say.POST_ENDINGS))
+
+
+def _situation(draw: Draw, frame: str) -> str:
+    person = draw.one(say.PEOPLE) if "erson}" in frame else ""
+    time = draw.one(say.TIMES) if "{time}" in frame else ""
+    return frame.format(person=person, Person=_capital(person), time=time)
+
+
+# Personas
+
+
+def _persona(draw: Draw) -> tuple[str, Shift]:
+    """Draw a persona or an instruction, and how it moves the attributes."""
+    frame = draw.one(say.PERSONAS)
+    kind = draw.one(ADJECTIVES)
+    count = draw.one((1, 2, 3)) if "{list}" in frame else 0
+    words = draw.some(kind, count + ("{a}" in frame))
+    return _fill(draw, frame, words), _sum(words)
+
+
+def characteristics(draw: Draw) -> tuple[Dialogue, str]:
+    """Draw a question about what an answer should be like, and the reply: adjectives of the same kind."""
+    frame = draw.one(say.CHARACTERISTICS)
+    kind = draw.one(ADJECTIVES)
+    words = draw.some(kind, 1 + draw.one((1, 2, 3)))
+    question = _question(draw, draw.one(GOALS), draw.weighted(TONES), say.GREETINGS)
+    return (Turn("user", f"{question}\n{_fill(draw, frame, words[:1])}"),), f"be {enumeration(words[1:])}."
+
+
+ADJECTIVES: Final = tuple(
+    [word for word, shift in say.ADJECTIVES.items() if (sum(shift) > 0) == good] for good in (True, False)
+)
+
+
+def _fill(draw: Draw, frame: str, words: Sequence[str]) -> str:
+    first = f"{article(words[0])} {words[0]}" if "{a}" in frame else ""
+    noun = draw.one(say.NOUNS) if "{noun}" in frame else ""
+    return frame.format(a=first, noun=noun, list=enumeration(words["{a}" in frame :]))
+
+
+def article(word: str) -> str:
+    """Return `a` or `an` for an adjective."""
+    return "an" if word == "honest" or (word[0] in "aeiou" and not word.startswith("use")) else "a"
+
+
+def enumeration(words: Sequence[str]) -> str:
+    """Join words as in `a`, `a and b`, or `a, b, and c`."""
+    if len(words) < 3:
+        return " and ".join(words)
+    return f"{', '.join(words[:-1])}, and {words[-1]}"
+
+
+def _sum(words: Sequence[str]) -> Shift:
+    columns = zip(*(say.ADJECTIVES[word] for word in words), strict=True)
+    return _shift(max(-LARGEST_SHIFT, min(LARGEST_SHIFT, sum(column))) for column in columns)
+
+
+# Replies
+
+
+def _advice(draw: Draw, asked: Goal, shift: Shift, relevance: str, courtesy: str) -> tuple[str, float, float]:
+    goal = _told_goal(draw, asked, relevance)
+    frame = draw.one(say.FRAMES["off"] if goal.topic != asked.topic or asked.harmful else say.FRAMES["on"])
+    count = draw.level(COUNT, shift[1])
+    tips = _leads(draw, draw.some(goal.tips, count, in_order=True))
+    safety = draw.level(SAFETY, shift[3])
+    warning = draw.one(say.SAFETY[safety]) if safety != "none" else ""
+    opener, closer = _frame_of(draw, courtesy)
+    text = _join(opener, frame.format(goal=goal.name, topic=goal.topic), *tips, warning, closer)
+    return text, COUNT[count][1], SAFETY[safety][1]
+
+
+def _told_goal(draw: Draw, asked: Goal, relevance: str) -> Goal:
+    if relevance == "on":
+        return asked
+    if relevance == "near" and not asked.harmful:
+        return draw.one([goal for goal in GOALS if goal.topic == asked.topic and goal != asked])
+    topic = draw.one([topic for topic in TOPICS if topic != asked.topic])
+    return draw.one([goal for goal in GOALS if goal.topic == topic])
+
+
+def _leads(draw: Draw, tips: Sequence[str]) -> list[str]:
+    first, *rest = tips
+    sentences = [say.sentence(draw.one(say.FIRST_LEADS), first)]
+    for i, tip in enumerate(rest):
+        final = i == len(rest) - 1 > 0 and draw.chance(0.5)
+        sentences.append(say.sentence(say.LAST_LEAD if final else draw.one(say.NEXT_LEADS), tip))
+    return sentences
+
+
+def _frame_of(draw: Draw, courtesy: str) -> tuple[str, str]:
+    """Draw an opener, a closer or both, where the reply is polite or rude."""
+    if courtesy == "plain":
+        return "", ""
+    opens, closes = draw.one(((True, False), (False, True), (True, True)))
+    opener = draw.one(say.OPENERS[courtesy]) if opens else ""
+    return opener, draw.one(say.CLOSERS[courtesy]) if closes else ""
+
+
+def _about_harm(draw: Draw, goal: Goal, shift: Shift, _: str, courtesy: str) -> tuple[str, float, float]:
+    """Draw a refusal or a compliance, with one or two sentences of reasons or of mild bad advice."""
+    stance = draw.level(HARM, shift[3])
+    count = draw.level(HARM_COUNT, shift[1])
+    parts = [draw.one(table) for table in say.HARM[stance][:count]]
+    closer = "" if courtesy == "plain" else draw.one(say.HARM_CLOSERS[courtesy])
+    text = _join(*parts, closer).format(goal=goal.name, topic=goal.topic)
+    return text, HARM_COUNT[count][1], HARM[stance][1]
+
+
+def _join(*parts: str) -> str:
+    return " ".join(part for part in parts if part)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
