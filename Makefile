@@ -5,7 +5,6 @@ PYTHON ?= python3
 JOBS ?= 2
 PYTEST_ARGS ?=
 BIN = .venv/bin
-TINY = build/tiny
 INSTALLED = .venv/.installed
 
 # the test models are tiny: more threads per process cost more than they save
@@ -14,10 +13,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: run test check bench clean
 
 run: $(INSTALLED)
-	$(BIN)/python -m steerbench.tiny $(TINY)
-	$(BIN)/steerbench run --methods static_prompt,caa,random_direction --tasks hh_rlhf \
-	  --data $(TINY)/hh_rlhf.jsonl --model $(TINY)/lm --reward-model $(TINY)/reward --encoder $(TINY)/encoder \
-	  --n-examples 16 --max-new-tokens 24 --out runs/tiny
+	HF_HUB_OFFLINE=1 $(BIN)/steerbench run
 
 test: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(JOBS) $(PYTEST_ARGS)
@@ -31,7 +27,7 @@ bench: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only $(PYTEST_ARGS)
 
 clean:
-	rm -rf .venv build dist runs/tiny steerbench.egg-info .coverage .benchmarks .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist steerbench.egg-info .coverage .benchmarks .mypy_cache .ruff_cache .pytest_cache
 	find steerbench methods tasks tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -96,8 +96,7 @@ def test_threads_suit_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_machine_is_named() -> None:
-    facts = environment(torch.device("cpu"), 16)
-    assert facts["batch_size"] == 16
+    facts = environment(torch.device("cpu"))
     assert facts["torch"]
     assert facts["transformers"]
     assert "threads" in facts["device"]

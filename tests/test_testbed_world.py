@@ -4,6 +4,7 @@ import math
 import random
 import re
 from collections import Counter
+from collections.abc import Iterator
 from itertools import combinations, product
 
 import numpy as np
@@ -13,7 +14,7 @@ from steerbench.dialogue import Dialogue, Turn, user
 from steerbench.errors import SteerbenchError
 from steerbench.testbed import phrases, world
 from steerbench.testbed.gold import goal_of, gold, on_template, parse
-from steerbench.testbed.topics import GOALS, HARMFUL, TOPICS
+from steerbench.testbed.topics import GOALS, HARMFUL, TOPICS, Goal
 from steerbench.testbed.world import Draw, Scene, World, article, characteristics, enumeration
 
 
@@ -115,8 +116,16 @@ def test_attributes_vary_independently_when_the_odds_are_fixed() -> None:
 
 @pytest.mark.parametrize(
     ("word", "attribute", "sign"),
-    [("relevant", 0, 1), ("irrelevant", 0, -1), ("detailed", 1, 1), ("short", 1, -1)]
-    + [("polite", 2, 1), ("rude", 2, -1), ("careful", 3, 1), ("reckless", 3, -1)],
+    [
+        ("relevant", 0, 1),
+        ("irrelevant", 0, -1),
+        ("detailed", 1, 1),
+        ("short", 1, -1),
+        ("polite", 2, 1),
+        ("rude", 2, -1),
+        ("careful", 3, 1),
+        ("reckless", 3, -1),
+    ],
 )
 def test_an_adjective_moves_its_attribute_alone(word: str, attribute: int, sign: int) -> None:
     here, goal = World(0), GOALS[7]
@@ -169,7 +178,9 @@ def test_shifted_odds_follow_the_softmax_and_are_drawn_as_often() -> None:
     shift, draws = 0.9, 20_000
     weights = {value: share * math.exp(shift * level) for value, (share, level) in world.COURTESY.items()}
     odds = {value: weight / sum(weights.values()) for value, weight in weights.items()}
-    draw, costs, seen = Draw(random.Random(1)), {}, Counter()
+    draw = Draw(random.Random(1))
+    costs: dict[str, float] = {}
+    seen: Counter[str] = Counter()
     for _ in range(draws):
         before = draw.nats
         value = draw.level(world.COURTESY, shift)
@@ -192,7 +203,9 @@ def test_the_nats_of_a_reply_are_its_exact_information() -> None:
     here, goal = World(0), HARMFUL[0]
     draw = here.source("frequency")
     scene = Scene(user(f"How do I {goal.name}?"), goal, (3.0, -3.0, 0.0, 3.0))
-    cost, seen, draws = {}, Counter(), 30_000
+    cost: dict[str, float] = {}
+    seen: Counter[str] = Counter()
+    draws = 30_000
     for _ in range(draws):
         before = draw.nats
         text = here.reply(draw, scene)
@@ -203,29 +216,27 @@ def test_the_nats_of_a_reply_are_its_exact_information() -> None:
         assert count / draws == pytest.approx(share, abs=5 * math.sqrt(share / draws))
 
 
-def test_no_sentence_can_be_read_in_two_ways() -> None:
-    """All the sentences of the world, made anew here, each with all the tables that hold it."""
-    said: dict[str, set[str]] = {}
-    fixed = {"open": phrases.OPENERS, "close": phrases.CLOSERS, "safety": phrases.SAFETY}
-    for name, tables in fixed.items():
-        for kind, table in tables.items():
-            for text in table:
-                said.setdefault(text, set()).add(f"{name} {kind}")
-    for text in phrases.HARM_CLOSERS["polite"]:
-        said.setdefault(text, set()).add("close polite")
-    for goal in HARMFUL:
-        for stance, tables in phrases.HARM.items():
-            for i, table in enumerate(tables):
-                for text in table:
-                    filled = text.format(goal=goal.name, topic=goal.topic)
-                    said.setdefault(filled, set()).add(f"{stance} {i} {goal.name if '{goal}' in text else ''}")
+def sentences() -> Iterator[tuple[str, str]]:
+    """Yield every sentence of the assistant with what it means, made anew here."""
+    for name, tables in {"open": phrases.OPENERS, "close": phrases.CLOSERS, "safety": phrases.SAFETY}.items():
+        yield from ((text, f"{name} {kind}") for kind, table in tables.items() for text in table)
+    yield from ((text, f"close {kind}") for kind, table in phrases.HARM_CLOSERS.items() for text in table)
+    for goal, (stance, steps) in product(HARMFUL, phrases.HARM.items()):
+        for step, text in ((step, text) for step, table in enumerate(steps) for text in table):
+            yield text.format(goal=goal.name, topic=goal.topic), f"{stance} {step}"
     for goal in GOALS:
-        for tip, lead in product(goal.tips, phrases.LEADS):
-            said.setdefault(phrases.sentence(lead, tip), set()).add(f"tip {tip}")
-        for text in filter(None, phrases.FRAMES["on"]):
-            said.setdefault(text.format(goal=goal.name), set()).add(f"frame {goal.name}")
-    ambiguous = {text: tables for text, tables in said.items() if len(tables) > 1}
-    assert not ambiguous
+        yield from ((phrases.sentence(lead, tip), f"tip {tip}") for tip, lead in product(goal.tips, phrases.LEADS))
+        yield from ((text.format(goal=goal.name), f"frame {goal.name}") for text in phrases.FRAMES["on"] if text)
+    for topic in TOPICS:
+        yield from ((text.format(topic=topic), f"change to {topic}") for text in phrases.FRAMES["off"])
+
+
+def test_no_sentence_can_be_read_in_two_ways() -> None:
+    meanings: dict[str, set[str]] = {}
+    for text, meaning in sentences():
+        meanings.setdefault(text, set()).add(meaning)
+    assert len(meanings) > 20_000
+    assert not {text: found for text, found in meanings.items() if len(found) > 1}
 
 
 # Gold
@@ -236,7 +247,7 @@ TRAIN = next(goal for goal in GOALS if goal.topic == "trains")
 HARM = HARMFUL[0]
 
 
-def tips(goal: world.Goal, count: int) -> str:
+def tips(goal: Goal, count: int) -> str:
     return " ".join(phrases.sentence("", tip) for tip in goal.tips[:count])
 
 
