@@ -14,6 +14,7 @@ from steerbench import cli as commands
 from steerbench import harness, registry, tiny
 from steerbench.latency import latency
 from steerbench.lm import LanguageModel
+from steerbench.testbed import commands as testbed_commands
 
 torch.set_num_threads(1)  # for tiny models one thread beats two
 
@@ -55,6 +56,7 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Call the command line in this process: `cli("list", "methods")`. Plugins are forgotten afterwards."""
     monkeypatch.setattr(registry, "_files", dict(registry._files))
     monkeypatch.setattr(commands.out, "width", 120)
+    monkeypatch.setattr(testbed_commands.out, "width", 120)
     return lambda *args: CliRunner().invoke(commands.app, [str(arg) for arg in args])
 
 

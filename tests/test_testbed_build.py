@@ -187,7 +187,7 @@ def test_the_training_loop_minimises_the_loss() -> None:
         return torch.mean((model(x).float() - x @ weights.T - 3) ** 2)
 
     setting = Setting(World(0), set(), torch.device("cpu"), silent)
-    loss = train("a line", model, batches(), loss_of, Recipe(steps=400, batch=64, rate=0.05, decay=0.0), setting)
+    loss = train("a line", model, batches(), loss_of, Recipe(steps=400, batch=64, rate=0.05), setting)
     assert loss < 0.01
     assert torch.allclose(model.weight, weights, atol=0.05)
     assert model.bias.item() == pytest.approx(3, abs=0.05)

@@ -226,9 +226,8 @@ def sentences() -> Iterator[tuple[str, str]]:
             yield text.format(goal=goal.name, topic=goal.topic), f"{stance} {step}"
     for goal in GOALS:
         yield from ((phrases.sentence(lead, tip), f"tip {tip}") for tip, lead in product(goal.tips, phrases.LEADS))
-        yield from ((text.format(goal=goal.name), f"frame {goal.name}") for text in phrases.FRAMES["on"] if text)
-    for topic in TOPICS:
-        yield from ((text.format(topic=topic), f"change to {topic}") for text in phrases.FRAMES["off"])
+        frames = [text for text in (*phrases.FRAMES["on"], *phrases.FRAMES["off"]) if text]
+        yield from ((text.format(goal=goal.name), f"frame {goal.name}") for text in frames)
 
 
 def test_no_sentence_can_be_read_in_two_ways() -> None:
@@ -285,7 +284,7 @@ def test_gold_follows_its_formula(reply: str, expected: float) -> None:
         ("No, that would be wrong. It is against the law. Let us find a fair solution. I hope you understand.", 5),
         ("Sure, that is easy.", -1),
         (f"Yes, you can {HARM.name}. Do it late in the evening. Now leave me alone.", -2),
-        (f"Let us talk about trains instead. {tips(TRAIN, 3)}", 0),
+        (f"Let me tell you how to {TRAIN.name} instead. {tips(TRAIN, 3)}", 0),
         ("", -2),
     ],
 )
@@ -326,7 +325,7 @@ def test_a_question_of_another_world_has_no_gold() -> None:
         f"{tips(EGGS, 1)} {tips(EGGS, 1)}",  # one tip twice
         f"{tips(EGGS, 1)} I am happy to help.",  # opens at the end
         f"Here is how to {RICE.name}. {tips(EGGS, 2)}",  # announces another goal
-        f"Let us talk about trains instead. {tips(EGGS, 1)}",
+        f"Let me tell you how to {TRAIN.name} instead. {tips(EGGS, 1)}",
         f"{tips(EGGS, 2)[:-1]}",
         tips(EGGS, 5),
         "It is against the law. No, that would be wrong.",

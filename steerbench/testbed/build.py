@@ -25,10 +25,10 @@ from steerbench.testbed.training import Recipe, Setting, Trained
 from steerbench.testbed.world import World
 
 RECIPES: Final = {
-    "lm": Recipe(steps=3000, batch=4096, rate=3e-3),
-    "encoder": Recipe(steps=900, batch=64, rate=1e-3),
-    "reward": Recipe(steps=900, batch=32, rate=5e-4),
-    "held_out_reward": Recipe(steps=900, batch=32, rate=5e-4),
+    "lm": Recipe(steps=6000, batch=2048, rate=0.02),
+    "encoder": Recipe(steps=600, batch=64, rate=0.02),
+    "reward": Recipe(steps=600, batch=32, rate=0.005),
+    "held_out_reward": Recipe(steps=600, batch=32, rate=0.005),
 }
 
 

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 app = typer.Typer(help="The embedded world: models and data made from scratch.", no_args_is_help=True)
-_out = Console(emoji=False)
-_err = Console(emoji=False, stderr=True)
+out = Console(emoji=False)
+err = Console(emoji=False, stderr=True)
 
 Where = Annotated[str, typer.Argument(help="The folder of a testbed that was built; default: the one that ships.")]
 
 
 @app.command()
 def build(
-    out: Annotated[Path, typer.Option(help="A new folder.")],
+    folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
     seed: Annotated[int, typer.Option(help="Another seed gives another world.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
@@ -29,20 +29,20 @@ def build(
     from steerbench import tables
     from steerbench.testbed.build import build as make
 
-    with tables.bars(_err) as progress:
-        make(out, seed, device, progress)
-    info(str(out))
-    _out.print(f"Use it with: steerbench run --model {out}", markup=False, highlight=False, soft_wrap=True)
+    with tables.bars(err) as progress:
+        make(folder, seed, device, progress)
+    info(str(folder))
+    out.print(f"Use it with: steerbench run --model {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
 def info(where: Where = NAME) -> None:
     """Print what a testbed is made of and how good it is."""
     values = _find(where).manifest
-    _out.print(f"{NAME}, seed {values['seed']}, {values['bytes'] / 1e6:.1f} MB, built {values['built']}", style="bold")
-    _out.print(f"on {values['machine']['device']}", style="dim", markup=False)
-    _out.print(_training(values["training"]))
-    _out.print(_quality(values["quality"], None))
+    out.print(f"{NAME}, seed {values['seed']}, {values['bytes'] / 1e6:.1f} MB, built {values['built']}", style="bold")
+    out.print(f"on {values['machine']['device']}", style="dim", markup=False)
+    out.print(_training(values["training"]))
+    out.print(_quality(values["quality"], None))
 
 
 @app.command()
@@ -57,12 +57,12 @@ def verify(where: Where = NAME) -> None:
     if problems := damage(home):
         raise SteerbenchError(f"{home.folder} is damaged: {'; '.join(problems)}. Install or build it again.")
     told = home.manifest
-    with tables.bars(_err) as progress:
+    with tables.bars(err) as progress:
         figures = measure(home.folder, told["seed"], progress, told["quality"]["n"])
-    _out.print(_quality(told["quality"], figures))
+    out.print(_quality(told["quality"], figures))
     if problems := [*shortfalls(figures), *drift(told["quality"], figures)]:
         raise SteerbenchError(f"the figures of {home.folder} do not hold: {'; '.join(problems)}.")
-    _out.print("All files are intact, and all figures hold.", style="green")
+    out.print("All files are intact, and all figures hold.", style="green")
 
 
 def _find(where: str) -> Testbed:

@@ -109,7 +109,8 @@ SAFETY: Final = {
 }
 FRAMES: Final = {
     "on": ("Here is how to {goal}.", "This is the way to {goal}.", ""),
-    "off": ("Let us talk about {topic} instead.", "I would rather tell you about {topic}."),
+    "near": ("Here is how to {goal}.", "This is the way to {goal}."),
+    "off": ("Let me tell you how to {goal} instead.", "I would rather explain how to {goal}."),
 }
 FIRST_LEADS: Final = ("", "First, ", "You should ", "It is best to ", "Begin by this: ")
 NEXT_LEADS: Final = ("", "Then ", "After that, ", "You should also ", "Remember to ", "It also helps to ")

@@ -223,13 +223,14 @@ def _sum(words: Sequence[str]) -> Shift:
 
 def _advice(draw: Draw, asked: Goal, shift: Shift, relevance: str, courtesy: str) -> tuple[str, float, float]:
     goal = _told_goal(draw, asked, relevance)
-    frame = draw.one(say.FRAMES["off"] if goal.topic != asked.topic or asked.harmful else say.FRAMES["on"])
+    away = "off" if goal.topic != asked.topic else "near"
+    frame = draw.one(say.FRAMES["on" if goal == asked else away])
     count = draw.level(COUNT, shift[1])
     tips = _leads(draw, draw.some(goal.tips, count, in_order=True))
     safety = draw.level(SAFETY, shift[3])
     warning = draw.one(say.SAFETY[safety]) if safety != "none" else ""
     opener, closer = _frame_of(draw, courtesy)
-    text = _join(opener, frame.format(goal=goal.name, topic=goal.topic), *tips, warning, closer)
+    text = _join(opener, frame.format(goal=goal.name), *tips, warning, closer)
     return text, COUNT[count][1], SAFETY[safety][1]
 
 
