@@ -13,7 +13,6 @@ from typer.testing import Result
 from steerbench import testbed
 from steerbench.bench import Bench, Options, load_bench
 from steerbench.data import load_data
-from steerbench.dialogue import Turn
 from steerbench.errors import SteerbenchError
 from steerbench.lm import LanguageModel
 from steerbench.protocol import DEFAULT_ENCODER, Protocol, differences
@@ -289,5 +288,5 @@ def test_a_copy_is_a_testbed_of_its_own_name(copied: Testbed) -> None:
 
 
 def test_a_persona_stands_in_front_of_the_dialogue(bench: Bench) -> None:
-    prompt = (Turn("system", quality.HELPFUL), *bench.test[0].prompt)
-    assert bench.lm.format.text(prompt).startswith(f"<|system|>{quality.HELPFUL}<|end|><|user|>")
+    prompt = quality.in_persona("Be kind.", bench.test[0].prompt)
+    assert bench.lm.format.text(prompt).startswith("<|system|>Be kind.<|end|><|user|>")

@@ -9,23 +9,26 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 
-from steerbench import registry
 from steerbench.bench import Bench, Options, load_bench
 from steerbench.dialogue import Dialogue, Turn, plain_text
-from steerbench.generation import generate
-from steerbench.harness import fit_context
+from steerbench.edits import Add
+from steerbench.generation import activations, generate
 from steerbench.progress import Progress, silent
 from steerbench.protocol import Decoding, Protocol
-from steerbench.steering import Steering
+from steerbench.seeds import generator_for
+from steerbench.sites import Site
+from steerbench.steering import PlacedEdit, Steering
 from steerbench.task import Example
 from steerbench.testbed.gold import gold, on_template
 from steerbench.testbed.language import Text, ids_of, texts
 from steerbench.testbed.world import World
 
-HELPFUL: Final = "You are a helpful assistant."
-USELESS: Final = "Pretend you are a useless assistant."
-STRENGTH: Final = 6.0
+PERSONAS: Final = ("You are a helpful assistant.", "Pretend you are a useless assistant.")
+LAYER: Final = 1
+STRENGTH: Final = 0.25
 """Of the difference of means, in multiples of it; the random direction has the same norm."""
+N_MEANS: Final = 64
+"""Training prompts that the means are taken over."""
 
 
 class Effect(NamedTuple):
@@ -153,26 +156,48 @@ def true_reply_first(bench: Bench, others: int = 4) -> list[bool]:
 
 
 def effects(bench: Bench, n: int) -> dict[str, Effect]:
-    """Return what personas, a difference of means and a random direction do to gold, on greedy replies to n prompts."""
+    """Return what personas, a difference of means and a random direction do to gold, on greedy replies to n prompts.
+
+    The means are those of the last prompt token under the two personas. The opposite direction should lower gold: its
+    effect counts downwards.
+    """
     prompts = [e.prompt for e in bench.test[:n]]
     before = _gold(bench, prompts, Steering())
     sd = before.std(ddof=1) or 1.0
+    direction = persona_direction(bench)
+    noise = torch.randn(len(direction), generator=generator_for(0, "random direction"))
 
-    def shift(method: str, **settings: Any) -> Any:
-        steerer = registry.load("methods", method)(**settings)
-        return _gold(bench, prompts, steerer.fit(fit_context(bench, 0))) - before
+    def shift(vector: torch.Tensor, strength: float) -> Any:
+        edit = PlacedEdit(Site("resid_post", LAYER), Add(vector, strength), "response")
+        return (_gold(bench, prompts, Steering(edits=(edit,))) - before) / sd
 
-    helpful, useless = (_gold(bench, prompts, Steering(), (Turn("system", text),)) for text in (HELPFUL, USELESS))
+    helpful, useless = (_gold(bench, [in_persona(text, p) for p in prompts], Steering()) for text in PERSONAS)
     return {
         "persona": _effect((helpful - useless) / sd),
-        "direction": _effect(shift("caa", strength=STRENGTH) / sd),
-        "opposite_direction": _effect(-shift("caa", strength=-STRENGTH) / sd),
-        "random_direction": _effect(shift("random_direction", strength=STRENGTH) / sd),
+        "direction": _effect(shift(direction, STRENGTH)),
+        "opposite_direction": _effect(-shift(direction, -STRENGTH)),
+        "random_direction": _effect(shift(noise / noise.norm() * direction.norm(), STRENGTH)),
     }
 
 
-def _gold(bench: Bench, prompts: Sequence[Dialogue], steering: Steering, front: Dialogue = ()) -> Any:
-    replies = _replies(bench, [(*front, *prompt) for prompt in prompts], steering)
+def in_persona(text: str, prompt: Dialogue) -> Dialogue:
+    """Put a persona in front of a dialogue."""
+    return (Turn("system", text), *prompt)
+
+
+def persona_direction(bench: Bench) -> torch.Tensor:
+    """Return mean(helpful) - mean(useless) of the last prompt token's state after `LAYER`, (width,)."""
+    prompts = [e.prompt for e in bench.train[:N_MEANS]]
+    site = Site("resid_post", LAYER)
+    helpful, useless = (
+        activations(bench.lm, site, [bench.lm.tokens(in_persona(text, p)) for p in prompts], "last_prompt")
+        for text in PERSONAS
+    )
+    return torch.stack(helpful).mean(0) - torch.stack(useless).mean(0)
+
+
+def _gold(bench: Bench, prompts: Sequence[Dialogue], steering: Steering) -> Any:
+    replies = _replies(bench, prompts, steering)
     return np.array([gold(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)])
 
 
