@@ -89,6 +89,11 @@ class Bench:
         return next((f"{home.name}-{p.task}" for home in homes if home), p.task)
 
     @property
+    def has_gold(self) -> bool:
+        """Whether the data are a testbed's, so that every response has a true score."""
+        return self.protocol.data is not None and testbed.around(self.protocol.data) is not None
+
+    @property
     def labels(self) -> dict[str, str]:
         """Readable names for tables."""
         return {

@@ -23,6 +23,7 @@ _PARTIAL = ".partial-"
 METRICS = {
     "reward": "mean score by the guiding reward model",
     "held_out_reward": "mean score by the reward model that no method has seen",
+    "gold": "true score of the response, from -4 to 5; the testbed's data alone have one",
     "win_rate": "share of prompts with a higher reward than the unsteered response; a tie, within 1e-4, is one half",
     "win_rate_preferred": "share of prompts with a higher reward than the data set's preferred reply, ties one half",
     "held_out_win_rate": "as `win_rate`, by the held-out reward",

@@ -10,6 +10,7 @@ from steerbench.metrics import coherence_of, diversity_of, wins
 from steerbench.records import METRICS
 from steerbench.response import Response
 from steerbench.reward import Reward
+from steerbench.testbed.gold import gold
 
 
 def score(bench: Bench, responses: Sequence[Response], unsteered: pd.DataFrame | None) -> pd.DataFrame:
@@ -36,6 +37,8 @@ def score(bench: Bench, responses: Sequence[Response], unsteered: pd.DataFrame |
     _add_reward(bench, table, unsteered, bench.reward, "reward", "win_rate")
     if bench.held_out:
         _add_reward(bench, table, unsteered, bench.held_out, "held_out_reward", "held_out_win_rate")
+    if bench.has_gold:
+        table["gold"] = [gold(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
     return table
 
 

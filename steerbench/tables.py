@@ -24,6 +24,7 @@ _COLUMNS = {
     "method": "method",
     "reward": "reward",
     "held_out_reward": "held-out",
+    "gold": "gold",
     "win_rate": "win",
     "win_rate_preferred": "win/pref",
     "diversity": "divers.",

@@ -21,7 +21,7 @@ from steerbench.records import Store
 from steerbench.registry import load
 from steerbench.reward import RewardModel
 from steerbench.testbed import Testbed, bounds, manifest, named, quality
-from steerbench.testbed.gold import on_template
+from steerbench.testbed.gold import gold, on_template
 from steerbench.testbed.language import texts
 from steerbench.testbed.world import World
 
@@ -80,7 +80,7 @@ def test_all_records_that_ship_can_be_used(task: str) -> None:
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    return load_bench(Protocol(n_examples=60), Options(batch_size=30))
+    return load_bench(Protocol(n_examples=200), Options(batch_size=30))
 
 
 def test_perplexity_is_near_the_entropy_of_the_world(bench: Bench) -> None:
@@ -96,13 +96,13 @@ def test_sampled_replies_are_what_the_world_could_say(bench: Bench) -> None:
 
 def test_rewards_agree_with_gold_and_err_apart(bench: Bench) -> None:
     found = quality.agreement([bench])
-    assert found["guide_agreement"] >= 0.8  # 0.85 and 0.80 of 1,000 pairs; of 60, less is chance
+    assert found["guide_agreement"] >= 0.8  # 0.85 and 0.80 of 1,000 pairs; 200 vary by 0.03
     assert found["held_out_agreement"] >= 0.75
     assert found["error_correlation"] < 0.9
 
 
 def test_the_encoder_finds_the_reply_that_belongs_to_a_prompt(bench: Bench) -> None:
-    assert np.mean(quality.true_reply_first(bench)) >= 0.8
+    assert np.mean(quality.true_reply_first(bench)) >= 0.85
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +202,18 @@ def test_a_run_without_options_but_fewer_prompts_prints_a_table(cli: Cli, tmp_pa
     assert table["held_out_reward"].notna().all()
 
 
+def test_records_of_the_testbed_hold_gold(cli: Cli, tmp_path: Path) -> None:
+    arguments = ["--methods", "static_prompt", "--n-examples", 4, "--n-train", 2, "--out", tmp_path]
+    assert cli("run", *arguments).exit_code == 0
+    examples = {e.id: e for e in load_data(load("tasks", "hh_rlhf")(), SHIPPED.data / "hh_rlhf").test}
+    for record in Store(tmp_path).records():
+        expected = [gold(examples[row.id].prompt, row.response) for row in record.examples.itertuples()]
+        assert record.examples["gold"].tolist() == expected
+        assert record.metrics["gold"] == pytest.approx(np.mean(expected))
+    table = pd.read_csv(tmp_path / "testbed-leaderboard.csv").set_index("method")
+    assert table.loc["static_prompt", "gold"] > table.loc["unsteered", "gold"]
+
+
 def test_testbed_and_real_data_are_never_in_one_ranking(cli: Cli, tmp_path: Path, world: Path) -> None:
     tiny = ["--data", world / "hh_rlhf.jsonl", "--model", world / "lm", "--reward-model", world / "reward"]
     small = ["--methods", "static_prompt", "--n-examples", 2, "--n-train", 2, "--max-new-tokens", 8, "--out", tmp_path]
@@ -210,6 +222,7 @@ def test_testbed_and_real_data_are_never_in_one_ranking(cli: Cli, tmp_path: Path
     assert found.exit_code == 0, found.output
     assert (tmp_path / "leaderboard.csv").is_file()
     table = leaderboard(Store(tmp_path).records())
+    assert table.groupby("task")["gold"].count().to_dict() == {"hh_rlhf": 0, "testbed-hh_rlhf": 2}
     assert [set(rows["rank"]) for _, rows in table.groupby("task")] == [{1, 2}, {1, 2}]
 
 
