@@ -30,6 +30,8 @@ from steerbench.testbed.tokenizer import CONTEXT, VOCABULARY, for_chat, for_enco
 from steerbench.testbed.training import Recipe, Setting, batches_of, padded, train
 from steerbench.testbed.world import World
 
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or newer")
+
 SHP_FIELDS = {
     "post_id": str,
     "domain": str,
@@ -174,30 +176,38 @@ def test_padding_is_on_the_right_and_masked() -> None:
     assert mask.tolist() == [[1, 1], [1, 0]]
 
 
+@needs_muon
 def test_the_training_loop_minimises_the_loss() -> None:
     """Linear regression has a known answer."""
     torch.manual_seed(0)
-    model, weights = nn.Linear(3, 1), torch.tensor([[1.0, -2.0, 0.5]])
+    model, weights, bias = nn.Linear(3, 2), torch.tensor([[1.0, -2.0, 0.5], [0.0, 1.0, 1.0]]), torch.tensor([0.3, -0.2])
 
     def batches() -> Iterator[torch.Tensor]:
         while True:
             yield torch.randn(64, 3)
 
     def loss_of(x: torch.Tensor) -> torch.Tensor:
-        return torch.mean((model(x).float() - x @ weights.T - 3) ** 2)
+        return torch.mean((model(x).float() - x @ weights.T - bias) ** 2)
 
     setting = Setting(World(0), set(), torch.device("cpu"), silent)
-    loss = train("a line", model, batches(), loss_of, Recipe(steps=400, batch=64, rate=0.05), setting)
+    loss = train("a line", model, batches(), loss_of, Recipe(steps=1000, batch=64, rate=0.05), setting)
     assert loss < 0.01
     assert torch.allclose(model.weight, weights, atol=0.05)
-    assert model.bias.item() == pytest.approx(3, abs=0.05)
+    assert torch.allclose(model.bias, bias, atol=0.05)
     assert not model.training
+
+
+def test_an_old_torch_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(SteerbenchError, match=r"needs torch 2\.9 or newer, and this is .*; update it"):
+        build(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 # A whole build
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[pytest.param(None, marks=needs_muon)], ids=["seed 7"])
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A testbed whose models have seen one batch."""
     folder = tmp_path_factory.mktemp("built") / "seven"

@@ -21,7 +21,7 @@ from steerbench.testbed import Testbed, manifest, quality, records
 from steerbench.testbed.language import texts, train_lm
 from steerbench.testbed.rewards import ENCODER_WIDTH, train_encoder, train_guide, train_held_out
 from steerbench.testbed.tokenizer import CONTEXT, learn
-from steerbench.testbed.training import Recipe, Setting, Trained
+from steerbench.testbed.training import Recipe, Setting, Trained, check_torch
 from steerbench.testbed.world import World
 
 RECIPES: Final = {
@@ -42,10 +42,11 @@ def build(
 ) -> dict[str, Any]:
     """Build a testbed in an empty folder and return its manifest. The manifest is written last: without it, no testbed.
 
-    Raises SteerbenchError if the folder holds something.
+    Raises SteerbenchError if the folder holds something, or torch is too old to train.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SteerbenchError(f"{out} is not empty; give a new folder with --out.")
+    check_torch()
     builder = _Builder(out, World(seed), pick_device(device), progress, recipes)
     builder.all()
     sections = {

@@ -50,6 +50,14 @@ class Trained(NamedTuple):
     loss: float
 
 
+def check_torch() -> None:
+    """Raise SteerbenchError if this torch cannot train: said before an hour of work, not in it."""
+    if not hasattr(torch.optim, "Muon"):
+        raise SteerbenchError(
+            f"building a testbed needs torch 2.9 or newer, and this is {torch.__version__}; update it."
+        )
+
+
 def train(
     label: str,
     model: nn.Module,
@@ -85,8 +93,6 @@ def train(
 
 
 def _optimisers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    if not hasattr(torch.optim, "Muon"):
-        raise SteerbenchError(f"building a testbed needs torch 2.9 or newer, and this is {torch.__version__}.")
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices = [p for p in model.parameters() if p.dim() == 2 and id(p) not in embeddings and min(p.shape) > 1]
     chosen = set(map(id, matrices))
