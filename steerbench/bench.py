@@ -91,7 +91,9 @@ class Bench:
     @property
     def has_gold(self) -> bool:
         """Whether the data are a testbed's, so that every response has a true score."""
-        return self.protocol.data is not None and testbed.around(self.protocol.data) is not None
+        data = self.protocol.data
+        home = testbed.around(data) if data else None
+        return home is not None and data is not None and data.expanduser().resolve().is_relative_to(home.data)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -122,7 +124,9 @@ def load_bench(protocol: Protocol, options: Options) -> Bench:
         reward = RewardModel.load(str(protocol.reward_model), device=device, batch_size=size)
         judge = RewardModel.load(held_out, device=device, batch_size=size) if held_out else None
         if judge and judge.revision == reward.revision:
-            raise SteerbenchError("the held-out reward is the guiding reward itself; give another --held-out-reward.")
+            raise SteerbenchError(
+                f"the held-out reward, {judge.name}, is the guiding reward itself; give another --held-out-reward."
+            )
         advance(1)
         encoder = SentenceEncoder.load(str(protocol.encoder), device=device, batch_size=size)
         advance(1)

@@ -36,7 +36,7 @@ class Source(NamedTuple):
 
 def find(name: str) -> Source:
     """Return the files of `name`: a local folder, or `org/name[@revision]`, downloaded if it is not in the cache."""
-    name = testbed.path_of(name)
+    name = testbed.part_path(name)
     check_path(name)
     if is_folder(name):
         folder = Path(name).expanduser()

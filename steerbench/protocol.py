@@ -59,7 +59,8 @@ class Protocol:
     decoding: Decoding = field(default_factory=Decoding)
     seeds: tuple[int, ...] = (0,)
     dtype: str = "auto"
-    """Of the language model: auto (float32 on a CPU, the checkpoint's own on a GPU), float32, bfloat16, float16."""
+    """Of the language model: auto (float32 on a CPU and for a testbed, else the checkpoint's own), float32, bfloat16,
+    float16."""
 
     def __post_init__(self) -> None:
         if self.n_examples < 1 or self.n_train < 1 or not self.seeds:
@@ -71,18 +72,31 @@ class Protocol:
     def complete(self) -> "Protocol":
         """The same with nothing left open. Raises SteerbenchError if a model is given without a reward model."""
         home = testbed.named(self.model)
-        if home is None:
-            if self.reward_model is None:
-                raise SteerbenchError(f"model {self.model!r} needs a reward model; give one with --reward-model.")
-            return replace(self, encoder=self.encoder or DEFAULT_ENCODER)
+        if home is None and self.reward_model is None:
+            raise SteerbenchError(
+                f"model {self.model!r} needs a reward model; give one with --reward-model. The embedded testbed, "
+                f"--model {testbed.NAME}, needs none."
+            )
+        data, dtype = self.data, self.dtype
+        if home:
+            data = data or (home.data if (home.data / self.task).is_dir() else None)
+            dtype = "float32" if dtype == "auto" else dtype  # so that every device measures the same
         return replace(
             self,
-            model=home.part("lm"),
-            reward_model=self.reward_model or home.part("reward"),
-            held_out_reward=self.held_out_reward or home.part("held_out_reward"),
-            encoder=self.encoder or home.part("encoder"),
-            data=self.data or home.data,
+            model=home.part("lm") if home else self.model,
+            reward_model=_part(home, "reward", self.reward_model),
+            held_out_reward=_part(home, "held_out_reward", self.held_out_reward),
+            encoder=_part(home, "encoder", self.encoder) or DEFAULT_ENCODER,
+            data=data,
+            dtype=dtype,
         )
+
+
+def _part(home: testbed.Testbed | None, part: str, given: str | None) -> str | None:
+    """Return the model given, or the testbed's; `testbed` and `testbed/reward` stand for a path."""
+    if given is None:
+        return home.part(part) if home else None
+    return testbed.part_path(given, part)
 
 
 class Difference(NamedTuple):

@@ -30,7 +30,7 @@ def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
 
 def csv_name(records: Sequence[Record]) -> str:
     """Return the file name of a run's leaderboard, which says when it is a testbed's."""
-    is_testbed = any(record.labels["task"].startswith(testbed.NAME) for record in records)
+    is_testbed = any(record.labels["task"].startswith(f"{testbed.NAME}-") for record in records)
     return f"{testbed.NAME}-leaderboard.csv" if is_testbed else "leaderboard.csv"
 
 

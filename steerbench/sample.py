@@ -18,7 +18,7 @@ from steerbench.harness import plan
 from steerbench.lm import LanguageModel
 from steerbench.machine import dtype_of, pick_device, use_threads
 from steerbench.progress import Progress, silent
-from steerbench.protocol import Decoding
+from steerbench.protocol import Decoding, Protocol
 from steerbench.response import Response
 from steerbench.reward import Reward, RewardModel
 from steerbench.selection import fitting, prompt_limit
@@ -43,11 +43,10 @@ class Sampling:
     @property
     def complete(self) -> "Sampling":
         """The same with the testbed's reward and data where its model is used."""
-        home = testbed.named(self.model)
-        if home is None:
+        if testbed.named(self.model) is None:
             return self
-        reward_model, data = self.reward_model or home.part("reward"), self.data or home.data
-        return replace(self, model=home.part("lm"), reward_model=reward_model, data=data)
+        protocol = Protocol(task=self.task, model=self.model, reward_model=self.reward_model, data=self.data).complete
+        return replace(self, model=protocol.model, reward_model=protocol.reward_model, data=protocol.data)
 
 
 class _NoReward(Reward):

@@ -20,7 +20,7 @@ from steerbench.ranking import leaderboard
 from steerbench.records import Store
 from steerbench.registry import load
 from steerbench.reward import RewardModel
-from steerbench.testbed import Testbed, bounds, manifest, named, quality
+from steerbench.testbed import Testbed, bounds, manifest, named, quality, records
 from steerbench.testbed.gold import gold, on_template
 from steerbench.testbed.language import texts
 from steerbench.testbed.world import World
@@ -75,6 +75,12 @@ def test_all_records_that_ship_can_be_used(task: str) -> None:
     assert len(found.test) >= 500
 
 
+def test_the_records_that_ship_are_what_the_seed_draws(tmp_path: Path) -> None:
+    records.write(World(SHIPPED.manifest["seed"]), tmp_path)
+    for path in tmp_path.rglob("*.gz"):
+        assert path.read_bytes() == (SHIPPED.data / path.relative_to(tmp_path)).read_bytes()
+
+
 # How good it is, measured again on less
 
 
@@ -120,9 +126,9 @@ def test_a_difference_of_means_moves_gold_in_both_signs(effects: dict[str, quali
     assert effects[name].low > 0.0
 
 
-def test_a_random_direction_of_equal_norm_does_not(effects: dict[str, quality.Effect]) -> None:
-    assert effects["random_direction"].low < 0.25
-    assert effects["random_direction"].high > -0.25
+def test_random_directions_of_equal_norm_do_not(effects: dict[str, quality.Effect]) -> None:
+    assert effects["random_direction"].low > -0.5
+    assert effects["random_direction"].high < 0.5
     assert abs(effects["random_direction"].mean) < 0.25
 
 
@@ -153,8 +159,45 @@ def test_another_model_gets_nothing_of_the_testbed() -> None:
 
 def test_parts_are_found_by_the_names_that_tables_show() -> None:
     assert RewardModel.load("testbed/reward").name == "testbed/reward"
-    assert testbed.path_of("testbed/nothing") == "testbed/nothing"
-    assert testbed.path_of("org/model") == "org/model"
+    assert testbed.part_path("testbed/nothing") == "testbed/nothing"
+    assert testbed.part_path("org/model") == "org/model"
+
+
+@pytest.mark.parametrize("name", ["testbed", "testbed/", "testbed/lm", str(SHIPPED.folder), f"{SHIPPED.folder}/lm"])
+def test_all_names_of_the_testbed_mean_all_of_it(name: str) -> None:
+    assert Protocol(model=name).complete == Protocol().complete
+
+
+def test_a_part_beside_other_models_is_still_a_testbeds(world: Path) -> None:
+    model, encoder = str(world / "lm"), str(world / "encoder")
+    for reward in ("testbed", "testbed/reward"):
+        protocol = Protocol(
+            model=model, reward_model=reward, encoder=encoder, data=world / "hh_rlhf.jsonl", n_examples=2
+        )
+        found = load_bench(protocol, Options())
+        assert (found.labels["task"], found.labels["reward_model"]) == ("testbed-hh_rlhf", "testbed/reward")
+        assert not found.has_gold
+
+
+def test_a_link_to_the_testbed_is_the_testbed(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(SHIPPED.folder)
+    assert named(str(link)) == SHIPPED
+    assert testbed.around(link / "data" / "shp") == SHIPPED
+    assert testbed.around(link / "data") == SHIPPED
+
+
+def test_a_task_that_the_testbed_lacks_keeps_its_own_data() -> None:
+    assert Protocol(task="another").complete.data is None
+
+
+def test_the_testbed_is_measured_alike_on_every_device() -> None:
+    assert Protocol().complete.dtype == "float32"
+    assert Protocol(dtype="bfloat16").complete.dtype == "bfloat16"
+
+
+def test_a_user_who_is_not_there_is_a_mistake_and_no_crash() -> None:
+    assert named("~nobody-of-this-name/world") is None
 
 
 def test_labels_and_key_say_testbed(bench: Bench) -> None:
@@ -257,7 +300,7 @@ def test_a_folder_in_use_is_refused(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Testbed:
-    """A testbed of links to the files that ship, with a manifest of its own."""
+    """The testbed that ships, in another place."""
     folder = tmp_path / "copy"
     for path in SHIPPED.folder.rglob("*"):
         if path.is_file():

@@ -25,7 +25,7 @@ from steerbench.testbed.build import RECIPES, build
 from steerbench.testbed.gold import gold
 from steerbench.testbed.language import ids_of, texts
 from steerbench.testbed.manifest import damage
-from steerbench.testbed.quality import _effect
+from steerbench.testbed.quality import interval
 from steerbench.testbed.tokenizer import CONTEXT, VOCABULARY, for_chat, for_encoder, learn
 from steerbench.testbed.training import Recipe, Setting, batches_of, padded, train
 from steerbench.testbed.world import World
@@ -267,6 +267,16 @@ def test_a_folder_that_holds_something_is_refused(built: Path) -> None:
         build(built, 0)
 
 
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SteerbenchError, match=r"cannot make .*; give another folder with --out"):
+        build(tmp_path / "file" / "world")
+
+
+def test_nothing_of_a_build_is_left_beside_it(built: Path) -> None:
+    assert [path.name for path in built.parent.iterdir()] == [built.name]
+
+
 def test_what_lies_in_a_testbed_is_known(built: Path, tmp_path: Path) -> None:
     assert around(built / "data" / "shp" / "test.jsonl.gz") == Testbed(built)
     assert around(built / "lm") == Testbed(built)
@@ -304,7 +314,7 @@ def test_figures_that_moved_are_named() -> None:
 
 
 def test_an_effect_has_an_interval_around_its_mean() -> None:
-    found = _effect(np.random.default_rng(0).normal(1.0, 2.0, 400))
+    found = interval(np.random.default_rng(0).normal(1.0, 2.0, 400))
     assert found.low < found.mean < found.high
     assert found.high - found.low == pytest.approx(2 * 1.96 * 2.0 / math.sqrt(400), rel=0.15)
-    assert _effect(np.ones(5)) == (1.0, 1.0, 1.0)
+    assert interval(np.ones(5)) == (1.0, 1.0, 1.0)

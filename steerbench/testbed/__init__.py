@@ -14,7 +14,7 @@ NAME: Final = "testbed"
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = "steerbench-testbed-1"
 PARTS: Final = ("lm", "reward", "held_out_reward", "encoder")
-_SHIPPED: Final = Path(__file__).parent / "assets"
+_SHIPPED: Final = Path(__file__).resolve().parent / "assets"
 
 
 @dataclass(frozen=True)
@@ -52,23 +52,34 @@ class Testbed:
 
 
 def named(name: str) -> Testbed | None:
-    """Return the testbed that a model name stands for: `testbed`, or the folder of a built one."""
-    if name == NAME:
+    """Return the testbed that a model name stands for: `testbed`, the folder of a built one, or the model in either."""
+    if name.rstrip("/") == NAME:
         return Testbed(_SHIPPED)
-    folder = Path(name).expanduser()
-    return Testbed(folder) if _is_testbed(folder) else None
+    folder = _resolved(part_path(name))
+    return next((Testbed(each) for each in (folder, folder.parent) if _is_testbed(each)), None)
 
 
-def path_of(name: str) -> str:
-    """Return the path of a part of the shipped testbed that is named as in tables, `testbed/lm`; else the name."""
-    home, _, part = name.partition("/")
-    return Testbed(_SHIPPED).part(part) if home == NAME and part in PARTS and not Path(name).exists() else name
+def part_path(name: str, part: str = "lm") -> str:
+    """Return the path of a part of the shipped testbed named as in tables, `testbed/lm`; else the name as it is.
+
+    `testbed` alone stands for `part`.
+    """
+    home, _, given = name.rstrip("/").partition("/")
+    known = home == NAME and (given or part) in PARTS
+    return Testbed(_SHIPPED).part(given or part) if known else name
 
 
 def around(path: Path) -> Testbed | None:
     """Return the testbed that a file or folder belongs to."""
-    path = path.expanduser().absolute()
-    return next((Testbed(folder) for folder in path.parents if _is_testbed(folder)), None)
+    path = _resolved(str(path))
+    return next((Testbed(folder) for folder in (path, *path.parents) if _is_testbed(folder)), None)
+
+
+def _resolved(name: str) -> Path:
+    try:
+        return Path(name).expanduser().resolve()
+    except (RuntimeError, OSError, ValueError):  # no such user, a loop of links, a null character
+        return Path(name)
 
 
 def _is_testbed(folder: Path) -> bool:

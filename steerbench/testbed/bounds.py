@@ -27,14 +27,19 @@ def shortfalls(figures: Mapping[str, Any]) -> list[str]:
 
 
 def drift(told: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Return which figures differ by more than 5 % of the larger one, or by 0.05 where they are small."""
+    """Return which figures differ by more than 0.05 or 5 %, or by more than their interval is wide."""
     names = [name for name in told if name != "samples"]
-    pairs = {name: (plain(told[name]), plain(found[name])) for name in names}
+    gaps = {name: abs(plain(told[name]) - plain(found[name])) for name in names}
     return [
-        f"{name} was {old:.3f} and is {new:.3f}"
-        for name, (old, new) in pairs.items()
-        if abs(old - new) > _DRIFT * max(1.0, abs(old), abs(new))
+        f"{name} was {plain(told[name]):.3f} and is {plain(found[name]):.3f}"
+        for name in names
+        if gaps[name] > _allowance(told[name])
     ]
+
+
+def _allowance(value: Any) -> float:
+    small = _DRIFT * max(1.0, abs(plain(value)))
+    return max(small, value["high"] - value["low"]) if isinstance(value, Mapping) else small
 
 
 def plain(value: Any) -> float:

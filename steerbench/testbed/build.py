@@ -1,6 +1,7 @@
 """Build a testbed from a seed: data, tokenizer, language model, encoder, rewards, and the manifest."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ from steerbench.pretrained import quiet
 from steerbench.progress import Progress, silent
 from steerbench.seeds import seed_for
 from steerbench.testbed import Testbed, manifest, quality, records
-from steerbench.testbed.language import texts, train_lm
+from steerbench.testbed.language import KINDS, SHARPNESS, texts, train_lm
 from steerbench.testbed.rewards import ENCODER_WIDTH, train_encoder, train_guide, train_held_out
 from steerbench.testbed.tokenizer import CONTEXT, learn
 from steerbench.testbed.training import Recipe, Setting, Trained, check_torch
@@ -30,6 +31,14 @@ RECIPES: Final = {
     "reward": Recipe(steps=600, batch=32, rate=0.005),
     "held_out_reward": Recipe(steps=600, batch=32, rate=0.005),
 }
+SETTINGS: Final = {
+    "optimiser": "Muon for matrices; AdamW, rate 0.003, for embeddings, norms and heads; bf16 autocast",
+    "schedule": "warm-up over 5 % of the steps, then linear to zero",
+    "texts": KINDS,
+    "sharpness": SHARPNESS,
+    "judges": f"Bradley-Terry with temperature {records.NOISE}",
+}
+"""What the manifest says of the training beside the recipes."""
 
 
 def build(
@@ -40,25 +49,42 @@ def build(
     recipes: Mapping[str, Recipe] = RECIPES,
     n_quality: int = 500,
 ) -> dict[str, Any]:
-    """Build a testbed in an empty folder and return its manifest. The manifest is written last: without it, no testbed.
+    """Build a testbed and return its manifest. Until all of it is there, the folder has another name.
 
-    Raises SteerbenchError if the folder holds something, or torch is too old to train.
+    Raises SteerbenchError if the folder holds something or cannot be made, or torch is too old to train.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SteerbenchError(f"{out} is not empty; give a new folder with --out.")
     check_torch()
-    builder = _Builder(out, World(seed), pick_device(device), progress, recipes)
+    out = out.expanduser().absolute()
+    partial_out = _empty(out)
+    builder = _Builder(partial_out, World(seed), pick_device(device), progress, recipes)
     builder.all()
     sections = {
         "steerbench": steerbench.__version__,
         "built": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": environment(builder.device),
         "training": builder.log,
+        "settings": SETTINGS,
     }
-    manifest.write(out, seed, **sections)  # by which the folder can be measured as a testbed
-    figures = quality.measure(out, seed, progress, n_quality)
-    manifest.write(out, seed, quality=figures, **sections)
+    manifest.write(partial_out, seed, **sections)  # by which the folder can be measured as a testbed
+    figures = quality.measure(partial_out, seed, progress, n_quality, device)
+    manifest.write(partial_out, seed, quality=figures, **sections)
+    partial_out.rename(out)
     return Testbed(out).manifest
+
+
+def _empty(out: Path) -> Path:
+    """Return a new folder beside the wanted one, which must not hold anything; what an interrupted build left goes."""
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise SteerbenchError(f"{out} is not empty; give a new folder with --out.")
+        partial_out = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(partial_out, ignore_errors=True)
+        partial_out.mkdir(parents=True)
+    except OSError as error:
+        raise SteerbenchError(
+            f"cannot make {out}: {error.strerror or error}; give another folder with --out."
+        ) from error
+    return partial_out
 
 
 @dataclass

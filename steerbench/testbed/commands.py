@@ -25,14 +25,18 @@ def build(
     seed: Annotated[int, typer.Option(help="Another seed gives another world.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Make a world, and train its models from scratch: about 40 minutes on two cores."""
+    """Make a world, and train its models from scratch: about 45 minutes on two cores."""
     from steerbench import tables
+    from steerbench.testbed.bounds import shortfalls
     from steerbench.testbed.build import build as make
 
     with tables.bars(err) as progress:
-        make(folder, seed, device, progress)
-    info(str(folder))
-    out.print(f"Use it with: steerbench run --model {folder}", markup=False, highlight=False, soft_wrap=True)
+        made = make(folder, seed, device, progress)
+    where = str(folder.expanduser().absolute())
+    info(where)
+    if problems := shortfalls(made["quality"]):
+        raise SteerbenchError(f"{where} is not good enough: {'; '.join(problems)}. Try another seed.")
+    out.print(f"Use it with: steerbench run --model {where}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -47,7 +51,7 @@ def info(where: Where = NAME) -> None:
 
 @app.command()
 def verify(where: Where = NAME) -> None:
-    """Check the files of a testbed, and measure again how good it is."""
+    """Check the files of a testbed, and measure again how good it is: about two minutes."""
     from steerbench import tables
     from steerbench.testbed.bounds import drift, shortfalls
     from steerbench.testbed.manifest import damage

@@ -1,5 +1,6 @@
 """The language model of the world: a small Llama, trained from scratch on its dialogues and posts."""
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -23,7 +24,11 @@ _IGNORED = -100
 
 
 class Text(NamedTuple):
-    """A whole dialogue, and its information under the world in nats: all of it, and the last reply alone."""
+    """A whole dialogue, and its information under the world in nats.
+
+    `nats` counts all but the first role, which is a language model's first token and has no prediction; `reply_nats`
+    the last reply alone.
+    """
 
     dialogue: Dialogue
     nats: float
@@ -41,11 +46,17 @@ def _text(world: World, draw: Draw) -> Text:
     kind = draw.weighted(KINDS)
     if kind == "characteristics":
         prompt, reply = characteristics(draw)
-        return Text((*prompt, Turn("assistant", reply)), draw.nats, float("nan"))
+        return Text((*prompt, Turn("assistant", reply)), draw.nats - _first_role(prompt), float("nan"))
     scene = world.scene(draw, post="post" in kind, persona="persona" in kind)
     before = draw.nats
     reply = world.reply(draw, scene)
-    return Text((*scene.prompt, Turn("assistant", reply)), draw.nats, draw.nats - before)
+    return Text((*scene.prompt, Turn("assistant", reply)), draw.nats - _first_role(scene.prompt), draw.nats - before)
+
+
+def _first_role(prompt: Dialogue) -> float:
+    """Return the information of whether a text begins with a system turn, as half of the personas do."""
+    system = sum(share for kind, share in KINDS.items() if "persona" in kind) / 2
+    return -math.log(system if prompt[0].role == "system" else 1 - system)
 
 
 def ids_of(tokenizer: Any, dialogues: Sequence[Dialogue]) -> list[list[int]]:
@@ -76,7 +87,10 @@ def blank(tokenizer: Any) -> Any:
 
 
 def train_lm(setting: Setting, learned: Tokenizer, recipe: Recipe) -> Trained:
-    """Train the language model on dialogues and posts, none of which opens like a held-out record."""
+    """Train the language model on dialogues and posts, none of which opens like a held-out record.
+
+    Questions about what an answer should be like are not filtered: their replies are adjectives, and answer nothing.
+    """
     tokenizer, device = for_chat(learned), setting.device
     drawn = texts(setting.world, "lm", recipe.steps * recipe.batch // _MEAN_TOKENS)
     rows = ids_of(tokenizer, [text.dialogue for text in drawn if opening(text.dialogue) not in setting.held])

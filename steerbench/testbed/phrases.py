@@ -1,6 +1,6 @@
 """The fixed wording of the world: what people and the assistant say around goals and tips.
 
-No sentence stands in two tables, so that the parser reads every text in one way only.
+No sentence means two things, so that the parser reads every text in one way only.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""How good a testbed is: every figure of its manifest, measured from its folder, and what it must reach."""
+"""How good a testbed is: every figure of its manifest, measured from its folder."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -23,12 +23,16 @@ from steerbench.testbed.gold import gold, on_template
 from steerbench.testbed.language import Text, ids_of, texts
 from steerbench.testbed.world import World
 
+TASKS: Final = ("hh_rlhf", "shp")
 PERSONAS: Final = ("You are a helpful assistant.", "Pretend you are a useless assistant.")
 LAYER: Final = 1
 STRENGTH: Final = 0.25
-"""Of the difference of means, in multiples of it; the random direction has the same norm."""
+"""Of the difference of means, in multiples of it; random directions have the same norm. Chosen, as the layer, on the
+validation prompts of seed 0."""
 N_MEANS: Final = 64
 """Training prompts that the means are taken over."""
+N_RANDOM: Final = 5
+"""Random directions whose effect is averaged."""
 
 
 class Effect(NamedTuple):
@@ -39,9 +43,13 @@ class Effect(NamedTuple):
     high: float
 
 
-def measure(folder: Path, seed: int, progress: Progress = silent, n: int = 500) -> dict[str, Any]:
-    """Return all figures of a testbed; `n` texts, replies, pairs and prompts each, or as many as there are."""
-    benches = [_bench(task, folder, n, progress) for task in ("hh_rlhf", "shp")]
+def measure(folder: Path, seed: int, progress: Progress = silent, n: int = 500, device: str = "auto") -> dict[str, Any]:
+    """Return all figures of a testbed, in float32.
+
+    Perplexity is of `n` texts drawn afresh; replies are sampled to `n` test prompts; rewards and encoder are measured
+    on `n` test records of each task, and effects on at most 200 test prompts of `hh_rlhf`.
+    """
+    benches = [_bench(task, folder, n, Options(batch_size=50, progress=progress, device=device)) for task in TASKS]
     figures: dict[str, Any] = {"n": n}
     figures |= perplexity(benches[0], texts(World(seed), "quality", n))
     replies = sampled(benches, n)
@@ -53,8 +61,8 @@ def measure(folder: Path, seed: int, progress: Progress = silent, n: int = 500) 
     return figures
 
 
-def _bench(task: str, folder: Path, n: int, progress: Progress) -> Bench:
-    return load_bench(Protocol(task=task, model=str(folder), n_examples=n), Options(batch_size=50, progress=progress))
+def _bench(task: str, folder: Path, n: int, options: Options) -> Bench:
+    return load_bench(Protocol(task=task, model=str(folder), n_examples=n), options)
 
 
 # The language model
@@ -165,7 +173,6 @@ def effects(bench: Bench, n: int) -> dict[str, Effect]:
     before = _gold(bench, prompts, Steering())
     sd = before.std(ddof=1) or 1.0
     direction = persona_direction(bench)
-    noise = torch.randn(len(direction), generator=generator_for(0, "random direction"))
 
     def shift(vector: torch.Tensor, strength: float) -> Any:
         edit = PlacedEdit(Site("resid_post", LAYER), Add(vector, strength), "response")
@@ -173,11 +180,19 @@ def effects(bench: Bench, n: int) -> dict[str, Effect]:
 
     helpful, useless = (_gold(bench, [in_persona(text, p) for p in prompts], Steering()) for text in PERSONAS)
     return {
-        "persona": _effect((helpful - useless) / sd),
-        "direction": _effect(shift(direction, STRENGTH)),
-        "opposite_direction": _effect(-shift(direction, -STRENGTH)),
-        "random_direction": _effect(shift(noise / noise.norm() * direction.norm(), STRENGTH)),
+        "persona": interval((helpful - useless) / sd),
+        "direction": interval(shift(direction, STRENGTH)),
+        "opposite_direction": interval(-shift(direction, -STRENGTH)),
+        "random_direction": interval(np.mean([shift(noise, STRENGTH) for noise in _random_like(direction)], axis=0)),
     }
+
+
+def _random_like(direction: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield random directions of the same norm."""
+    generator = generator_for(0, "random direction")
+    for _ in range(N_RANDOM):
+        noise = torch.randn(len(direction), generator=generator)
+        yield noise / noise.norm() * direction.norm()
 
 
 def in_persona(text: str, prompt: Dialogue) -> Dialogue:
@@ -201,7 +216,8 @@ def _gold(bench: Bench, prompts: Sequence[Dialogue], steering: Steering) -> Any:
     return np.array([gold(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)])
 
 
-def _effect(differences: Any) -> Effect:
+def interval(differences: Any) -> Effect:
+    """Return the mean of paired differences and its 95 % interval, by 10,000 resamples of the prompts (BCa)."""
     if not differences.std():
         return Effect(*[float(differences.mean())] * 3)
     found = bootstrap((differences,), np.mean, n_resamples=10_000, rng=np.random.default_rng(0)).confidence_interval

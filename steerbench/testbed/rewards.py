@@ -1,7 +1,7 @@
 """The reward models and the sentence encoder of the world.
 
 The guide is the lower part of the language model with a score; the held-out reward has another architecture, another
-start and other judges: it grows out of the encoder, which is trained to find the reply that belongs to a prompt.
+start and other pairs: it grows out of the encoder, which is trained to find the reply that belongs to a prompt.
 """
 
 import random
@@ -69,7 +69,7 @@ def train_encoder(setting: Setting, learned: Tokenizer, recipe: Recipe) -> Train
 
 
 def train_held_out(setting: Setting, encoder: Any, tokenizer: Any, recipe: Recipe) -> Trained:
-    """Train the held-out reward, which starts as the encoder and learns from other judges."""
+    """Train the held-out reward, which starts as the encoder and learns from other pairs."""
     model = _scorer(BertForSequenceClassification, encoder, setting)
     model.bert.load_state_dict(encoder.state_dict(), strict=False)
     drawn = pairs(setting, "held-out reward", recipe)

@@ -110,7 +110,12 @@ def _rate(done: float) -> float:
 def batches_of(
     rows: Sequence[Row], rng: random.Random, length: Callable[[Row], int], fits: Callable[[int, int], bool]
 ) -> Iterator[list[Row]]:
-    """Yield batches of rows of like length for ever, in a random order; `fits(n, longest)` bounds a batch."""
+    """Yield batches of rows of like length for ever, in a random order; `fits(n, longest)` bounds a batch.
+
+    Raises ValueError if there are no rows.
+    """
+    if not rows:
+        raise ValueError("no rows to train on")
     while True:
         order = rng.sample(range(len(rows)), len(rows))
         for start in range(0, len(order), _CHUNK):

@@ -6,7 +6,8 @@ odds depend on what a language model can read or learn: the goal (some goals are
 tone of the user, the reply before, and the persona or instruction in front of the dialogue.
 
 Every choice adds its information to `Draw.nats`. A text can be drawn in one way only, so that the sum is the exact
-negative log-probability of the text, and its mean the entropy of the world.
+negative log-probability of the text, and its mean the entropy of the world. One thing is hidden: whether an earlier
+reply beside the point of a harmful request was meant to be near it; it moves the odds of the next reply a little.
 """
 
 import math
@@ -126,6 +127,8 @@ class World:
     def _answer(self, draw: Draw, goal: Goal, shift: Shift) -> tuple[str, Shift]:
         """Draw a reply, and tell the levels of its attributes."""
         relevance = draw.level(RELEVANCE, shift[0])
+        if goal.harmful and relevance != "on":
+            draw.nats += _either(RELEVANCE, shift[0], ("near", "off")) - _either(RELEVANCE, shift[0], (relevance,))
         write = _about_harm if goal.harmful and relevance == "on" else _advice
         courtesy = draw.level(COURTESY, shift[2])
         text, detail, safety = write(draw, goal, shift, relevance, courtesy)
@@ -135,6 +138,12 @@ class World:
 def _shift(values: Iterable[float]) -> Shift:
     relevance, detail, courtesy, safety = values
     return relevance, detail, courtesy, safety
+
+
+def _either(levels: Levels[str], shift: float, values: Sequence[str]) -> float:
+    """Return the information of drawing any of the values, in nats: no text tells which of them it was."""
+    weights = {value: share * math.exp(shift * level) for value, (share, level) in levels.items()}
+    return -math.log(sum(weights[value] for value in values) / sum(weights.values()))
 
 
 # Questions
