@@ -237,7 +237,7 @@ def test_seeds_draw_differently_and_greedy_does_not_draw(protocol: Protocol, tmp
 
 
 def test_the_guide_cannot_be_held_out(protocol: Protocol, world: Path) -> None:
-    with pytest.raises(SteerbenchError, match="the held-out reward is the guiding reward itself"):
+    with pytest.raises(SteerbenchError, match="the held-out reward, reward, is the guiding reward itself"):
         load_bench(replace(protocol, held_out_reward=str(world / "reward")), Options())
 
 
