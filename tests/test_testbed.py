@@ -113,7 +113,7 @@ def test_the_encoder_finds_the_reply_that_belongs_to_a_prompt(bench: Bench) -> N
 
 @pytest.fixture(scope="module")
 def effects(bench: Bench) -> dict[str, quality.Effect]:
-    return quality.effects(bench, 40)
+    return quality.effects(bench, 30)
 
 
 def test_a_persona_moves_gold(effects: dict[str, quality.Effect]) -> None:
@@ -227,7 +227,9 @@ def test_other_models_on_its_data_are_a_testbed_too(world: Path) -> None:
 
 
 def test_a_run_without_options_but_fewer_prompts_prints_a_table(cli: Cli, tmp_path: Path) -> None:
-    found = cli("run", "--out", tmp_path, "--n-examples", 4, "--n-train", 8, "--tasks", "hh_rlhf,shp")
+    found = cli(
+        "run", "--out", tmp_path, "--n-examples", 4, "--n-train", 8, "--tasks", "hh_rlhf,shp", "--max-new-tokens", 32
+    )
     assert found.exit_code == 0, found.output
     assert "testbed-hh_rlhf" in found.output
     assert "testbed-shp" in found.output
