@@ -17,15 +17,16 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from steerbench import registry
 from steerbench.data import folder_of, load_data
-from steerbench.dialogue import Turn, parse_hh, user
+from steerbench.dialogue import Turn, parse_hh, plain_text, user
 from steerbench.errors import SteerbenchError
 from steerbench.progress import silent
 from steerbench.testbed import MANIFEST, Testbed, around, bounds, named, records
 from steerbench.testbed.build import RECIPES, build
 from steerbench.testbed.gold import gold
-from steerbench.testbed.language import ids_of, texts
+from steerbench.testbed.language import SHARPNESS, blank, ids_of, sharpen, texts
 from steerbench.testbed.manifest import damage
 from steerbench.testbed.quality import interval
+from steerbench.testbed.rewards import TEMPERATURE, bradley_terry, info_nce, pairs, train_encoder, train_held_out
 from steerbench.testbed.tokenizer import CONTEXT, VOCABULARY, for_chat, for_encoder, learn
 from steerbench.testbed.training import Recipe, Setting, batches_of, padded, train
 from steerbench.testbed.world import World
@@ -195,6 +196,46 @@ def test_the_training_loop_minimises_the_loss() -> None:
     assert torch.allclose(model.weight, weights, atol=0.05)
     assert torch.allclose(model.bias, bias, atol=0.05)
     assert not model.training
+
+
+def test_preferences_are_learned_by_the_loss_of_bradley_and_terry() -> None:
+    chosen, rejected = [2.0, 0.5, -1.0], [1.0, 1.5, -3.0]
+    expected = np.mean([-math.log(1 / (1 + math.exp(b - a))) for a, b in zip(chosen, rejected, strict=True)])
+    assert bradley_terry(torch.tensor(chosen + rejected)).item() == pytest.approx(expected)
+
+
+def test_the_encoder_learns_to_find_both_ways() -> None:
+    prompts, replies = torch.eye(3)[[0, 1, 1]], torch.eye(3)[[0, 1, 2]]
+    scores = (prompts @ replies.T / TEMPERATURE).double()
+    forward = [-math.log(math.exp(row[i]) / sum(map(math.exp, row))) for i, row in enumerate(scores.tolist())]
+    backward = [-math.log(math.exp(row[i]) / sum(map(math.exp, row))) for i, row in enumerate(scores.T.tolist())]
+    assert info_nce(prompts, replies).item() == pytest.approx(np.mean(forward) + np.mean(backward), rel=1e-5)
+
+
+@needs_muon
+def test_rewards_rank_the_chosen_above_the_rejected_after_a_few_steps(learned: Any) -> None:
+    """The sign, from end to end: a few steps on a handful of pairs, and the pairs are learned."""
+    setting = Setting(World(0), set(), torch.device("cpu"), silent)
+    encoder, tokenizer, _ = train_encoder(setting, learned, Recipe(steps=1, batch=4, rate=0.0))
+    recipe = Recipe(steps=40, batch=2, rate=0.01)
+    trained = train_held_out(setting, encoder, tokenizer, recipe)
+    seen = pairs(setting, "held-out reward", recipe)
+    gaps = []
+    for each in seen:
+        rows = tokenizer([plain_text(each.prompt, reply) for reply in (each.chosen, each.rejected)])["input_ids"]
+        ids, mask = padded(rows, tokenizer.pad_token_id, torch.device("cpu"))
+        chosen, rejected = trained.model(input_ids=ids, attention_mask=mask).logits[:, 0].tolist()
+        gaps.append(chosen - rejected)
+    assert np.mean(gaps) > 0
+
+
+def test_sharpening_scales_the_logits(learned: Any) -> None:
+    torch.manual_seed(0)
+    model, ids = blank(for_chat(learned)).half().float(), torch.tensor([[5, 6, 7]])
+    before = model(input_ids=ids).logits
+    sharpen(model)
+    assert torch.allclose(model(input_ids=ids).logits, SHARPNESS * before, rtol=1e-2, atol=1e-3)
+    assert model.dtype == torch.float32
 
 
 def test_an_old_torch_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -104,11 +104,11 @@ def train_lm(setting: Setting, learned: Tokenizer, recipe: Recipe) -> Trained:
         return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORED)
 
     loss = train("language model", model, batches, loss_of, recipe, setting)
-    _sharpen(model)
+    sharpen(model)
     return Trained(model, tokenizer, loss)
 
 
-def _sharpen(model: Any) -> None:
+def sharpen(model: Any) -> None:
     """Scale the logits, in the half precision in which they are shipped.
 
     A model this small leaves some probability on words that no template allows; sampled at temperature 1, one reply in

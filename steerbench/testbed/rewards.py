@@ -46,7 +46,7 @@ def train_guide(setting: Setting, lm: Any, tokenizer: Any, recipe: Recipe) -> Tr
     model.model.load_state_dict(lm.model.state_dict(), strict=False)
     drawn = pairs(setting, "guide", recipe)
     dialogues = [(*p.prompt, Turn("assistant", reply)) for p in drawn for reply in (p.chosen, p.rejected)]
-    loss_of = _bradley_terry(model, tokenizer, setting)
+    loss_of = _ranking(model, tokenizer, setting)
     batches = _in_pairs(ids_of(tokenizer, dialogues), setting, recipe)
     return Trained(model, tokenizer, train("guiding reward", model, batches, loss_of, recipe, setting))
 
@@ -60,9 +60,7 @@ def train_encoder(setting: Setting, learned: Tokenizer, recipe: Recipe) -> Train
 
     def loss_of(batch: Sequence[IdPair]) -> torch.Tensor:
         prompts, replies = (_embed(model, side, tokenizer, device) for side in zip(*batch, strict=True))
-        scores = prompts @ replies.T / TEMPERATURE
-        own = torch.arange(len(batch), device=device)
-        return functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)
+        return info_nce(prompts, replies)
 
     batches = _in_pairs(rows, setting, recipe)
     return Trained(model, tokenizer, train("sentence encoder", model, batches, loss_of, recipe, setting))
@@ -74,7 +72,7 @@ def train_held_out(setting: Setting, encoder: Any, tokenizer: Any, recipe: Recip
     model.bert.load_state_dict(encoder.state_dict(), strict=False)
     drawn = pairs(setting, "held-out reward", recipe)
     rows = tokenizer([plain_text(p.prompt, reply) for p in drawn for reply in (p.chosen, p.rejected)])["input_ids"]
-    loss_of = _bradley_terry(model, tokenizer, setting)
+    loss_of = _ranking(model, tokenizer, setting)
     batches = _in_pairs(rows, setting, recipe)
     return Trained(model, tokenizer, train("held-out reward", model, batches, loss_of, recipe, setting))
 
@@ -109,14 +107,26 @@ def _embed(model: Any, rows: Sequence[Ids], tokenizer: Any, device: torch.device
     return functional.normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
 
 
-def _bradley_terry(model: Any, tokenizer: Any, setting: Setting) -> Callable[[Sequence[IdPair]], torch.Tensor]:
-    """Return the loss -log sigmoid(reward of the chosen - reward of the rejected)."""
+def info_nce(prompts: torch.Tensor, replies: torch.Tensor) -> torch.Tensor:
+    """Return the loss of finding each prompt's reply in the batch, and each reply's prompt; both (batch, width)."""
+    scores = prompts @ replies.T / TEMPERATURE
+    own = torch.arange(len(prompts), device=prompts.device)
+    return functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)
+
+
+def bradley_terry(rewards: torch.Tensor) -> torch.Tensor:
+    """Return the mean of -log sigmoid(chosen - rejected); the first half of (2 batch,) belongs to the chosen."""
+    chosen, rejected = rewards.chunk(2)
+    return -functional.logsigmoid(chosen - rejected).mean()
+
+
+def _ranking(model: Any, tokenizer: Any, setting: Setting) -> Callable[[Sequence[IdPair]], torch.Tensor]:
+    """Return the loss of a reward model on a batch of pairs."""
 
     def loss_of(batch: Sequence[IdPair]) -> torch.Tensor:
         rows = [row for side in zip(*batch, strict=True) for row in side]
         ids, mask = padded(rows, tokenizer.pad_token_id, setting.device)
-        chosen, rejected = model(input_ids=ids, attention_mask=mask).logits[:, 0].float().chunk(2)
-        return -functional.logsigmoid(chosen - rejected).mean()
+        return bradley_terry(model(input_ids=ids, attention_mask=mask).logits[:, 0].float())
 
     return loss_of
 
