@@ -1,7 +1,7 @@
 """The leaderboard: a table made from records alone, which ranks only what was measured alike."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -24,8 +24,9 @@ def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
     records = list({r.identity: r for r in records}.values())  # folders may overlap
     if not records:
         raise SteerbenchError("there are no records to rank; make some with `steerbench run`.")
-    tables = [_ranked(group) for _, group in sorted(_by(records, lambda r: r.labels["task"]).items())]
-    return pd.concat(tables, ignore_index=True)
+    groups = sorted(_by(records, lambda r: r.labels["task"]).items())
+    # not `concat`: a column may be empty in one task, as gold is on real data, and have numbers in another
+    return pd.DataFrame(row for _, group in groups for row in _ranked(group)).astype({"rank": "Int64"})
 
 
 def csv_name(records: Sequence[Record]) -> str:
@@ -43,7 +44,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
         raise SteerbenchError(f"cannot write {path}: {error.strerror or error}; choose another file.") from error
 
 
-def _ranked(records: Sequence[Record]) -> pd.DataFrame:
+def _ranked(records: Sequence[Record]) -> list[dict[Hashable, object]]:
     _check_comparable(records)
     variants = _by(records, lambda r: fingerprint([r.parts, r.steerbench]))
     labels = _labels(variants)
@@ -52,7 +53,8 @@ def _ranked(records: Sequence[Record]) -> pd.DataFrame:
     complete = table["seeds"] == len(records[0].protocol["seeds"])
     rank = table["reward"].where(complete).rank(ascending=False, method="min").astype("Int64")
     table.insert(1, "rank", rank)
-    return table
+    rows_in_order: list[dict[Hashable, object]] = table.to_dict("records")
+    return rows_in_order
 
 
 def _check_comparable(records: Sequence[Record]) -> None:

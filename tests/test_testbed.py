@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import Result
 
 from steerbench import testbed
@@ -293,6 +294,7 @@ def test_a_place_without_a_testbed_is_told(cli: Cli, command: str, tmp_path: Pat
     assert "steerbench testbed build --out DIR" in found.stderr
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or newer")
 def test_a_folder_in_use_is_refused(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "x").write_text("x")
     found = cli("testbed", "build", "--out", tmp_path)

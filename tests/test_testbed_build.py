@@ -308,6 +308,7 @@ def test_a_folder_that_holds_something_is_refused(built: Path) -> None:
         build(built, 0)
 
 
+@needs_muon
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(SteerbenchError, match=r"cannot make .*; give another folder with --out"):
