@@ -68,6 +68,10 @@ class Record:
     """Digest of the fitted steering."""
     created: str
     """UTC, ISO 8601."""
+    tuning: dict[str, Any] = field(default_factory=dict)
+    """What was tried on the validation split, and what was chosen; empty without tuning."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """What the method says about its own fit, and what the steering does to states and tokens."""
     schema_version: int = SCHEMA_VERSION
     examples: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False, repr=False)
     """One row per test prompt: texts and scores. Kept as Parquet beside the JSON."""

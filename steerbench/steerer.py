@@ -64,6 +64,8 @@ class FitContext:
     decoding: Decoding = field(default_factory=Decoding)
     batch_size: int = 16
     progress: Progress = silent
+    report: dict[str, Any] = field(default_factory=dict)
+    """What a method found out about its own fit, as plain JSON values: written into the record."""
     _shared: dict[object, Any] = field(default_factory=dict)
     """Results kept for the methods that follow; one per run."""
 
@@ -72,11 +74,12 @@ class FitContext:
 
         A pair with a reply that gives no tokens is left out.
         """
-        return self._once("pairs", self._pair_up)
+        return self.once("pairs", self._pair_up)
 
     def rollouts(self) -> list[Rollout]:
         """Return one response of the unsteered model to each training prompt, with its reward."""
-        return self._once(("rollouts", self.seed), self._roll_out)
+        sampled = self.decoding.temperature > 0  # greedy responses are the same for every seed
+        return self.once(("rollouts", self.seed if sampled else None), self._roll_out)
 
     def activations(self, site: Site, tokens: Sequence[Tokens], pool: Pool) -> list[Tensor]:
         """Return float32 CPU activations, one per sequence: see `steerbench.activations`."""
@@ -84,11 +87,21 @@ class FitContext:
         def read() -> list[Tensor]:
             return activations(self.lm, site, tokens, pool, batch_size=self.batch_size, progress=self.progress)
 
-        return self._once((site, pool, tuple(tokens)), read)
+        return self.once((site, pool, tuple(tokens)), read)
 
     def generator(self, *names: object) -> torch.Generator:
         """Return a CPU generator seeded by the run's seed and `names`."""
         return generator_for(self.seed, "fit", *names)
+
+    def once(self, key: object, compute: Callable[[], T]) -> T:
+        """Return what `compute` gives, computed once per run: trials and methods that follow share it.
+
+        The key must name all that the result depends on, the seed included where it matters. Nobody may change it.
+        """
+        if key not in self._shared:
+            self._shared[key] = compute()
+        result: T = self._shared[key]
+        return result
 
     def _pair_up(self) -> list[Pair]:
         limit = self.decoding.max_new_tokens
@@ -107,13 +120,6 @@ class FitContext:
         tokens = [Tokens(self.lm.tokens(p).prompt, r.ids) for p, r in zip(prompts, responses, strict=True)]
         return [Rollout(*row) for row in zip(prompts, responses, tokens, rewards, strict=True)]
 
-    def _once(self, key: object, compute: Callable[[], T]) -> T:
-        """Compute a result unless a method before has asked for it."""
-        if key not in self._shared:
-            self._shared[key] = compute()
-        result: T = self._shared[key]
-        return result
-
 
 @dataclass(frozen=True, kw_only=True)
 class Steerer(ABC):
@@ -121,6 +127,8 @@ class Steerer(ABC):
 
     off: ClassVar[Mapping[str, Any]]
     """Hyperparameter values at which the method does nothing, for example `{"strength": 0.0}`."""
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """Values worth trying, by hyperparameter: what tuning draws from."""
 
     @abstractmethod
     def fit(self, context: FitContext) -> Steering:
