@@ -1,7 +1,7 @@
 """The leaderboard: a table made from records alone, which ranks only what was measured alike."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -9,17 +9,23 @@ import pandas as pd
 
 from steerbench import testbed
 from steerbench.errors import SteerbenchError
+from steerbench.intervals import Interval, gaps, intervals
 from steerbench.protocol import Difference, differences, fingerprint
 from steerbench.records import METRICS, Record
 
+UNSTEERED = "unsteered"
+GAINS = ("reward", "held_out_reward", "gold")
+"""Metrics that have a gain over the unsteered model, such as `reward_gain` with `reward_gain_low` and `_high`."""
 LATENCY = ("decode_ratio", "prefill_ratio", "prefill_ms", "decode_ms_per_token", "tokens_per_s", "peak_memory_mb")
 
 
 def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
     """Return one row per task and method, ranked by reward within a task; means over seeds.
 
-    A method without all the protocol's seeds has no rank. Raises SteerbenchError that names the field in which two
-    protocols of one task differ.
+    A method without all the protocol's seeds has no rank. Gains over the unsteered model have 95 % intervals, by a
+    bootstrap over the test prompts (`steerbench.intervals`); they are empty where a seed of the method has no record of
+    the unsteered model beside it. Raises SteerbenchError that names the field in which two protocols of one task
+    differ, and if records of one protocol hold different prompts.
     """
     records = list({r.identity: r for r in records}.values())  # folders may overlap
     if not records:
@@ -46,9 +52,11 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 
 def _ranked(records: Sequence[Record]) -> list[dict[Hashable, object]]:
     _check_comparable(records)
-    variants = _by(records, lambda r: fingerprint([r.parts, r.steerbench]))
+    in_order = sorted(records, key=lambda r: r.seed)  # numbers are added in it, and the last bit depends on that
+    variants = _by(in_order, lambda r: fingerprint([r.parts, r.steerbench]))
     labels = _labels(variants)
-    rows = [_row(labels[key], group) for key, group in variants.items()]
+    gains = _gains(variants, _unsteered(records))
+    rows = [_row(labels[key], group, gains[key]) for key, group in variants.items()]
     table = pd.DataFrame(rows).sort_values(["reward", "method"], ascending=[False, True])
     complete = table["seeds"] == len(records[0].protocol["seeds"])
     rank = table["reward"].where(complete).rank(ascending=False, method="min").astype("Int64")
@@ -74,12 +82,48 @@ def _told(difference: Difference, first: Record, other: Record) -> str:
     return f"{difference} ({names[0]} and {names[1]})" if any(names) and names[0] != names[1] else str(difference)
 
 
-def _row(label: str, records: Sequence[Record]) -> dict[str, object]:
+def _unsteered(records: Sequence[Record]) -> dict[int, Record]:
+    """Return the record of the unsteered model for each seed, the newest where there are two, of two sources."""
+    found = [record for record in records if record.method == UNSTEERED]
+    return {record.seed: record for record in sorted(found, key=lambda r: (r.created, r.identity))}
+
+
+def _gains(variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record]) -> dict[str, dict[str, Interval]]:
+    """Return the gains of each variant over the unsteered model, by metric, where it can be compared."""
+    found = {
+        (key, name): gaps([r.examples for r in group], [unsteered[r.seed].examples for r in group], name)
+        for key, group in variants.items()
+        for name in GAINS
+        if all(_has(r, name) and _has(unsteered.get(r.seed), name) for r in group)
+    }
+    told = intervals(list(found.values()))  # at once, because resampling is what takes the time
+    gains: dict[str, dict[str, Interval]] = {key: {} for key in variants}
+    for (key, name), interval in zip(found, told, strict=True):
+        itself = all(unsteered[r.seed] is r for r in variants[key])
+        gains[key][name] = Interval(0.0, 0.0, 0.0) if itself else interval
+    return gains
+
+
+def _has(record: Record | None, name: str) -> bool:
+    """Tell whether a record has a metric for every prompt, and the groups of the prompts."""
+    return record is not None and {"id", "group", name} <= {*record.examples} and record.examples[name].notna().all()
+
+
+def _gain_columns(gains: Mapping[str, Interval]) -> dict[str, float | None]:
+    ends = ("", "_low", "_high")
+    missing = (None,) * len(ends)
+    return {
+        f"{name}_gain{end}": value for name in GAINS for end, value in zip(ends, gains.get(name, missing), strict=True)
+    }
+
+
+def _row(label: str, records: Sequence[Record], gains: Mapping[str, Interval]) -> dict[str, object]:
     first = records[0]
     return {
         "task": first.labels["task"],
         "method": label,
         **{name: _mean(r.metrics.get(name) for r in records) for name in METRICS},
+        **_gain_columns(gains),
         **{name: _mean(r.latency.get(name) for r in records) for name in LATENCY},
         "fit_seconds": _mean(r.seconds.get("fit") for r in records),
         "seeds": len(records),

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steerbench.progress import Advance, Progress
+from steerbench.ranking import GAINS, UNSTEERED
 from steerbench.records import Record
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ _COLUMNS = {
 """What the terminal shows; the CSV has all columns."""
 _NARROW = 8
 """Characters of a line that names of methods get at least: with them, the table fits into 80."""
+_DIGITS = (3, 2, 1, 0)
+"""Decimals of gains: as many as fit."""
 
 
 @contextmanager
@@ -59,7 +62,11 @@ def show(console: Console, table: pd.DataFrame, records: Sequence[Record]) -> No
     for task, rows in table.groupby("task", sort=True):
         first = next(r for r in records if r.labels["task"] == task)
         console.print(_fitted(_table(str(task), rows), console), crop=False)
-        for line in _notes(first, rows):
+        gains = _gains(rows)
+        if not gains.empty:
+            console.print()
+            console.print(_fitted(_gain_table(gains, console), console), crop=False)
+        for line in _notes(first, rows, has_gains=not gains.empty):
             console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
         console.print()
 
@@ -86,26 +93,68 @@ def show_checks(console: Console, method: str, results: "Sequence[Result]") -> b
 
 
 def _table(task: str, rows: pd.DataFrame) -> Table:
-    table = Table(
-        title=task, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
-    )
     present = {name: head for name, head in _COLUMNS.items() if rows[name].notna().any()}
-    for name, head in present.items():
-        text = name == "method"
-        table.add_column(head, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    table = _empty(task, list(present.values()))
     for _, row in rows.iterrows():
         table.add_row(*(Text(_cell(row[name])) for name in present))  # Text: a method may hold [mark-up]
     return table
 
 
+def _gains(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows and columns of the table of gains: methods beside which the unsteered model was measured."""
+    steered = rows[[method.split(" #")[0] != UNSTEERED for method in rows["method"]]]  # `#` and a hash tell two apart
+    present = [name for name in (f"{name}_gain" for name in GAINS) if steered[name].notna().any()]
+    columns = [name + end for name in present for end in ("", "_low", "_high")]
+    return steered[["method", *columns]] if columns else pd.DataFrame()
+
+
+def _gain_table(gains: pd.DataFrame, console: Console) -> Table:
+    """Return gains with their intervals, with as many decimals as fit into the terminal, or into 80."""
+    present = [name for name in GAINS if f"{name}_gain" in gains]
+    for digits in _DIGITS:
+        table = _empty("over unsteered, 95 % interval", ["method", *(_COLUMNS[name] for name in present)])
+        for _, row in gains.iterrows():
+            table.add_row(*map(Text, [row["method"], *(_gain(row, name, digits) for name in present)]))
+        if _narrowest(table, console) <= max(80, console.width):
+            break
+    return table
+
+
+def _gain(row: pd.Series, name: str, digits: int) -> str:
+    mean, low, high = (row[f"{name}_gain{end}"] for end in ("", "_low", "_high"))
+    if pd.isna(mean):
+        return "–"
+    ends = "no interval" if pd.isna(low) else f"{low:z.{digits}f} to {high:z.{digits}f}"  # z: never -0.000
+    return f"{mean:+z.{digits}f} ({ends})"
+
+
+def _empty(title: str, heads: Sequence[str]) -> Table:
+    """Return a table without rows, whose column `method` may fold."""
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for head in heads:
+        text = head == "method"
+        table.add_column(head, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    return table
+
+
 def _fitted(table: Table, console: Console) -> Table:
     """Fold names of methods to the width of the terminal, but never cut a number, however narrow it is."""
-    methods = next(column for column in table.columns if column.header == "method")
-    natural = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-    longest = max(cell.cell_len for cell in methods.cells if isinstance(cell, Text))
-    if natural > console.width:
-        table.width = max(console.width, natural - max(0, longest - _NARROW))
+    if _natural(table, console) > console.width:
+        table.width = max(console.width, _narrowest(table, console))
     return table
+
+
+def _natural(table: Table, console: Console) -> int:
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+
+
+def _narrowest(table: Table, console: Console) -> int:
+    """Return the width of a table whose names of methods are folded as far as they may be."""
+    methods = next(column for column in table.columns if column.header == "method")
+    longest = max(cell.cell_len for cell in methods.cells if isinstance(cell, Text))
+    return _natural(table, console) - max(0, longest - _NARROW)
 
 
 def _cell(value: object) -> str:
@@ -114,14 +163,19 @@ def _cell(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _notes(record: Record, rows: pd.DataFrame) -> Iterator[str]:
+def _notes(record: Record, rows: pd.DataFrame, has_gains: bool) -> Iterator[str]:
     labels = record.labels
     held_out = f", held-out {labels['held_out_reward']}" if labels["held_out_reward"] else ""
     yield (
         f"{labels['model']} on {record.protocol['n_examples']} test prompts, seeds {record.protocol['seeds']}; "
         f"reward {labels['reward_model']}{held_out}; encoder {labels['encoder']}."
     )
-    yield f"time ×: decoding beside the unsteered model, batch 1, on {rows['device'].iloc[0]}. No intervals yet."
+    yield f"time ×: decoding beside the unsteered model, batch 1, on {rows['device'].iloc[0]}."
+    if has_gains:
+        yield (
+            "Intervals: paired bootstrap over the prompts, in clusters (posts or openings), seeds averaged; what other "
+            "seeds or training data would change is not in them."
+        )
     if record.counts:
         yield "Left out: " + ", ".join(f"{n} {reason}" for reason, n in record.counts.items()) + "."
     if record.truncated:

@@ -61,7 +61,8 @@ def data(world: Path, tmp_path: Path) -> Path:
 
 def rows(output: str) -> list[list[str]]:
     """Return the cells of the lines of a table that hold a rank."""
-    return [line.split() for line in output.splitlines() if line[:1].isdigit() and " records in " not in line]
+    lines = [line for line in output.splitlines() if " records in " not in line]
+    return [line.split() for line in lines if line.split(" ")[0].isdigit()]
 
 
 # run and leaderboard

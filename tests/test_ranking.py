@@ -1,14 +1,18 @@
 """The leaderboard ranks what was measured alike, and says which field differs otherwise."""
 
 import importlib.util
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
-from steerbench import Record, SteerbenchError, leaderboard
+from steerbench import Record, SteerbenchError, leaderboard, tables
+from steerbench.intervals import paired_interval
 from steerbench.ranking import write_csv
 
 spec = importlib.util.spec_from_file_location("test_records", Path(__file__).with_name("test_records.py"))
@@ -128,3 +132,147 @@ def test_a_difference_of_hashes_is_told_with_names() -> None:
     ]
     with pytest.raises(SteerbenchError, match=r"model: sha256:a != sha256:b \(m and other\)"):
         leaderboard([*both("unsteered"), *caa])
+
+
+# Gains over the unsteered model
+
+
+N_PROMPTS = 60
+
+
+def scored(method: str, seed: int = 0, scores: tuple[str, ...] = ("reward",), scale: float = 1.0, n: int = 2) -> Record:
+    """Return a record whose prompts stand in groups of `n`, with scores that depend on method and seed."""
+    generator = np.random.default_rng([len(method), seed])
+    values = {name: scale * generator.normal(len(method) - 8, 1, N_PROMPTS) for name in scores}
+    ids = [f"p{i}" for i in range(N_PROMPTS)]
+    examples = pd.DataFrame({"id": ids, "group": [f"g{i // n}" for i in range(N_PROMPTS)], **values})
+    record: Record = make(method, seed)
+    return replace(record, examples=examples, metrics={name: float(v.mean()) for name, v in values.items()})
+
+
+def gains(table: pd.DataFrame, method: str, name: str = "reward") -> list[Any]:
+    row = table.set_index("method").loc[method]
+    return [None if pd.isna(row[f"{name}_gain{end}"]) else row[f"{name}_gain{end}"] for end in ("", "_low", "_high")]
+
+
+def shown(records: list[Record], width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    tables.show(console, leaderboard(records), records)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+SCORES = ("reward", "held_out_reward", "gold")
+
+
+def test_gains_are_paired_with_the_unsteered_record_of_the_seed() -> None:
+    unsteered, steered = ([scored(method, seed, SCORES) for seed in (0, 1)] for method in ("unsteered", "caa"))
+    table = leaderboard([*unsteered, *steered])
+    for name in SCORES:
+        wanted = paired_interval([r.examples for r in steered], [r.examples for r in unsteered], name)
+        assert gains(table, "caa", name) == list(wanted)
+        caa, own = table.set_index("method").loc[["caa", "unsteered"], name]
+        assert wanted.mean == pytest.approx(caa - own)
+        assert gains(table, "unsteered", name) == [0.0, 0.0, 0.0]
+
+
+def test_gains_of_a_part_of_the_seeds_are_those_of_that_part() -> None:
+    unsteered, steered = [scored("unsteered", seed) for seed in (0, 1)], scored("caa", 1)
+    wanted = paired_interval([steered.examples], [unsteered[1].examples], "reward")
+    assert gains(leaderboard([*unsteered, steered]), "caa") == list(wanted)
+
+
+def test_gains_are_empty_where_there_is_nothing_to_compare() -> None:
+    nothing = [None, None, None]
+    both_seeds = [scored("caa", 0), scored("caa", 1)]
+    assert gains(leaderboard(both_seeds), "caa") == nothing
+    assert gains(leaderboard([scored("unsteered", 0), *both_seeds]), "caa") == nothing
+    table = leaderboard([scored("unsteered", 0), scored("caa", 0, SCORES)])
+    assert gains(table, "caa", "gold") == gains(table, "unsteered", "gold") == nothing
+    assert None not in gains(table, "caa")
+    lost = scored("caa", 0)
+    lost.examples.loc[3, "reward"] = float("nan")
+    assert gains(leaderboard([scored("unsteered", 0), lost]), "caa") == nothing
+    assert gains(leaderboard([*both("unsteered"), *both("caa")]), "caa") == nothing  # no groups
+
+
+def test_one_group_of_prompts_has_a_gain_without_an_interval() -> None:
+    table = leaderboard([scored("unsteered", n=N_PROMPTS), scored("caa", n=N_PROMPTS)])
+    mean, *ends = gains(table, "caa")
+    assert isinstance(mean, float)
+    assert ends == [None, None]
+    assert gains(table, "unsteered") == [0.0, 0.0, 0.0]
+
+
+def test_the_newest_of_two_unsteered_records_counts() -> None:
+    new = replace(scored("unsteered"), parts=[{"source": "new"}], created="2026-02-01T00:00:00+00:00")
+    new = replace(new, examples=new.examples.assign(reward=0.0))
+    wanted = scored("caa").examples["reward"].mean()
+    for records in ([new, scored("unsteered"), scored("caa")], [scored("caa"), scored("unsteered"), new]):
+        assert gains(leaderboard(records), "caa")[0] == pytest.approx(wanted)
+
+
+def test_other_prompts_under_one_protocol_are_refused() -> None:
+    damaged = scored("caa")
+    damaged = replace(damaged, examples=damaged.examples[1:])
+    with pytest.raises(SteerbenchError, match="different test prompts: 'p0'"):
+        leaderboard([scored("unsteered"), damaged])
+
+
+def test_csv_has_gains_after_the_metrics_whatever_the_order_of_the_records(tmp_path: Path) -> None:
+    records = [scored(method, seed, SCORES) for method in ("unsteered", "caa", "iti_2") for seed in range(7)]
+    table = leaderboard(records)
+    write_csv(table, tmp_path / "a.csv")
+    write_csv(leaderboard(records[::-1]), tmp_path / "b.csv")
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    again = pd.read_csv(tmp_path / "a.csv")
+    start = list(again.columns).index("reward_gain")
+    names = [f"{name}_gain{end}" for name in SCORES for end in ("", "_low", "_high")]
+    assert list(again.columns[start - 1 : start + 10]) == ["empty", *names, "decode_ratio"]
+    pd.testing.assert_frame_equal(again[names], table[names], check_exact=True)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_a_terminal_of_80_columns_shows_gains_in_full(scale: float) -> None:
+    names = ["unsteered", "caa", "random_direction:strength=2"]
+    lines = shown([scored(name, 0, SCORES, scale) for name in names])
+    start = lines.index(next(line for line in lines if line.startswith("over unsteered, 95 % interval")))
+    block = lines[start : next(i for i, line in enumerate(lines) if line.startswith("m on"))]
+    assert max(map(len, block)) <= 80
+    assert block[1].split() == ["method", "reward", "held", "gold"]
+    assert [line.split()[0] for line in block[3:] if "(" in line][1:] == ["caa"]
+    for line in block[3:]:
+        assert line.count("(") == line.count(")") == line.count(" to ") == (3 if "(" in line else 0)
+    assert not any("unsteered" in line for line in block[1:])
+
+
+def test_a_wide_terminal_shows_gains_with_three_decimals() -> None:
+    records = [scored("unsteered", 0, SCORES), scored("caa", 0, SCORES)]
+    table = leaderboard(records)
+    cells = ["{:+.3f} ({:.3f} to {:.3f})".format(*gains(table, "caa", name)) for name in SCORES]
+    (line,) = (line for line in shown(records, 120) if line.startswith("caa") and "(" in line)
+    assert [cell.strip() for cell in line.split("  ") if cell.strip()] == ["caa", *cells]
+    narrow = shown([scored("unsteered"), scored("caa")], 20)
+    assert any(line.split("  ")[-1].strip() == cells[0] for line in narrow if "(" in line)
+
+
+def test_what_the_intervals_hold_is_told_where_there_are_some() -> None:
+    text = "\n".join(shown([scored("unsteered"), scored("caa")]))
+    assert "paired bootstrap over the prompts" in text
+    for records in ([scored("unsteered")], [scored("caa")], both("caa")):
+        text = "\n".join(shown(records))
+        assert "over unsteered" not in text
+        assert "ntervals" not in text
+
+
+def test_gaps_in_the_table_of_gains_are_told() -> None:
+    text = "\n".join(shown([scored("unsteered"), scored("caa"), scored("iti_2", 1)]))
+    assert "iti_2" in text.split("over unsteered")[1]
+    assert "(no interval)" in "\n".join(shown([scored("unsteered", n=N_PROMPTS), scored("caa", n=N_PROMPTS)]))
+
+
+def test_a_gain_that_rounds_to_zero_has_no_minus() -> None:
+    steered = replace(scored("caa"), examples=scored("unsteered").examples)
+    steered.examples["reward"] -= 1e-5
+    (line,) = (line for line in shown([scored("unsteered"), steered]) if " (" in line and " to " in line)
+    assert line.split("  ")[-1].strip() == "+0.000 (0.000 to 0.000)"

@@ -1,0 +1,142 @@
+"""How sure a gain over the unsteered model is: differences on the same prompts, and a bootstrap over their clusters."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from steerbench.errors import SteerbenchError
+
+N_RESAMPLES = 10_000
+_AT_ONCE = 250_000
+"""Numbers of one array of resamples: few enough for the cache of a processor, which is also the fastest."""
+_BITS = 36
+"""Of a sum that are kept, which leaves 17 of the 53 for adding as many of them as there are clusters."""
+
+
+class Interval(NamedTuple):
+    """A mean difference with its 95 % interval; None for its ends where there is one cluster, which cannot vary."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+class Gaps(NamedTuple):
+    """Differences on the same prompts, steered minus unsteered, in the order of the prompts' ids."""
+
+    ids: list[str]
+    groups: list[str]
+    values: Any
+    """Means over the seeds, (prompts,) float64."""
+
+
+def paired_interval(
+    steered: Sequence[pd.DataFrame], unsteered: Sequence[pd.DataFrame], column: str, n_resamples: int = N_RESAMPLES
+) -> Interval:
+    """Return the mean difference of a column on the same prompts, with its 95 % interval.
+
+    The tables are the examples of records with the same seeds in the same order; `gaps` and `intervals` say how
+    they are compared. Raises SteerbenchError if they do not hold the same prompts.
+    """
+    return intervals([gaps(steered, unsteered, column)], n_resamples)[0]
+
+
+def gaps(steered: Sequence[pd.DataFrame], unsteered: Sequence[pd.DataFrame], column: str) -> Gaps:
+    """Return how much higher a column is on each prompt than without steering: each seed beside its own, then averaged.
+
+    Raises SteerbenchError if the tables do not hold the same prompts.
+    """
+    first = _by_id(unsteered[0])
+    ids = list(first["id"])
+    seeds = [_values(s, ids, column) - _values(u, ids, column) for s, u in zip(steered, unsteered, strict=True)]
+    return Gaps(ids, list(first["group"]), np.mean(seeds, axis=0))
+
+
+def intervals(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[Interval]:
+    """Return means and 95 % intervals (BCa) of differences on one set of prompts, from the same resamples of clusters.
+
+    A cluster is a group of prompts that are not independent, such as those about one post. A resample draws as many
+    clusters as there are, and counts every prompt equally. Where all clusters agree, both ends are the mean; with one
+    cluster alone they are None. The same differences always give the same numbers, whatever stands beside them.
+    """
+    means = [float(one.values.mean()) for one in found]
+    for one in found:
+        _check_same(one.ids, found[0].ids)
+    sums, sizes = _clusters(found)
+    if len(sizes) == 1:
+        return [Interval(mean, None, None) for mean in means]
+    varied = [not np.allclose(row / sizes, mean, rtol=1e-9, atol=0) for row, mean in zip(sums, means, strict=True)]
+    ends = iter(_ends(sums[varied], sizes, n_resamples))
+    return [Interval(mean, *(next(ends) if vary else (mean, mean))) for mean, vary in zip(means, varied, strict=True)]
+
+
+def _by_id(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values("id", kind="stable")
+
+
+def _values(table: pd.DataFrame, ids: list[str], column: str) -> Any:
+    table = _by_id(table)
+    _check_same(list(table["id"]), ids)
+    return table[column].to_numpy(float)
+
+
+def _check_same(ids: list[str], others: list[str]) -> None:
+    if ids != others:
+        alone = min((Counter(ids) - Counter(others)) + (Counter(others) - Counter(ids)))
+        raise SteerbenchError(
+            f"two records of one protocol hold different test prompts: {alone!r} is not in both as often. "
+            f"One of them is damaged; delete its folder and run again."
+        )
+
+
+def _clusters(found: Sequence[Gaps]) -> tuple[Any, Any]:
+    """Return the sums of the differences in each cluster, (differences, clusters), and its prompts, (clusters,)."""
+    if not found:
+        return np.empty((0, 1)), np.ones(1)
+    codes, _ = pd.factorize(np.array(found[0].groups, dtype=object))
+    return np.array([np.bincount(codes, weights=one.values) for one in found]), np.bincount(codes).astype(float)
+
+
+def _ends(sums: Any, sizes: Any, n_resamples: int) -> list[tuple[float, float]]:
+    if not len(sums):
+        return []
+    from scipy.stats import bootstrap  # takes half a second, and a table of the unsteered model alone needs none
+
+    n = len(sizes)
+    found = bootstrap(
+        (np.arange(n),),
+        _ratios(_addable(sums), sizes),
+        vectorized=True,
+        n_resamples=n_resamples,
+        batch=max(1, _AT_ONCE // n),
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return list(zip(found.low.tolist(), found.high.tolist(), strict=True))
+
+
+def _addable(sums: Any) -> Any:
+    """Round numbers, each row by itself, so that adding them is exact: any order and any batch gives the same bits.
+
+    Without it, equal resamples could differ in the last bit, and the bootstrap would not count them as equal.
+    """
+    unit = 2.0 ** (np.frexp(np.abs(sums).max(axis=1, keepdims=True))[1] - _BITS)
+    return np.round(sums / unit) * unit
+
+
+def _ratios(sums: Any, sizes: Any) -> Callable[..., Any]:
+    """Return the statistic: numbers of clusters, (..., drawn) -> means over their prompts, (differences, ...).
+
+    How often each cluster was drawn does for all differences at once, which is far cheaper than drawing for each.
+    """
+    n = len(sizes)
+
+    def statistic(drawn: Any, axis: int = -1) -> Any:
+        rows = drawn.reshape(-1, drawn.shape[axis])
+        cells = rows + n * np.arange(len(rows))[:, None]
+        counts = np.bincount(cells.ravel(), minlength=len(rows) * n).reshape(len(rows), n).astype(float)
+        return ((sums @ counts.T) / (counts @ sizes)).reshape(len(sums), *drawn.shape[:-1])
+
+    return statistic
