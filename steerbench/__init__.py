@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from steerbench.ascent import Ascent as Ascent
+    from steerbench.ascent import step_for as step_for
     from steerbench.bench import Options as Options
     from steerbench.dialogue import Dialogue as Dialogue
     from steerbench.dialogue import Turn as Turn
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from steerbench.reward import Reward as Reward
     from steerbench.reward import RewardModel as RewardModel
     from steerbench.sites import Site as Site
+    from steerbench.states import States as States
     from steerbench.steerer import FitContext as FitContext
     from steerbench.steerer import Pair as Pair
     from steerbench.steerer import Rollout as Rollout
@@ -55,8 +58,16 @@ if TYPE_CHECKING:
     from steerbench.task import Unusable as Unusable
     from steerbench.task import field_of as field_of
     from steerbench.task import text_field as text_field
+    from steerbench.value import Split as Split
+    from steerbench.value import Training as Training
+    from steerbench.value import ValueFunction as ValueFunction
+    from steerbench.value import calibration as calibration
+    from steerbench.value import train_value as train_value
 
 _HOMES = {
+    "ascent": ["Ascent", "step_for"],
+    "states": ["States"],
+    "value": ["Split", "Training", "ValueFunction", "calibration", "train_value"],
     "bench": ["Options"],
     "dialogue": ["Dialogue", "Turn", "parse_hh", "plain_text", "user"],
     "directions": ["difference_of_means"],

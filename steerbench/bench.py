@@ -46,6 +46,8 @@ class Bench:
     held_out: Reward | None
     encoder: SentenceEncoder
     train: Sequence[Example]
+    validation: Sequence[Example]
+    """For tuning alone; empty without it."""
     test: Sequence[Example]
     max_prompt_tokens: int
     data_revision: str
@@ -67,6 +69,8 @@ class Bench:
             "examples": ids_hash([e.id for e in self.test]),
             "n_train": len(self.train),
             "train_examples": ids_hash([e.id for e in self.train]),
+            "n_validation": len(self.validation),
+            "validation_examples": ids_hash([e.id for e in self.validation]) if self.validation else None,
             "max_prompt_tokens": self.max_prompt_tokens,
             "model": asset(self.lm.name, self.lm.revision),
             "dtype": str(self.lm.dtype).removeprefix("torch."),
@@ -75,7 +79,7 @@ class Bench:
             "reward_model": asset(self.reward.name, self.reward.revision),
             "held_out_reward": asset(self.held_out.name, self.held_out.revision) if self.held_out else None,
             "encoder": asset(self.encoder.name, self.encoder.revision),
-            "tuning_budget": 0,
+            "tuning_budget": p.tuning_budget,
             "seeds": list(p.seeds),
             "steerbench": ".".join(steerbench.__version__.split(".")[:2]),
         }
@@ -146,6 +150,7 @@ def load_bench(protocol: Protocol, options: Options) -> Bench:
 
 class _Chosen(NamedTuple):
     train: list[Example]
+    validation: list[Example]
     test: list[Example]
     max_prompt_tokens: int
     counts: dict[str, int]
@@ -156,12 +161,15 @@ def _choose(protocol: Protocol, lm: LanguageModel, data: TaskData) -> _Chosen:
     limit = prompt_limit(lm, protocol.decoding.max_new_tokens, protocol.max_prompt_tokens)
     counts = Counter(data.skipped)
     train = fitting(lm, data.train, protocol.n_train, limit, counts)
+    n_validation = protocol.n_validation if protocol.tuning_budget else 0
+    validation = fitting(lm, data.validation, n_validation, limit, counts)
     test = fitting(lm, data.test, protocol.n_examples, limit, counts)
     if missing := protocol.n_examples - len(test):
         counts["test prompts asked for that are not there"] = missing
-    if not train or not test:
+    needed = {"training": train, "test": test} | ({"validation": validation} if n_validation else {})
+    if empty := [split for split, examples in needed.items() if not examples]:
         raise SteerbenchError(
-            f"no {'training' if not train else 'test'} prompt of {protocol.task} has at most {limit} tokens; raise "
+            f"no {empty[0]} prompt of {protocol.task} has at most {limit} tokens; raise "
             f"--max-prompt-tokens, lower --max-new-tokens, or take a model with a longer context."
         )
-    return _Chosen(train, test, limit, dict(counts))
+    return _Chosen(train, validation, test, limit, dict(counts))

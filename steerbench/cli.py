@@ -106,6 +106,10 @@ def run(
     encoder: Annotated[str | None, typer.Option(help="Sentence encoder for coherence.")] = None,
     n_examples: Annotated[int, typer.Option(help="Test prompts.", min=1)] = 256,
     n_train: NTrain = 512,
+    tune: Annotated[
+        int, typer.Option(help="Trials per method on the validation split; 0: hyperparameters as given.", min=0)
+    ] = 0,
+    n_validation: Annotated[int, typer.Option(help="Validation prompts that tuning scores on.", min=1)] = 128,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     max_prompt_tokens: MaxPrompt = None,
     max_new_tokens: MaxNew = 128,
@@ -133,6 +137,8 @@ def run(
             data=data,
             n_examples=n_examples,
             n_train=n_train,
+            tuning_budget=tune,
+            n_validation=n_validation,
             max_prompt_tokens=max_prompt_tokens,
             decoding=decoding,
             seeds=_numbers(seeds),

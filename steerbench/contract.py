@@ -9,8 +9,8 @@ from typing import NamedTuple
 from steerbench import tiny
 from steerbench.contract_case import Case
 from steerbench.errors import SteerbenchError, suggest
-from steerbench.harness import Method
 from steerbench.invariants import INVARIANTS, Invariant
+from steerbench.method import Method
 from steerbench.progress import Progress, silent
 from steerbench.spec import build, parse
 from steerbench.steering import Steering
@@ -47,8 +47,17 @@ def check_method(text: str, on: Sequence[str], progress: Progress = silent) -> l
 
 
 def check(method: Method, family: str, invariant: Invariant) -> str | None:
-    """Run one invariant on a fresh model; an exception of the method is a broken invariant."""
-    case = Case(tiny.language_model(family), method, Steering(), {})
+    """Run one invariant on a fresh model; what is broken with one seed must be broken with another one, too.
+
+    A fault is. A method with a threshold, such as a ReLU, may be so near to it that rounding decides: that is chance.
+    """
+    problem = _check(method, family, invariant, seed=0)
+    return problem and _check(method, family, invariant, seed=1)
+
+
+def _check(method: Method, family: str, invariant: Invariant, seed: int) -> str | None:
+    """Run one invariant; an exception of the method is a broken invariant."""
+    case = Case(tiny.language_model(family), method, Steering(), {}, seed)
     case.before = case.state()
     try:
         case.steering = method.fit(case.context())

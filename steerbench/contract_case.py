@@ -16,9 +16,9 @@ from transformers import LogitsProcessor
 from steerbench import tiny
 from steerbench.dialogue import Dialogue, user
 from steerbench.generation import activations, generate, response_logits
-from steerbench.harness import Method
 from steerbench.hooks import Positions, steered, watched
 from steerbench.lm import Batch, LanguageModel, Tokens, by_length
+from steerbench.method import Method
 from steerbench.protocol import Decoding
 from steerbench.response import Response
 from steerbench.sites import Place
@@ -81,12 +81,21 @@ class Case:
     steering: Steering
     before: dict[str, Any]
     """What `state` was before anything was fitted."""
+    seed: int = 0
+    """Of the fit."""
 
     def context(self, shared: dict[object, Any] | None = None) -> FitContext:
         """Return a fresh context on the tiny model."""
         examples = tiny.examples()[:16]
         kept = {} if shared is None else shared
-        return FitContext(lm=self.lm, examples=examples, reward=tiny.VowelReward(), decoding=_DECODING, _shared=kept)
+        return FitContext(
+            lm=self.lm,
+            examples=examples,
+            reward=tiny.VowelReward(),
+            seed=self.seed,
+            decoding=_DECODING,
+            _shared=kept,
+        )
 
     def logits(self, steering: Steering) -> list[Tensor]:
         """Return the logits of fixed responses under a steering, each (tokens, vocabulary)."""

@@ -11,7 +11,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 
 from steerbench.dialogue import Dialogue
 from steerbench.errors import SteerbenchError, suggest
-from steerbench.hooks import Positions, steered, watched
+from steerbench.hooks import Observer, Positions, steered, watched
 from steerbench.lm import Batch, LanguageModel, Tokens, by_length
 from steerbench.progress import Progress, silent
 from steerbench.protocol import Decoding
@@ -226,6 +226,29 @@ def activations(
     return [out[i] for i in range(len(tokens))]
 
 
+@torch.no_grad()
+def response_states(
+    lm: LanguageModel, site: Site, tokens: Sequence[Tokens], *, batch_size: int = 16, progress: Progress = silent
+) -> Iterator[Tensor]:
+    """Yield for each sequence, in order, the activations that its response tokens are drawn from.
+
+    (response tokens, width), in the model's data type, on the CPU: the last position of the prompt and all of the
+    response but its last token. Few sequences are in memory at a time.
+    """
+    _check_fit(lm, tokens, 0)
+    place = lm.anatomy.place(site)
+    with progress(f"states {site}", len(tokens)) as advance:
+        for start in range(0, len(tokens), 8 * batch_size):
+            chunk = tokens[start : start + 8 * batch_size]
+            out: dict[int, Tensor] = {}
+            for rows in by_length(chunk, batch_size):
+                for i, row in zip(rows, _read(lm, place, lm.right_padded([chunk[i] for i in rows])), strict=True):
+                    first = len(chunk[i].prompt) - 1
+                    out[i] = row[first : first + len(chunk[i].response)].to("cpu", copy=True)
+                advance(len(rows))
+            yield from (out[i] for i in range(len(chunk)))
+
+
 class _Seen(Exception):
     """Ends a forward pass as soon as the activation wanted is there."""
 
@@ -257,11 +280,17 @@ def _pooled(states: Tensor, tokens: Tokens, pool: Pool) -> Tensor:
 
 @torch.no_grad()
 def response_logits(
-    lm: LanguageModel, tokens: Sequence[Tokens], steering: Steering = Steering(), *, batch_size: int = 16
+    lm: LanguageModel,
+    tokens: Sequence[Tokens],
+    steering: Steering = Steering(),
+    *,
+    batch_size: int = 16,
+    observe: Observer | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (index, logits) for each sequence, longest first: (response tokens, vocabulary), float32.
 
     Teacher forced, with the scopes of cached decoding. The steering's prompt part is not applied: the prompt is given.
+    `observe` sees every site that is edited, batch by batch, before its logits are yielded.
     """
     if steering.decode is not None:
         raise SteerbenchError("a steering that chooses among candidates gives no probability to a given response.")
@@ -269,7 +298,7 @@ def response_logits(
     for rows in by_length(tokens, batch_size):
         batch = lm.right_padded([tokens[i] for i in rows])
         positions = Positions(batch, lm.end_ids, cached=False)
-        with steered(lm.model, lm.anatomy, steering.edits, positions):
+        with steered(lm.model, lm.anatomy, steering.edits, positions, observe):
             out = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         for i, row in zip(rows, out, strict=True):
             start = len(tokens[i].prompt) - 1

@@ -1,4 +1,4 @@
-"""The main path: fit -> generate on test -> score -> write, for every method and seed."""
+"""The main path: [tune on validation] -> fit -> generate on test -> score -> write, for every method and seed."""
 
 import time
 import traceback
@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import reduce
-from operator import add
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -15,17 +13,20 @@ import torch
 
 import steerbench
 from steerbench.bench import Bench, Options, load_bench
+from steerbench.effect import effect
 from steerbench.errors import SteerbenchError
 from steerbench.generation import generate
 from steerbench.latency import latency
 from steerbench.machine import OUT_OF_MEMORY, environment
+from steerbench.method import Method
 from steerbench.protocol import Protocol, fingerprint
 from steerbench.records import Record, Store, identity
-from steerbench.registry import source_hash
+from steerbench.response import Response
 from steerbench.scoring import means, score
-from steerbench.spec import MethodSpec, build, hyperparameters, parse
-from steerbench.steerer import FitContext, Steerer
+from steerbench.spec import build, parse
+from steerbench.steerer import FitContext
 from steerbench.steering import Steering
+from steerbench.tuning import tune
 
 UNSTEERED = "unsteered"
 
@@ -48,31 +49,6 @@ class Outcome:
     """How many of the records were there before."""
 
 
-class Method(NamedTuple):
-    """A method of a run: its specification and the steerers it is composed of."""
-
-    spec: MethodSpec
-    steerers: list[Steerer]
-
-    @property
-    def parts(self) -> list[dict[str, Any]]:
-        """What identifies it: names, all hyperparameters, and the source that was run."""
-        return [
-            {"name": part.name, "hyperparameters": hyperparameters(s), "source": source_hash(type(s))}
-            for part, s in zip(self.spec.parts, self.steerers, strict=True)
-        ]
-
-    def fit(self, context: FitContext) -> Steering:
-        """Fit every part by itself and join what they return."""
-        return reduce(add, (_checked(s.fit(context), s) for s in self.steerers))
-
-
-def _checked(steering: object, steerer: Steerer) -> Steering:
-    if not isinstance(steering, Steering):
-        raise SteerbenchError(f"fit of {type(steerer).__name__} returned {steering!r}; it must return a Steering.")
-    return steering
-
-
 def run(protocol: Protocol, methods: str, options: Options = Options()) -> Outcome:
     """Measure methods under a protocol and write their records; what has a record is not measured again.
 
@@ -80,7 +56,7 @@ def run(protocol: Protocol, methods: str, options: Options = Options()) -> Outco
     that fails is reported in the outcome, and the others go on. Raises SteerbenchError if nothing can be measured, or
     nothing can be written.
     """
-    chosen = plan(methods)
+    chosen = plan(methods, tuned=protocol.tuning_budget > 0)
     store = Store(options.out)
     store.prepare()
     bench = load_bench(protocol, options)
@@ -95,12 +71,12 @@ def run(protocol: Protocol, methods: str, options: Options = Options()) -> Outco
     return outcome
 
 
-def plan(methods: str) -> list[Method]:
+def plan(methods: str, *, tuned: bool = False) -> list[Method]:
     """Read and build the methods, the unsteered model first. Raises SteerbenchError before anything heavy is loaded."""
     found = [Method(spec, build(spec)) for spec in [*parse(UNSTEERED), *parse(methods)]]
     chosen: dict[str, Method] = {}
-    for method in found:  # `caa` and `caa:strength=1` are one and the same
-        chosen.setdefault(fingerprint(method.parts), method)
+    for method in found:  # without tuning, `caa` and `caa:strength=1` are one and the same
+        chosen.setdefault(fingerprint(method.parts(tuned=tuned)), method)
     return list(chosen.values())
 
 
@@ -123,7 +99,7 @@ def _find_or_measure(
 ) -> Record | None:
     """Add the record of a method to the outcome, or why there is none; without the unsteered one, raise."""
     try:
-        record = store.find(identity(bench.key, method.parts, seed, steerbench.__version__))
+        record = store.find(identity(bench.key, _parts(bench, method), seed, steerbench.__version__))
         found = record is not None
         record = record or measure(bench, method, seed, None if unsteered is None else unsteered.examples)
     except Exception as error:
@@ -148,11 +124,14 @@ def _reason(error: Exception) -> str:
 
 
 def measure(bench: Bench, method: Method, seed: int, unsteered: pd.DataFrame | None) -> Record:
-    """Fit a method, generate on the test prompts, score, and time it."""
+    """Tune a method if the protocol says so, fit it, generate on the test prompts, score, and time it."""
     seconds: dict[str, float] = {}
     options = bench.options
+    context = fit_context(bench, seed)
+    with _timed(seconds, "tune"):
+        tuned = tune(method, context, bench.validation, bench.protocol.tuning_budget)
     with _timed(seconds, "fit"):
-        steering = method.fit(fit_context(bench, seed))
+        steering = tuned.method.fit(context)
     with _timed(seconds, "generate"):
         responses = generate(
             bench.lm,
@@ -169,7 +148,15 @@ def measure(bench: Bench, method: Method, seed: int, unsteered: pd.DataFrame | N
         table = score(bench, responses, unsteered)
     truncated = bench.reward.truncated - truncated
     costs = latency(bench.lm, _median_prompt(bench), steering, bench.reward, progress=options.progress)
-    return _record(bench, method, seed, steering, table, {"latency": costs, "seconds": seconds, "truncated": truncated})
+    report = {"fit": context.report, "effect": _effect(bench, responses, steering)}
+    measured = {
+        "latency": costs,
+        "seconds": seconds,
+        "truncated": truncated,
+        "tuning": tuned.report,
+        "report": report,
+    }
+    return _record(bench, method, seed, steering, table, measured)
 
 
 def _record(
@@ -177,7 +164,7 @@ def _record(
 ) -> Record:
     return Record(
         method=str(method.spec),
-        parts=method.parts,
+        parts=_parts(bench, method),
         protocol=bench.key,
         seed=seed,
         steerbench=steerbench.__version__,
@@ -190,6 +177,15 @@ def _record(
         examples=table,
         **measured,
     )
+
+
+def _effect(bench: Bench, responses: Sequence[Response], steering: Steering) -> dict[str, Any]:
+    options, prompts = bench.options, [e.prompt for e in bench.test]
+    return effect(bench.lm, prompts, responses, steering, batch_size=options.batch_size, progress=options.progress)
+
+
+def _parts(bench: Bench, method: Method) -> list[dict[str, Any]]:
+    return method.parts(tuned=bench.protocol.tuning_budget > 0)
 
 
 def _median_prompt(bench: Bench) -> Any:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from steerbench.errors import SteerbenchError
 from steerbench.lm import Batch
-from steerbench.sites import Anatomy, Place
+from steerbench.sites import Anatomy, Place, Site
 from steerbench.steering import Edit, PlacedEdit, Scope
 
 
@@ -91,14 +91,25 @@ class Positions:
         return self._columns() < self.ends if scope == "prompt" else self._columns() >= self.ends - 1
 
 
+Observer = Callable[[Site, Tensor, Tensor], None]
+"""Sees a site and its activations before and after its edits, (rows, columns, width) each."""
+
+
 class _Editor:
     """Applies the edits of one place, in float32, and adds the result to the activation once."""
 
-    def __init__(self, edits: Sequence[PlacedEdit], positions: Positions, device: torch.device) -> None:
+    def __init__(
+        self,
+        edits: Sequence[PlacedEdit],
+        positions: Positions,
+        device: torch.device,
+        observe: Observer | None = None,
+    ) -> None:
         self._edits = [(copy.deepcopy(p.edit).to(device).eval(), p.scope) for p in edits]
         self._states: list[Any] = []
         self._positions = positions
-        self._at_head = edits[0].site.name == "final"
+        self._site = edits[0].site
+        self._observe = observe
 
     def __call__(self, activation: Tensor) -> Tensor:
         positions = self._positions
@@ -109,12 +120,16 @@ class _Editor:
             if len(self._states) == i:  # the first pass
                 self._states.append(self._start(edit, edited, skipped))
             edited = self._apply(edit, scope, self._states[i], edited, skipped)
+        if self._observe:
+            self._observe(self._site, h, edited)
         return _laid_out_like(activation, edited)
 
     def _start(self, edit: Edit, h: Tensor, skipped: int) -> Any:
         if type(edit).start is Edit.start:
             return None
-        if self._at_head:  # which positions arrive here depends on the pass; the last of the prompt always does
+        if (
+            self._site.name == "final"
+        ):  # which positions arrive here depends on the pass; the last of the prompt always does
             last = self._positions.ends - 1 - skipped
             prompt = h.take_along_dim(last[..., None].to(h.device), dim=1)
             return edit.start(prompt.to(_wide(h)), torch.ones_like(prompt[..., 0], dtype=torch.bool))
@@ -151,7 +166,11 @@ def _wide(h: Tensor) -> torch.dtype:
 
 @contextmanager
 def steered(
-    model: PreTrainedModel, anatomy: Anatomy, edits: Sequence[PlacedEdit], positions: Positions
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    edits: Sequence[PlacedEdit],
+    positions: Positions,
+    observe: Observer | None = None,
 ) -> Iterator[None]:
     """Edit the model's activations inside the context. All sites are resolved first; hooks are always removed."""
     if not edits:
@@ -162,7 +181,7 @@ def steered(
     with ExitStack() as stack:
         stack.callback(_follow(model, positions).remove)
         for place, group in by_place:
-            editor = _Editor([p for _, p in group], positions, _device(place.module))
+            editor = _Editor([p for _, p in group], positions, _device(place.module), observe)
             stack.callback(_hook(place, editor).remove)
         yield
 

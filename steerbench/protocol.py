@@ -54,6 +54,10 @@ class Protocol:
     """Test prompts."""
     n_train: int = 512
     """Training examples that methods may learn from."""
+    tuning_budget: int = 0
+    """Trials per method on the validation split. 0: hyperparameters as given."""
+    n_validation: int = 128
+    """Validation prompts that a trial is scored on."""
     max_prompt_tokens: int | None = None
     """Longer prompts are left out and counted. None: 512, or what leaves room in the context for a static prompt."""
     decoding: Decoding = field(default_factory=Decoding)
@@ -65,6 +69,8 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.n_examples < 1 or self.n_train < 1 or not self.seeds:
             raise SteerbenchError("n_examples and n_train must be at least 1, and seeds needs at least one number.")
+        if self.tuning_budget < 0 or self.n_validation < 1:
+            raise SteerbenchError("tuning_budget must be 0 or more, and n_validation at least 1.")
         if len(set(self.seeds)) < len(self.seeds):
             raise SteerbenchError(f"seeds {self.seeds} holds a number twice.")
 

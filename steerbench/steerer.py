@@ -10,13 +10,14 @@ from torch import Tensor
 
 from steerbench.dialogue import Dialogue
 from steerbench.errors import SteerbenchError
-from steerbench.generation import Pool, activations, generate
+from steerbench.generation import Pool, activations, generate, response_states
 from steerbench.lm import LanguageModel, Tokens
 from steerbench.progress import Progress, silent
 from steerbench.protocol import Decoding
 from steerbench.response import Response
 from steerbench.seeds import generator_for
 from steerbench.sites import Site
+from steerbench.states import States
 from steerbench.steering import Steering
 from steerbench.task import Example
 
@@ -46,6 +47,8 @@ class Rollout:
     response: Response
     tokens: Tokens
     reward: float
+    group: str
+    """Of the example: rollouts of one group are alike, and belong on the same side of a split."""
 
 
 @dataclass(kw_only=True)
@@ -89,6 +92,15 @@ class FitContext:
 
         return self.once((site, pool, tuple(tokens)), read)
 
+    def states(self, site: Site, tokens: Sequence[Tokens]) -> States:
+        """Return the states that each response token is drawn from, kept on disk: see `steerbench.States`."""
+
+        def read() -> States:
+            size = self.batch_size
+            return States.write(response_states(self.lm, site, tokens, batch_size=size, progress=self.progress))
+
+        return self.once(("states", site, tuple(tokens)), read)
+
     def generator(self, *names: object) -> torch.Generator:
         """Return a CPU generator seeded by the run's seed and `names`."""
         return generator_for(self.seed, "fit", *names)
@@ -118,7 +130,8 @@ class FitContext:
         )
         rewards = self.reward.score(prompts, [r.text for r in responses], progress=self.progress).tolist()
         tokens = [Tokens(self.lm.tokens(p).prompt, r.ids) for p, r in zip(prompts, responses, strict=True)]
-        return [Rollout(*row) for row in zip(prompts, responses, tokens, rewards, strict=True)]
+        groups = [e.group for e in self.examples]
+        return [Rollout(*row) for row in zip(prompts, responses, tokens, rewards, groups, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

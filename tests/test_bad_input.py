@@ -478,7 +478,7 @@ def test_a_csv_that_cannot_be_written_is_told(cli: Cli, runs: Path) -> None:
 
 GENERATE = {
     "task": (["--method", "static_prompt", "--task", "sph"], "unknown task 'sph'. Did you mean 'shp'?"),
-    "method": (["--method", "static"], "unknown method 'static'. Did you mean 'static_prompt'?"),
+    "method": (["--method", "static_promt"], "unknown method 'static_promt'. Did you mean 'static_prompt'?"),
     "data": (["--method", "caa", "--data", "nowhere.jsonl"], "no data at nowhere.jsonl"),
     "tokens": (["--method", "static_prompt", "--max-new-tokens", "300"], "do not fit the context of 256"),
     "long prompt": (["--method", "static_prompt", "long " * 60], "do not fit the context of 256"),

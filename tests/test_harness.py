@@ -271,6 +271,7 @@ class Best(DecodePart):
 CHANGES: dict[str, dict[str, Any]] = {
     "n_examples": {"n_examples": 3},
     "n_train": {"n_train": 5},
+    "tuning_budget": {"tuning_budget": 2},
     "max_prompt_tokens": {"max_prompt_tokens": 200},
     "max_new_tokens": {"decoding": Decoding(max_new_tokens=5)},
     "temperature": {"decoding": Decoding(max_new_tokens=6, temperature=0.5)},

@@ -1,0 +1,146 @@
+"""RE-Control: climb a value function at the input of the LM head, token by token.
+
+Paper: Kong et al. 2024, "Aligning Large Language Models with Representation Editing: A Control Perspective", NeurIPS
+2024, arXiv 2406.05954.
+
+    V(o_t) ~ E[V(o_t+1)],  V(o_last) ~ reward         (temporal differences on rollouts of the unsteered model)
+    u <- 0;  n times  u <- u + step_size * grad V(o_t + u);  next token from softmax(W (o_t + u))
+
+at the response positions of the site `final`. V is a ReLU network; nothing below it and no KV entry changes.
+
+What is implemented is the paper's method, not the published code (Lingkai-Kong/RE-Control @f897869), which
+- gives the reward to the *first* state (an argmax over a mask of ones) and lets the gradient through the target:
+  `terminal=first:detach=false` does the same; V is then nearly constant along a response,
+- masks out the state that emits EOS where the pad token is EOS; here it is the terminal state,
+- trains in bfloat16 without a validation set, and adds up u in float16; here float32, and u is added once,
+- labels the whole continuation; here the reward sees the response as it is cut everywhere else.
+Added: states and rewards are brought to unit scale for training and V is put back into their units (the method is
+the same, the learning rate no longer depends on them), rollouts are split by group, and the epoch that predicts the
+reward of the validation rollouts best is kept.
+
+Defaults: network, `step_size` and `n_steps` as published for `setting`; 4096 hidden units, or the width of the state
+where that is less; Adam at 1e-4 for at most 100 epochs. Batches have 16 rollouts: the published 512 were
+of 161,000, and few hundred rollouts would give one step per epoch.
+`step_size` does not carry over to another model, reward or value function. `relative_norm` replaces it by a scale-free
+one: the step at which |u| / |o| has this median over the rollouts' states. Linear V: `layers=1`, a constant logit bias.
+
+Cost: one response to each training prompt and one pass over it to fit; three products of hidden x hidden per step and
+token to steer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steerbench import (
+    Ascent,
+    FitContext,
+    PlacedEdit,
+    Site,
+    Split,
+    SteerbenchError,
+    Steerer,
+    Steering,
+    Training,
+    ValueFunction,
+    calibration,
+    step_for,
+    train_value,
+)
+
+
+class Published(NamedTuple):
+    """Hyperparameters of one setting of the paper."""
+
+    layers: int
+    step_size: float
+    n_steps: int
+
+
+PUBLISHED = {
+    "hh_vicuna": Published(3, 0.5, 30),
+    "hh_falcon": Published(2, 0.2, 200),
+    "shp_vicuna": Published(2, 1.0, 50),
+    "shp_llama3": Published(2, 1.0, 30),
+}
+FINAL = Site("final")
+SAMPLE = 32
+"""Rollouts whose states calibrate the step."""
+
+
+class Value(NamedTuple):
+    """A value function, some states to calibrate a step on, and what there is to say about it."""
+
+    function: ValueFunction
+    sample: Tensor
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class REControl(Steerer):
+    """Gradient ascent on a value function of the last hidden state."""
+
+    off: ClassVar[Mapping[str, Any]] = {"n_steps": 0}
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"relative_norm": (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)}
+
+    setting: Literal["hh_vicuna", "hh_falcon", "shp_vicuna", "shp_llama3"] = "hh_vicuna"
+    step_size: float | None = None
+    n_steps: int | None = None
+    relative_norm: float | None = None
+    layers: int | None = None
+    hidden: int | None = None
+    td_lambda: float = 0.0
+    terminal: Literal["last", "first"] = "last"
+    detach: bool = True
+    lr: float = 1e-4
+    epochs: int = 100
+    batch_size: int = 16
+
+    def fit(self, context: FitContext) -> Steering:
+        """Train V on the states of rollouts, and describe the ascent on it."""
+        published = PUBLISHED[self.setting]
+        n_steps = published.n_steps if self.n_steps is None else self.n_steps
+        step_size = published.step_size if self.step_size is None else self.step_size
+        training = self._training(published.layers)
+        value = context.once(("value function", context.seed, training), lambda: train(context, training))
+        if self.relative_norm is not None:
+            step_size = step_for(value.function, value.sample, n_steps, self.relative_norm)
+        context.report["re_control"] = {**value.report, "step_size": step_size, "n_steps": n_steps}
+        return Steering(edits=(PlacedEdit(FINAL, Ascent(*value.function, step_size, n_steps)),))
+
+    def _training(self, published_layers: int) -> Training:
+        return Training(
+            layers=published_layers if self.layers is None else self.layers,
+            hidden=self.hidden,
+            epochs=self.epochs,
+            lr=self.lr,
+            batch_size=self.batch_size,
+            td_lambda=self.td_lambda,
+            terminal=self.terminal,
+            detach=self.detach,
+        )
+
+
+def train(context: FitContext, training: Training) -> Value:
+    """Train a value function on the states that the tokens of the rollouts were drawn from."""
+    rollouts = [r for r in context.rollouts() if r.response.ids]
+    if not rollouts:
+        raise SteerbenchError("no rollout has a token to learn from; raise --max-new-tokens or --n-train.")
+    states = context.states(FINAL, [r.tokens for r in rollouts])
+    rewards = torch.tensor([r.reward for r in rollouts])
+    split = Split.of([r.group for r in rollouts], context.generator("split"))
+    generator, device = context.generator("value"), context.lm.device
+    fitted = train_value(
+        states, rewards, split, training, generator=generator, device=device, progress=context.progress
+    )
+    report = {
+        "rollouts": {name: len(rows) for name, rows in split._asdict().items()},
+        "epochs": len(fitted.errors),
+        "best_epoch": fitted.best_epoch,
+        "validation_error": fitted.errors[fitted.best_epoch] if fitted.errors else None,
+        "correlation": calibration(fitted.value, states, rewards, split.report),
+    }
+    return Value(fitted.value, next(states.batches(range(SAMPLE), SAMPLE)).states, report)
