@@ -15,7 +15,7 @@ Defaults: layer 13 of 32, or the same depth in other models; strength 1, in unit
 forward pass per reply to fit, one addition per token to steer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -27,6 +27,7 @@ class CAA(Steerer):
     """Difference of means over preference pairs."""
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)}
 
     strength: float = 1.0
     layer: int | None = None

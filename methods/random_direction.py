@@ -6,7 +6,7 @@ distribution and scaled to the length of the CAA vector at the same layer and po
 Cost: as CAA.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ class RandomDirection(Steerer):
     """A random direction of the norm of the difference of means."""
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)}
 
     strength: float = 1.0
     layer: int | None = None

@@ -19,13 +19,13 @@ the same, the learning rate no longer depends on them), rollouts are split by gr
 reward of the validation rollouts best is kept.
 
 Defaults: network, `step_size` and `n_steps` as published for `setting`; 4096 hidden units, or the width of the state
-where that is less; Adam at 1e-4 for at most 100 epochs. Batches have 16 rollouts: the published 512 were
-of 161,000, and few hundred rollouts would give one step per epoch.
-`step_size` does not carry over to another model, reward or value function. `relative_norm` replaces it by a scale-free
-one: the step at which |u| / |o| has this median over the rollouts' states. Linear V: `layers=1`, a constant logit bias.
+where that is less; Adam at 1e-4 for at most 100 epochs. Batches have 16 rollouts: the published 512 were of 161,000,
+and a few hundred rollouts would give one step per epoch. `td_lambda=1` is Monte-Carlo. `layers=1` makes V linear, and u
+a constant logit bias. `step_size` does not carry over to another model, reward or value function; `relative_norm`
+replaces it by a scale-free one, the step at which the median of |u| / |o| over states of the rollouts has this value.
 
-Cost: one response to each training prompt and one pass over it to fit; three products of hidden x hidden per step and
-token to steer.
+Cost: one response to each training prompt, and one pass over it, to fit. Per token, `n_steps` times three products of a
+vector with a hidden x hidden matrix, or one where the network has two layers: `steerbench/ascent.py`.
 """
 
 from collections.abc import Mapping, Sequence
