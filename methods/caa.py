@@ -27,7 +27,7 @@ class CAA(Steerer):
     """Difference of means over preference pairs."""
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)}
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)}
 
     strength: float = 1.0
     layer: int | None = None

@@ -33,7 +33,7 @@ class StaticRE(Steerer):
     """A fixed shift along the weights of a regression of the reward on the state."""
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)}
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2)}
 
     strength: float = 0.1
     site: Literal["final", "resid_post"] = "final"

@@ -124,6 +124,7 @@ class FitContext:
         return pairs
 
     def _roll_out(self) -> list[Rollout]:
+        self.reward.score([], [])  # a reward that is missing says so before the work
         prompts = [e.prompt for e in self.examples]
         responses = generate(
             self.lm, prompts, decoding=self.decoding, seed=self.seed, batch_size=self.batch_size, progress=self.progress

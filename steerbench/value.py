@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from typing import Literal, NamedTuple
 
 import torch
@@ -55,17 +56,16 @@ class Training:
     """Epochs without progress on the validation rollouts after which training ends."""
 
     def __post_init__(self) -> None:
-        counts = (self.epochs, self.batch_size, *([] if self.hidden is None else [self.hidden]))
-        if not 1 <= self.layers <= 3 or min(counts) < 1 or self.lr <= 0:
-            raise SteerbenchError(
-                f"a value function has 1 to 3 layers, and its hidden width, epochs, batch size and learning rate are "
-                f"above 0; given are {self.layers}, {self.hidden}, {self.epochs}, {self.batch_size} and {self.lr}."
-            )
-        if not 0 <= self.td_lambda <= 1 or (self.terminal == "first" and self.td_lambda):
-            raise SteerbenchError(
-                f"td_lambda={self.td_lambda} with terminal={self.terminal!r} is not defined; "
-                f"take 0 to 1, and 0 where the reward is given at the first state."
-            )
+        ranges = {"layers": (1, 3), "hidden": (1, inf), "epochs": (1, inf), "batch_size": (1, inf), "td_lambda": (0, 1)}
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                fix = f"{low} or more" if high == inf else f"from {low} to {high}"
+                raise SteerbenchError(f"{name}={value} of the value function is out of range; give {fix}.")
+        if self.lr <= 0:
+            raise SteerbenchError(f"lr={self.lr} of the value function is out of range; give a number above 0.")
+        if self.terminal == "first" and self.td_lambda:
+            raise SteerbenchError(f"terminal='first' knows TD(0) alone; take td_lambda=0, not {self.td_lambda}.")
 
 
 class Fitted(NamedTuple):

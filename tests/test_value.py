@@ -191,12 +191,12 @@ def test_calibration_correlates_value_and_reward_along_the_response() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"layers": 4}, "1 to 3 layers"),
-        ({"epochs": 0}, "above 0"),
-        ({"hidden": 0}, "above 0"),
-        ({"lr": 0.0}, "above 0"),
+        ({"layers": 4}, "layers=4 .* from 1 to 3"),
+        ({"epochs": 0}, "epochs=0 .* 1 or more"),
+        ({"hidden": 0}, "hidden=0 "),
+        ({"lr": 0.0}, "lr=0.0 .* above 0"),
         ({"td_lambda": 1.5}, r"td_lambda=1\.5"),
-        ({"td_lambda": 0.5, "terminal": "first"}, "terminal='first' is not defined"),
+        ({"td_lambda": 0.5, "terminal": "first"}, "terminal='first' knows TD"),
     ],
 )
 def test_impossible_settings_are_told(settings: dict[str, Any], says: str) -> None:
