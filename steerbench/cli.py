@@ -97,7 +97,7 @@ BatchSize = Annotated[int, typer.Option(help="Prompts at once. Changes no score 
 
 @app.command()
 def run(
-    methods: Methods = "static_prompt,caa,random_direction",
+    methods: Methods = "re_control,static_prompt,caa",
     model: Model = TESTBED,
     reward_model: RewardOption = None,
     tasks: Annotated[str, typer.Option("--tasks", "--task", help="Tasks, separated by commas.")] = "hh_rlhf",

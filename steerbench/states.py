@@ -1,14 +1,11 @@
 """States of many sequences, kept on disk in shards: memory does not grow with their number."""
 
-import shutil
 import tempfile
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from steerbench.errors import SteerbenchError
@@ -25,40 +22,59 @@ class StateBatch(NamedTuple):
     lengths: list[int]
 
 
-class States:
-    """The states of sequences 0..n-1, each (length, width), in files that go when this object goes.
+class _Shard(NamedTuple):
+    """Consecutive sequences, and where their states lie in the file."""
 
-    Written once by `States.write`; read in batches. Only one shard and one batch are in memory.
+    first: int
+    lengths: list[int]
+    start: int
+    size: int
+
+
+class States:
+    """The states of sequences 0..n-1, each (length, width), in a temporary file (`TMPDIR` says where).
+
+    Written once by `States.write`, read in batches: only one shard and one batch are in memory. The file has no name;
+    the system takes it back when this object goes, or the process, however it ends.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._lengths: list[list[int]] = []  # of each shard
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="steerbench-", buffering=0)  # noqa: SIM115 - closed below
+        weakref.finalize(self, self._file.close)
+        self._shards: list[_Shard] = []
+        self._width, self._dtype = 0, torch.float32
 
     @classmethod
     def write(cls, sequences: Iterable[Tensor], shard_bytes: int = SHARD_BYTES) -> Self:
-        """Write sequences of states as they come, in a temporary folder (`TMPDIR` says where)."""
-        states = cls(Path(tempfile.mkdtemp(prefix="steerbench-states-")))
+        """Write sequences of states as they come. Raises SteerbenchError if the disk is full."""
+        states = cls()
         for shard in _shards(sequences, shard_bytes):
             states._append(shard)
         return states
 
-    def _append(self, shard: Sequence[Tensor]) -> None:
-        content = save({"states": torch.cat(list(shard))})
+    def _append(self, sequences: Sequence[Tensor]) -> None:
+        joined = torch.cat(list(sequences)).contiguous()
+        self._width, self._dtype = joined.shape[1], joined.dtype
+        start = self._file.tell()
         try:
-            self._file(len(self._lengths)).write_bytes(content)
+            left = joined.view(torch.uint8).numpy().tobytes()
+            while left:  # a nearly full disk takes a part
+                left = left[self._file.write(left) :]
         except OSError as error:
             raise SteerbenchError(
-                f"cannot keep states in {self._folder}: {error.strerror}; let TMPDIR name a folder with more space."
+                f"cannot keep states in {tempfile.gettempdir()}: {error.strerror}; let TMPDIR name a folder with more "
+                f"space."
             ) from error
-        self._lengths.append([len(states) for states in shard])
+        self._shards.append(_Shard(len(self), [len(states) for states in sequences], start, joined.nbytes))
 
-    def _file(self, shard: int) -> Path:
-        return self._folder / f"{shard}.safetensors"
+    def _read(self, shard: _Shard) -> Sequence[Tensor]:
+        buffer = bytearray(shard.size)
+        self._file.seek(shard.start)
+        self._file.readinto(buffer)
+        return torch.split(torch.frombuffer(buffer, dtype=self._dtype).reshape(-1, self._width), shard.lengths)
 
     def __len__(self) -> int:
-        return sum(map(len, self._lengths))
+        return sum(len(shard.lengths) for shard in self._shards)
 
     def __deepcopy__(self, memo: Any) -> Self:
         return self  # never written to again
@@ -66,7 +82,7 @@ class States:
     @property
     def lengths(self) -> list[int]:
         """Number of states of each sequence."""
-        return [length for shard in self._lengths for length in shard]
+        return [length for shard in self._shards for length in shard.lengths]
 
     def batches(
         self, rows: Collection[int], size: int, generator: torch.Generator | None = None
@@ -85,17 +101,14 @@ class States:
             yield _batch(waiting)
 
     def _sequences(self, rows: set[int], generator: torch.Generator | None) -> Iterator[tuple[int, Tensor]]:
-        firsts = [0]
-        for lengths in self._lengths:
-            firsts.append(firsts[-1] + len(lengths))
-        for shard in _order(len(self._lengths), generator):
-            first, lengths = firsts[shard], self._lengths[shard]
-            if rows.isdisjoint(range(first, firsts[shard + 1])):
+        for k in _order(len(self._shards), generator):
+            shard = self._shards[k]
+            if rows.isdisjoint(range(shard.first, shard.first + len(shard.lengths))):
                 continue
-            parts = torch.split(load_file(self._file(shard))["states"], lengths)
-            for i in _order(len(lengths), generator):
-                if first + i in rows:
-                    yield first + i, parts[i]
+            parts = self._read(shard)
+            for i in _order(len(parts), generator):
+                if shard.first + i in rows:
+                    yield shard.first + i, parts[i]
 
 
 def _order(n: int, generator: torch.Generator | None) -> list[int]:

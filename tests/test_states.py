@@ -2,6 +2,10 @@
 
 import copy
 import gc
+import os
+import signal
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerbench import LanguageModel, Site, SteerbenchError, Tokens, activations
+from steerbench import LanguageModel, Site, Tokens, activations
 from steerbench.generation import response_states
 from steerbench.states import States
 
@@ -54,13 +58,12 @@ def test_shuffling_depends_on_the_generator_alone() -> None:
     assert len(set(map(tuple, orders))) > 2
 
 
-def test_half_precision_is_kept_on_disk_and_read_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    states = States.write(sequences(torch.bfloat16))
-    (file,) = tmp_path.rglob("*.safetensors")
-    assert file.stat().st_size < 2 * 4 * sum(LENGTHS) + 200
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_kept_on_disk_and_read_in_float32(dtype: torch.dtype) -> None:
+    states = States.write(sequences(dtype), 100)
+    assert states._file.seek(0, 2) == 2 * 4 * sum(LENGTHS)
     (batch,) = states.batches(range(8), 8)
-    assert torch.equal(batch.states, torch.cat(sequences(torch.bfloat16)).float())
+    assert torch.equal(batch.states, torch.cat(sequences(dtype)).float())
 
 
 def test_writing_holds_one_shard_at_a_time() -> None:
@@ -79,29 +82,40 @@ def test_writing_holds_one_shard_at_a_time() -> None:
     assert [float(b.states[0, 0]) for b in states.batches([0, 77, 199], 1)] == [0, 77, 199]
 
 
-def test_the_files_go_with_the_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_nothing_stays_behind_even_if_the_process_is_killed(tmp_path: Path) -> None:
+    """The file has no name, so there is nothing to clean up."""
+    code = "import os, torch; from steerbench.states import States; s = States.write([torch.ones(3, 4)]); os.abort()"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    assert done.returncode == -signal.SIGABRT
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == []
+
+
+def test_a_copy_is_the_same_and_the_file_is_closed_at_the_end() -> None:
     states = States.write(sequences())
-    same = copy.deepcopy(states)
+    file, same = states._file, copy.deepcopy(states)
     del states
     gc.collect()
     assert len(list(same.batches(range(8), 8))) == 1
     del same
     gc.collect()
-    assert list(tmp_path.iterdir()) == []
+    assert file.closed
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
-    def full(path: Path, content: bytes) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(SteerbenchError, match="No space left on device; let TMPDIR name"):
-        States.write(sequences())
-    gc.collect()
-    assert list(tmp_path.iterdir()) == []
+def test_a_full_disk_is_told() -> None:
+    """A limit on the size of files stands in for a full disk."""
+    code = """
+import resource, signal, torch
+from steerbench import SteerbenchError
+from steerbench.states import States
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    States.write(torch.ones(10, 4) for _ in range(1000))
+except SteerbenchError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "let TMPDIR name a folder with more space." in done.stdout
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
