@@ -10,7 +10,7 @@ at the response positions of the site `final`. V is a ReLU network; nothing belo
 
 What is implemented is the paper's method, not the published code (Lingkai-Kong/RE-Control @f897869), which
 - gives the reward to the *first* state (an argmax over a mask of ones) and lets the gradient through the target:
-  `terminal=first:detach=false` does the same; V is then nearly constant along a response,
+  `terminal=first:detach=false` does the same, but for keeping the best epoch; V then hardly changes along a response,
 - masks out the state that emits EOS where the pad token is EOS; here it is the terminal state,
 - trains in bfloat16 without a validation set, and adds up u in float16; here float32, and u is added once,
 - labels the whole continuation; here the reward sees the response as it is cut everywhere else.
@@ -67,8 +67,8 @@ PUBLISHED = {
     "shp_llama3": Published(2, 1.0, 30),
 }
 FINAL = Site("final")
-SAMPLE = 32
-"""Rollouts whose states calibrate the step."""
+SAMPLE = 256
+"""States that calibrate the step."""
 
 
 class Value(NamedTuple):
@@ -101,6 +101,8 @@ class REControl(Steerer):
 
     def fit(self, context: FitContext) -> Steering:
         """Train V on the states of rollouts, and describe the ascent on it."""
+        if self.step_size is not None and self.relative_norm is not None:
+            raise SteerbenchError("step_size and relative_norm exclude each other; give one of them.")
         published = PUBLISHED[self.setting]
         n_steps = published.n_steps if self.n_steps is None else self.n_steps
         step_size = published.step_size if self.step_size is None else self.step_size
@@ -108,7 +110,7 @@ class REControl(Steerer):
         value = context.once(("value function", context.seed, training), lambda: train(context, training))
         if self.relative_norm is not None:
             step_size = step_for(value.function, value.sample, n_steps, self.relative_norm)
-        context.report["re_control"] = {**value.report, "step_size": step_size, "n_steps": n_steps}
+        context.report.update(value.report, step_size=step_size, n_steps=n_steps)
         return Steering(edits=(PlacedEdit(FINAL, Ascent(*value.function, step_size, n_steps)),))
 
     def _training(self, published_layers: int) -> Training:
@@ -143,4 +145,6 @@ def train(context: FitContext, training: Training) -> Value:
         "validation_error": fitted.errors[fitted.best_epoch] if fitted.errors else None,
         "correlation": calibration(fitted.value, states, rewards, split.report),
     }
-    return Value(fitted.value, next(states.batches(range(SAMPLE), SAMPLE)).states, report)
+    (some,) = states.batches(range(64), 64, context.generator("sample"))
+    chosen = torch.randperm(len(some.states), generator=context.generator("states"))[:SAMPLE]
+    return Value(fitted.value, some.states[chosen].to(device), report)

@@ -25,7 +25,7 @@ from sklearn.linear_model import RidgeCV
 from steerbench import Add, FitContext, PlacedEdit, Site, SteerbenchError, Steerer, Steering, middle_layer
 
 PENALTIES = [10.0**k for k in range(-3, 6)]
-"""Of standardised states."""
+"""Of states in units of their standard deviation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,5 +51,5 @@ class StaticRE(Steerer):
         ridge = RidgeCV(PENALTIES).fit((states / states.std()).double().numpy(), rewards)
         weights = torch.from_numpy(ridge.coef_).float()
         unit = torch.nn.functional.normalize(weights, dim=0)  # 0 stays 0: equal rewards tell no direction
-        context.report["static_re"] = {"rollouts": len(rollouts), "penalty": float(ridge.alpha_)}
+        context.report.update(rollouts=len(rollouts), penalty=float(ridge.alpha_))
         return Steering(edits=(PlacedEdit(site, Add(unit * states.norm(dim=1).mean(), self.strength)),))

@@ -99,16 +99,15 @@ def step_for(value: ValueFunction, states: Tensor, n_steps: int, relative_norm: 
         raise SteerbenchError(f"relative_norm={relative_norm} is no length; give 0 or more, such as 0.1.")
     if not relative_norm or not n_steps:
         return 0.0
-    step = 1.0
+    ascent = Ascent(*value, 1.0, n_steps).to(states.device)
     for _ in range(20):
-        shift = Ascent(value.weights, value.biases, step, n_steps).shift(states)
-        found = float((shift.norm(dim=-1) / states.norm(dim=-1)).median())
+        found = float((ascent.shift(states).norm(dim=-1) / states.norm(dim=-1)).median())
         if not found or not math.isfinite(found):
             raise SteerbenchError("the value function has no usable gradient at the states of the rollouts.")
-        step *= relative_norm / found
+        ascent.step_size *= relative_norm / found
         if abs(found / relative_norm - 1) < 0.01:
             break
-    return step
+    return ascent.step_size
 
 
 def _one_hidden_layer(
@@ -176,17 +175,19 @@ class _Graph:
     def __init__(self, function: Callable[[Tensor], Tensor], example: Tensor) -> None:
         self.shape = example.shape
         self._input = example.clone()
-        side = torch.cuda.Stream(example.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(example.device))
-        with torch.cuda.stream(side):  # once without recording: libraries allocate on their first call
-            function(self._input)
-        torch.cuda.current_stream(example.device).wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._output = function(self._input)
+        with torch.cuda.device(example.device):  # not always the current one: --device cuda:1, or a sharded model
+            side, here = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(here)
+            with torch.cuda.stream(side):  # once without recording: libraries allocate on their first call
+                function(self._input)
+            here.wait_stream(side)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=side):
+                self._output = function(self._input)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the function's value, valid until the next call."""
         self._input.copy_(x)
-        self._graph.replay()
+        with torch.cuda.device(x.device):
+            self._graph.replay()
         return self._output

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from steerbench import tiny
 from steerbench.contract_case import Case
 from steerbench.errors import SteerbenchError, suggest
-from steerbench.invariants import INVARIANTS, Invariant
+from steerbench.invariants import INVARIANTS, UP_TO_ROUNDING, Invariant
 from steerbench.method import Method
 from steerbench.progress import Progress, silent
 from steerbench.spec import build, parse
@@ -47,12 +47,15 @@ def check_method(text: str, on: Sequence[str], progress: Progress = silent) -> l
 
 
 def check(method: Method, family: str, invariant: Invariant) -> str | None:
-    """Run one invariant on a fresh model; what is broken with one seed must be broken with another one, too.
+    """Run one invariant on a fresh model.
 
-    A fault is. A method with a threshold, such as a ReLU, may be so near to it that rounding decides: that is chance.
+    A method with a threshold, such as a ReLU, may by chance be so near to it that rounding decides. So where results
+    are compared up to rounding, a problem counts if it is there for another seed, too.
     """
     problem = _check(method, family, invariant, seed=0)
-    return problem and _check(method, family, invariant, seed=1)
+    if problem and invariant in UP_TO_ROUNDING:
+        return next(filter(None, (_check(method, family, invariant, seed) for seed in (1, 2, 3))), None)
+    return problem
 
 
 def _check(method: Method, family: str, invariant: Invariant, seed: int) -> str | None:

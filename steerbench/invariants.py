@@ -230,3 +230,11 @@ INVARIANTS: tuple[Invariant, ...] = (
     saving_keeps_everything,
     half_precision_works,
 )
+
+UP_TO_ROUNDING = (
+    batch_equals_single,
+    cached_equals_recomputed,
+    teacher_forcing_equals_decoding,
+    edits_treat_rows_alone,
+    edits_treat_positions_alone,
+)

@@ -1,6 +1,7 @@
 """A method of a run: its specification and the steerers it is composed of."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
@@ -44,8 +45,20 @@ class Method(NamedTuple):
         ]
 
     def fit(self, context: FitContext) -> Steering:
-        """Fit every part by itself and join what they return."""
-        return reduce(add, (_checked(s.fit(context), s) for s in self.steerers))
+        """Fit every part by itself and join what they return; what each reports stands under its label."""
+        fitted = []
+        for label, steerer in zip(self.labels, self.steerers, strict=True):
+            own = dataclasses.replace(context, report={})
+            fitted.append(_checked(steerer.fit(own), steerer))
+            if own.report:
+                context.report[label] = _plain(own.report, label)
+        return reduce(add, fitted)
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the parts, as `part[1]` where one is there twice."""
+        names = [part.name for part in self.spec.parts]
+        return [f"{n}[{names[:i].count(n)}]" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
 
 def _space(part: Part, cls: type[Steerer]) -> dict[str, Sequence[Any]]:
@@ -55,6 +68,14 @@ def _space(part: Part, cls: type[Steerer]) -> dict[str, Sequence[Any]]:
             fault = "has no values" if name in known else "is none of its hyperparameters"
             raise SteerbenchError(f"search of method {part.name!r}: {name!r} {fault}; correct it in {cls.__name__}.")
     return {name: values for name, values in cls.search.items() if name not in part.settings}
+
+
+def _plain(report: dict[str, Any], label: str) -> dict[str, Any]:
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(report, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise SteerbenchError(f"{label}: its report is not made of plain JSON values: {error}.") from error
+    return plain
 
 
 def _checked(steering: object, steerer: Steerer) -> Steering:

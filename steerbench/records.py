@@ -63,7 +63,7 @@ class Record:
     environment: dict[str, Any]
     """Versions, device, batch size and threads."""
     seconds: dict[str, float]
-    """Wall time of fit, generate and score."""
+    """Wall time of tune, fit, generate and score. What methods share counts for the first that asked for it."""
     steering: str
     """Digest of the fitted steering."""
     created: str

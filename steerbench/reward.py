@@ -29,6 +29,9 @@ class Reward(ABC):
     truncated: int = 0
     """How many of the texts scored so far were too long, and scored without their beginning."""
 
+    def check(self) -> None:  # noqa: B027 - a reward is ready unless it says otherwise
+        """Raise SteerbenchError if nothing can be scored. Called before long work whose end is a score."""
+
     @abstractmethod
     def score(
         self, dialogues: Sequence[Dialogue], responses: Sequence[str], progress: Progress = silent

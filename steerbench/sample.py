@@ -54,10 +54,14 @@ class _NoReward(Reward):
 
     name, revision = "none", "none"
 
+    def check(self) -> None:
+        raise SteerbenchError("this method learns from a reward; give one with --reward-model.")
+
     def score(
         self, dialogues: Sequence[Dialogue], responses: Sequence[str], progress: Progress = silent
     ) -> torch.Tensor:
-        raise SteerbenchError("this method learns from a reward; give one with --reward-model.")
+        self.check()
+        return torch.zeros(0)
 
 
 class _Lazy(Sequence[Example]):

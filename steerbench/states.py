@@ -1,5 +1,6 @@
 """States of many sequences, kept on disk in shards: memory does not grow with their number."""
 
+import os
 import tempfile
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -39,7 +40,10 @@ class States:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="steerbench-", buffering=0)  # noqa: SIM115 - closed below
+        try:
+            self._file = tempfile.TemporaryFile(prefix="steerbench-", buffering=0)  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise _no_room(error) from error
         weakref.finalize(self, self._file.close)
         self._shards: list[_Shard] = []
         self._width, self._dtype = 0, torch.float32
@@ -61,16 +65,14 @@ class States:
             while left:  # a nearly full disk takes a part
                 left = left[self._file.write(left) :]
         except OSError as error:
-            raise SteerbenchError(
-                f"cannot keep states in {tempfile.gettempdir()}: {error.strerror}; let TMPDIR name a folder with more "
-                f"space."
-            ) from error
+            raise _no_room(error) from error
         self._shards.append(_Shard(len(self), [len(states) for states in sequences], start, joined.nbytes))
 
     def _read(self, shard: _Shard) -> Sequence[Tensor]:
         buffer = bytearray(shard.size)
         self._file.seek(shard.start)
-        self._file.readinto(buffer)
+        if self._file.readinto(buffer) != shard.size:
+            raise RuntimeError(f"the file of states ends within the shard at {shard.start}")
         return torch.split(torch.frombuffer(buffer, dtype=self._dtype).reshape(-1, self._width), shard.lengths)
 
     def __len__(self) -> int:
@@ -109,6 +111,11 @@ class States:
             for i in _order(len(parts), generator):
                 if shard.first + i in rows:
                     yield shard.first + i, parts[i]
+
+
+def _no_room(error: OSError) -> SteerbenchError:
+    where = os.environ.get("TMPDIR") or "the temporary folder"
+    return SteerbenchError(f"cannot keep states in {where}: {error.strerror}; let TMPDIR name a folder with space.")
 
 
 def _order(n: int, generator: torch.Generator | None) -> list[int]:

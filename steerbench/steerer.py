@@ -108,11 +108,13 @@ class FitContext:
     def once(self, key: object, compute: Callable[[], T]) -> T:
         """Return what `compute` gives, computed once per run: trials and methods that follow share it.
 
-        The key must name all that the result depends on, the seed included where it matters. Nobody may change it.
+        The key must name all that the result depends on, the seed included where it matters. Nobody may change the
+        result. Keys are apart for functions of different modules, so that no method gets what another one computed.
         """
-        if key not in self._shared:
-            self._shared[key] = compute()
-        result: T = self._shared[key]
+        owned = (compute.__module__, key)
+        if owned not in self._shared:
+            self._shared[owned] = compute()
+        result: T = self._shared[owned]
         return result
 
     def _pair_up(self) -> list[Pair]:
@@ -124,7 +126,7 @@ class FitContext:
         return pairs
 
     def _roll_out(self) -> list[Rollout]:
-        self.reward.score([], [])  # a reward that is missing says so before the work
+        self.reward.check()
         prompts = [e.prompt for e in self.examples]
         responses = generate(
             self.lm, prompts, decoding=self.decoding, seed=self.seed, batch_size=self.batch_size, progress=self.progress

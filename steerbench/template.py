@@ -6,7 +6,7 @@ Paper: who, when, where. What is implemented, and every difference from the auth
 Defaults and their units. Cost: what fit and every generated token take.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,6 +35,7 @@ class MyMethod(Steerer):
     """Fields are the hyperparameters: `--methods NAME:strength=2`."""
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}  # with these values the model is left as it is
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.25, 0.5, 1.0, 2.0, 4.0)}  # what --tune draws from
 
     strength: float = 1.0
     layer: int | None = None

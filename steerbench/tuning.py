@@ -60,10 +60,8 @@ def tune(method: Method, context: FitContext, validation: Sequence[Example], bud
 
 def _knobs(method: Method) -> Iterator[tuple[str, _Knob]]:
     """Yield what is searched: as `field`, composed as `part.field`, or `part[1].field` where a part is there twice."""
-    names = [part.name for part in method.spec.parts]
-    for i, (name, space) in enumerate(zip(names, method.spaces, strict=True)):
-        index = f"[{names[:i].count(name)}]" if names.count(name) > 1 else ""
-        prefix = f"{name}{index}." if len(names) > 1 else ""
+    for i, (label, space) in enumerate(zip(method.labels, method.spaces, strict=True)):
+        prefix = f"{label}." if len(method.labels) > 1 else ""
         for field, values in space.items():
             yield prefix + field, _Knob(i, field, values)
 

@@ -20,6 +20,8 @@ from steerbench.errors import SteerbenchError
 from steerbench.progress import Progress, silent
 from steerbench.states import StateBatch, States
 
+DIVERGED = "training of the value function diverged; lower its learning rate."
+
 
 class ValueFunction(NamedTuple):
     """A ReLU network with one output: `weights[i]` is (out, in), `biases[i]` (out,), in float32."""
@@ -62,7 +64,7 @@ class Training:
             if value is not None and not low <= value <= high:
                 fix = f"{low} or more" if high == inf else f"from {low} to {high}"
                 raise SteerbenchError(f"{name}={value} of the value function is out of range; give {fix}.")
-        if self.lr <= 0:
+        if not 0 < self.lr < inf:
             raise SteerbenchError(f"lr={self.lr} of the value function is out of range; give a number above 0.")
         if self.terminal == "first" and self.td_lambda:
             raise SteerbenchError(f"terminal='first' knows TD(0) alone; take td_lambda=0, not {self.td_lambda}.")
@@ -89,11 +91,11 @@ class Split(NamedTuple):
 
     @classmethod
     def of(cls, groups: Sequence[str], generator: torch.Generator) -> "Split":
-        """Split rollouts 80 to 10 to 10 by group; with fewer than three groups all are to learn from."""
+        """Split rollouts 80 to 10 to 10 by group; with fewer than ten groups all are to learn from."""
         names = sorted(set(groups))
-        if len(names) < 3:
+        tenth = len(names) // 10
+        if not tenth:
             return cls(range(len(groups)))
-        tenth = max(1, len(names) // 10)
         order = [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
         homes = {name: min(i // tenth, 2) for i, name in enumerate(order)}
         report, validation, train = ([i for i, g in enumerate(groups) if homes[g] == home] for home in range(3))
@@ -135,6 +137,8 @@ def train_value(
                 best = _copy(network)
             if epoch - _argmin(errors) >= training.patience:
                 break
+    if not all(bool(tensor.isfinite().all()) for tensors in best for tensor in tensors):
+        raise SteerbenchError(DIVERGED)
     return Fitted(data.folded(best), [e * data.reward_scale**2 for e in errors])
 
 
@@ -192,8 +196,9 @@ class _Data:
     def __init__(self, states: States, rewards: Tensor, train: Collection[int], device: torch.device | str) -> None:
         self._states, self._rewards, self._device = states, rewards.float(), device
         chosen = self._rewards[list(train)]
-        spread = float(chosen.std(correction=0))
-        self.reward_mean, self.reward_scale = float(chosen.mean()), spread or 1.0
+        self.reward_mean, spread = float(chosen.mean()), float(chosen.std(correction=0))
+        # rewards that are equal up to rounding teach nothing: V is their mean, and flat
+        self.reward_scale = spread if spread > 1e-6 * max(1.0, abs(self.reward_mean)) else 0.0
         total, squares, count = torch.zeros(()), 0.0, 0
         for batch in states.batches(train, 64):
             total = total + batch.states.double().sum(0)
@@ -209,7 +214,7 @@ class _Data:
     ) -> Iterator[tuple[StateBatch, Tensor]]:
         """Yield states and rewards in training units, on the device."""
         for batch in self._states.batches(rows, size, generator):
-            goals = (self._rewards[batch.rows] - self.reward_mean) / self.reward_scale
+            goals = (self._rewards[batch.rows] - self.reward_mean) / (self.reward_scale or 1.0)
             yield (
                 batch._replace(states=(batch.states.to(self._device) - self.mean) / self.scale),
                 goals.to(self._device),
@@ -249,7 +254,7 @@ def _error(network: ValueFunction, data: _Data, rows: Collection[int], size: int
         total += float((network(batch.states) - each).square().sum())
         count += len(batch.states)
     if not math.isfinite(total):
-        raise SteerbenchError("training of the value function diverged; lower its learning rate.")
+        raise SteerbenchError(DIVERGED)
     return total / count
 
 

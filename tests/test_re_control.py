@@ -138,7 +138,7 @@ def test_relative_norm_calibrates_the_step(llama: LanguageModel, relative_norm: 
     (batch,) = states.batches(range(24), 24)
     moved = edit.shift(batch.states).norm(dim=-1) / batch.states.norm(dim=-1)
     assert float(moved.median()) == pytest.approx(relative_norm, rel=0.02)
-    assert settings.report["re_control"]["step_size"] == edit.step_size
+    assert settings.report["step_size"] == edit.step_size
 
 
 class Lengths(Reward):

@@ -115,7 +115,7 @@ except SteerbenchError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "let TMPDIR name a folder with more space." in done.stdout
+    assert "let TMPDIR name a folder with space." in done.stdout
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
