@@ -92,7 +92,9 @@ MaxNew = Annotated[int, typer.Option(help="Most tokens of a response.", min=1)]
 MaxPrompt = Annotated[
     int | None, typer.Option(help="Leave out longer prompts; default: what the context allows.", min=1)
 ]
-BatchSize = Annotated[int, typer.Option(help="Prompts at once. Changes no score in float32.", min=1)]
+BatchSize = Annotated[
+    int, typer.Option(help="Prompts at once. In float32 it changes no score of a fitted steering.", min=1)
+]
 
 
 @app.command()

@@ -464,6 +464,16 @@ def test_every_pair_of_methods_composes(pair: str, on: str) -> None:
     assert problems(named(pair), on) == {}
 
 
+def test_a_fault_that_not_every_fit_shows_is_found(tmp_path: Path) -> None:
+    """Rounding may be to blame for what one fit shows; a fault that another one shows, too, is a fault."""
+    mixing = edit("return h + self.strength * h.mean(0, keepdim=True) if self.strength > 0 else h")
+    source = mixing.replace("self.vector(context), self.strength", "self.vector(context), WHEN")
+    assert source.count("WHEN") == 1
+    for name, when, broken in (("often", "context.seed in (0, 2)", True), ("once", "context.seed == 0", False)):
+        found = add(tmp_path, name, source.replace("WHEN", f"self.strength * float({when})"))
+        assert (check(found, "llama", batch_equals_single) is not None) == broken
+
+
 @pytest.mark.parametrize(("name", "on"), in_turn(GOOD))
 def test_methods_of_every_kind_pass(tmp_path: Path, name: str, on: str) -> None:
     """Each part of a steering, state of one generation, and gradients at generation time."""

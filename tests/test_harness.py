@@ -71,6 +71,28 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
     return make
 
 
+def test_a_report_that_is_no_json_fails_its_method_alone(
+    protocol: Protocol, plugin: Callable[..., str], tmp_path: Path
+) -> None:
+    for name, value in (("tensor", "__import__('torch').tensor(0.1)"), ("nan", "float('nan')")):
+        plugin(f"bad_{name}", f"context.report['loss'] = {value}; return Steering()")
+    plugin("good", "context.report['loss'] = (0.5, None); return Steering()")
+    outcome = run(protocol, "bad_tensor,bad_nan,good+good", Options(out=tmp_path / "runs"))
+    assert [f.method for f in outcome.failures] == ["bad_tensor", "bad_nan"]
+    assert all("its report is not made of plain JSON values" in f.message for f in outcome.failures)
+    assert outcome.records[-1].report["fit"] == {"good[0]": {"loss": [0.5, None]}, "good[1]": {"loss": [0.5, None]}}
+
+
+def test_methods_with_the_same_key_share_nothing(
+    protocol: Protocol, plugin: Callable[..., str], tmp_path: Path
+) -> None:
+    """What a method computes once is its own: a copy of it under another name must not get the original's."""
+    for name in ("one", "two"):
+        plugin(name, f"context.report['of'] = context.once('key', lambda: {name!r}); return Steering()")
+    outcome = run(protocol, "one,two", Options(out=tmp_path / "runs"))
+    assert [r.report["fit"] for r in outcome.records[1:]] == [{"one": {"of": "one"}}, {"two": {"of": "two"}}]
+
+
 def scores(folder: Path, method: str) -> pd.DataFrame:
     found = [r for r in Store(folder).records() if r.method == method]
     assert len(found) == 1

@@ -1,7 +1,9 @@
 """RE-Control and its static relative: against their formulas, and the equivalences that hold for special cases."""
 
 import itertools
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,20 @@ from torch import Tensor
 from steerbench import (
     Ascent,
     Decoding,
+    Example,
     FitContext,
     LanguageModel,
     Options,
     Protocol,
     Reward,
     Site,
+    Split,
     SteerbenchError,
     Steerer,
     Steering,
     Tokens,
+    Training,
+    activations,
     generate,
     load,
     response_logits,
@@ -194,13 +200,56 @@ def test_what_cannot_be_fitted_is_told(llama: LanguageModel) -> None:
         fit(llama, n_steps=-3)
     with pytest.raises(SteerbenchError, match=r"relative_norm=-1\.0 is no length"):
         fit(llama, relative_norm=-1.0)
+    with pytest.raises(SteerbenchError, match="step_size and relative_norm exclude each other"):
+        fit(llama, step_size=0.5, relative_norm=0.1)
     with pytest.raises(SteerbenchError, match="layers=5"):
         fit(llama, layers=5)
     with pytest.raises(SteerbenchError, match="no rollout has a token"):
         method("re_control").fit(context(llama, examples=[]))
 
 
-# Static RE
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Catch what the method hands to the training of its value function, and to the calibration report."""
+    module = sys.modules[load("methods", "re_control").__module__]
+    seen: dict[str, Any] = {}
+
+    def train_value(states: Any, rewards: Tensor, split: Split, training: Training, **settings: Any) -> Any:
+        seen.update(states=states, rewards=rewards, split=split, training=training, **settings)
+        return real_train(states, rewards, split, training, **settings)
+
+    def calibration(value: Any, states: Any, rewards: Tensor, rows: Any) -> Any:
+        seen.update(reported=rows)
+        return real_calibration(value, states, rewards, rows)
+
+    real_train, real_calibration = module.train_value, module.calibration
+    monkeypatch.setattr(module, "train_value", train_value)
+    monkeypatch.setattr(module, "calibration", calibration)
+    return seen
+
+
+def test_the_value_function_learns_from_the_right_numbers(llama: LanguageModel, trainer: dict[str, Any]) -> None:
+    """Each rollout's states meet its own reward, groups stay on one side, and the report is on what was held out."""
+    examples = [replace(e, group=f"g{i // 2}") for i, e in enumerate(tiny.examples()[:40])]
+    settings = context(llama, examples=examples)
+    method("re_control").fit(settings)
+    rollouts, split = settings.rollouts(), trainer["split"]
+    assert trainer["rewards"].tolist() == pytest.approx([r.reward for r in rollouts])
+    assert len(set(trainer["rewards"].tolist())) > 3
+    assert trainer["states"].lengths == [len(r.response.ids) for r in rollouts]
+    groups = [{rollouts[i].group for i in rows} for rows in split]
+    assert list(map(len, groups)) == [16, 2, 2]
+    assert len(set.union(*groups)) == 20
+    assert trainer["reported"] == split.report
+    assert trainer["training"].epochs == QUICK["epochs"]
+
+
+def test_seeds_and_settings_are_kept_apart_in_one_run(llama: LanguageModel) -> None:
+    shared = context(llama)
+    first = method("re_control").fit(shared).digest()
+    assert method("re_control", layers=2).fit(shared).digest() != first
+    assert method("re_control").fit(replace(shared, seed=1)).digest() != first
+    assert method("re_control").fit(shared).digest() == first
 
 
 class Planted(Reward):
@@ -212,10 +261,32 @@ class Planted(Reward):
         self.lm, self.direction, self.site = lm, direction, site
 
     def score(self, dialogues: Any, responses: Any, progress: Progress = silent) -> Tensor:
-        from steerbench import activations
-
         states = activations(self.lm, self.site, [self.lm.tokens(d) for d in dialogues], "last_prompt")
         return torch.stack(states) @ self.direction
+
+
+def many_examples() -> list[Example]:
+    """Return 416 examples, each a group of its own: more than a state has dimensions."""
+    questions = map(" ".join, itertools.product("abcdefghijklmnop", "qrstuvwxyz"))
+    return [Example(str(i), str(i), user(f"{question}?"), "a", "b") for i, question in enumerate(questions)]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_ascent_goes_where_the_reward_grows(llama: LanguageModel, sign: float) -> None:
+    """With one token per response, V is a regression on the state after the prompt, and its truth is known."""
+    torch.manual_seed(0)
+    direction = sign * torch.randn(tiny.WIDTH)
+    one_token = Decoding(max_new_tokens=1)
+    reward = Planted(llama, direction, Site("final"))
+    settings = context(llama, examples=many_examples(), reward=reward, decoding=one_token)
+    edit = ascent_of(method("re_control", layers=2, epochs=60, lr=3e-3, relative_norm=0.1).fit(settings))
+    fresh = [user(f"Why {word}?") for word in ("not", "now", "me", "here", "so", "then", "ever", "again")]
+    states = torch.stack(activations(llama, Site("final"), [llama.tokens(d) for d in fresh], "last_prompt"))
+    assert settings.report["correlation"]["0%"] > 0.9
+    assert float(torch.cosine_similarity(edit.shift(states), direction, dim=1).min()) > 0.5
+
+
+# Static RE
 
 
 @pytest.mark.parametrize("site", ["final", "resid_post"])
@@ -224,13 +295,7 @@ def test_static_re_finds_the_direction_of_the_reward(llama: LanguageModel, site:
     place = Site("final") if site == "final" else Site("resid_post", 1)
     torch.manual_seed(0)
     direction = torch.randn(tiny.WIDTH)
-    examples = [
-        e.__class__(str(i), str(i), user(f"{a} {b}?"), "a", "b")
-        for i, (e, a, b) in enumerate(
-            (tiny.examples()[0], a, b) for a, b in itertools.product("abcdefghijklmnop", "qrstuvwxyz")
-        )
-    ]
-    settings = context(llama, examples=examples, reward=Planted(llama, direction, place))
+    settings = context(llama, examples=many_examples(), reward=Planted(llama, direction, place))
     steering = method("static_re", site=site, strength=0.3).fit(settings)
     (placed,) = steering.edits
     vector = placed.edit.vector
@@ -239,6 +304,19 @@ def test_static_re_finds_the_direction_of_the_reward(llama: LanguageModel, site:
     states = settings.activations(place, [r.tokens for r in settings.rollouts()], "last_prompt")
     assert float(vector.norm()) == pytest.approx(float(torch.stack(states).norm(dim=1).mean()), rel=1e-4)
     assert placed.site == place
+
+
+def test_static_re_reads_the_states_of_its_pool(llama: LanguageModel) -> None:
+    vectors: list[Tensor] = []
+    for pool in ("last_prompt", "response_mean"):
+        settings = context(llama)
+        (placed,) = method("static_re", pool=pool).fit(settings).edits
+        vector, tokens = placed.edit.vector, [r.tokens for r in settings.rollouts()]
+        lengths = torch.stack(settings.activations(Site("final"), tokens, pool)).norm(dim=1)
+        assert isinstance(vector, Tensor)
+        assert float(vector.norm()) == pytest.approx(float(lengths.mean()), rel=1e-4)
+        vectors.append(vector)
+    assert abs(float(torch.cosine_similarity(vectors[0], vectors[1], dim=0))) < 0.95
 
 
 def test_static_re_at_final_is_a_constant_logit_bias(llama: LanguageModel) -> None:

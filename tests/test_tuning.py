@@ -303,7 +303,7 @@ def test_the_report_of_a_fit_is_that_of_no_trial(say: Say, context: FitContext) 
     tuned = tried("say", context, 3)
     assert context.report == {}
     tuned.method.fit(context)
-    assert context.report == {"letter": "e"}
+    assert context.report == {"say": {"letter": "e"}}
 
 
 def test_a_bar_shows_the_trials(say: Say, context: FitContext) -> None:

@@ -174,7 +174,7 @@ def test_splits_are_disjoint_by_group() -> None:
     assert sorted(i for rows in split for i in rows) == list(range(100))
     assert all(a.isdisjoint(b) for a, b in itertools.combinations(homes, 2))
     assert list(map(len, homes)) == [15, 1, 1]
-    assert Split.of(["a", "b", "a"], torch.Generator()) == Split(range(3))
+    assert Split.of(["a", "b", "a", *"cdefghi"], torch.Generator()) == Split(range(10))
 
 
 def test_calibration_correlates_value_and_reward_along_the_response() -> None:
@@ -194,6 +194,7 @@ def test_calibration_correlates_value_and_reward_along_the_response() -> None:
         ({"layers": 4}, "layers=4 .* from 1 to 3"),
         ({"epochs": 0}, "epochs=0 .* 1 or more"),
         ({"hidden": 0}, "hidden=0 "),
+        ({"lr": float("nan")}, "lr=nan .* above 0"),
         ({"lr": 0.0}, "lr=0.0 .* above 0"),
         ({"td_lambda": 1.5}, r"td_lambda=1\.5"),
         ({"td_lambda": 0.5, "terminal": "first"}, "terminal='first' knows TD"),
@@ -205,14 +206,26 @@ def test_impossible_settings_are_told(settings: dict[str, Any], says: str) -> No
         Training(**(given | settings))
 
 
-def test_divergence_is_told() -> None:
+@pytest.mark.parametrize("reward", [0.0, 0.1, -3.7, 1e6])
+def test_equal_rewards_make_a_flat_value(reward: float) -> None:
+    walks = chain(3)
+    rewards = torch.full((8,), reward) * (1 + 1e-7 * torch.arange(8) % 2)  # equal, up to rounding
+    training = Training(layers=2, hidden=16, epochs=30, lr=1e-2, batch_size=8)
+    generator = torch.Generator().manual_seed(0)
+    value = train_value(States.write(walks.features), rewards, Split(range(8)), training, generator=generator).value
+    torch.testing.assert_close(value(walks.features), torch.full((8, 4), reward))
+    assert not bool(value.weights[-1].any())
+
+
+@pytest.mark.parametrize("split", [Split(range(6), range(6, 8)), Split(range(8))])
+def test_divergence_is_told(split: Split) -> None:
     walks = chain(3)
     training = Training(layers=3, hidden=16, epochs=50, lr=1e30, batch_size=2)
     with pytest.raises(SteerbenchError, match="diverged; lower its learning rate"):
         train_value(
             States.write(walks.features),
             walks.rewards,
-            Split(range(6), range(6, 8)),
+            split,
             training,
             generator=torch.Generator().manual_seed(0),
         )
