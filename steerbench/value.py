@@ -1,7 +1,7 @@
 """A value function on states: trained by temporal differences on rollouts of the unsteered model.
 
-Thousands of steps of Adam amplify rounding: states read in another batch size or on another device give another network, as
-another seed would.
+Thousands of steps of Adam amplify rounding: states read in another batch size or on another device give another
+network, as another seed would.
 
 V(s_t) predicts the reward that the finished response will get, from the state that token t is drawn from. Source: Kong
 et al. 2024, arXiv 2406.05954, section 4; Sutton and Barto, chapter 12, for TD(lambda).
