@@ -127,9 +127,7 @@ class _Editor:
     def _start(self, edit: Edit, h: Tensor, skipped: int) -> Any:
         if type(edit).start is Edit.start:
             return None
-        if (
-            self._site.name == "final"
-        ):  # which positions arrive here depends on the pass; the last of the prompt always does
+        if self._site.name == "final":  # of the prompt, only the last position is sure to arrive here
             last = self._positions.ends - 1 - skipped
             prompt = h.take_along_dim(last[..., None].to(h.device), dim=1)
             return edit.start(prompt.to(_wide(h)), torch.ones_like(prompt[..., 0], dtype=torch.bool))

@@ -27,7 +27,7 @@ def test_the_readme_shows_these_gains(table: pd.DataFrame) -> None:
     shown = {(r[0].strip(), r[1].strip("` ")): [c.strip() for c in r[2:]] for r in rows if len(r) == 5}
     found = {
         (row["task"], row["method"]): [
-            f"{row[f'{name}_gain']:+.2f} ({row[f'{name}_gain_low']:.2f} to {row[f'{name}_gain_high']:.2f})"
+            f"{row[f'{name}_gain']:+z.2f} ({row[f'{name}_gain_low']:z.2f} to {row[f'{name}_gain_high']:z.2f})"
             for name in ("reward", "held_out_reward", "gold")
         ]
         for _, row in table.iterrows()
