@@ -14,6 +14,7 @@ from steerbench import cli as commands
 from steerbench import harness, registry, tiny
 from steerbench.latency import latency
 from steerbench.lm import LanguageModel
+from steerbench.protocol import Decoding, Protocol
 from steerbench.testbed import commands as testbed_commands
 
 torch.set_num_threads(1)  # for tiny models one thread beats two
@@ -49,6 +50,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     tiny.build(folder)
     return folder
+
+
+@pytest.fixture
+def protocol(world: Path) -> Protocol:
+    """A run on the tiny world that takes about a second."""
+    return Protocol(
+        task="hh_rlhf",
+        model=str(world / "lm"),
+        reward_model=str(world / "reward"),
+        encoder=str(world / "encoder"),
+        data=world / "hh_rlhf.jsonl",
+        n_examples=4,
+        n_train=6,
+        decoding=Decoding(max_new_tokens=6),
+    )
 
 
 @pytest.fixture

@@ -45,20 +45,6 @@ class Plugin(Steerer):
 
 
 @pytest.fixture
-def protocol(world: Path) -> Protocol:
-    return Protocol(
-        task="hh_rlhf",
-        model=str(world / "lm"),
-        reward_model=str(world / "reward"),
-        encoder=str(world / "encoder"),
-        data=world / "hh_rlhf.jsonl",
-        n_examples=4,
-        n_train=6,
-        decoding=Decoding(max_new_tokens=6),
-    )
-
-
-@pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Return a function that registers a method made of one line of `fit`, and perhaps a part."""
     monkeypatch.setattr(registry, "_files", dict(registry._files))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -55,17 +56,8 @@ print(moment)
 
 
 @pytest.fixture
-def protocol(world: Path) -> Protocol:
-    return Protocol(
-        task="hh_rlhf",
-        model=str(world / "lm"),
-        reward_model=str(world / "reward"),
-        encoder=str(world / "encoder"),
-        data=world / "hh_rlhf.jsonl",
-        n_examples=3,
-        n_train=4,
-        decoding=Decoding(max_new_tokens=3),
-    )
+def protocol(protocol: Protocol) -> Protocol:
+    return replace(protocol, n_examples=3, n_train=4, decoding=Decoding(max_new_tokens=3))
 
 
 def same_scores(one: list[Record], other: list[Record]) -> None:

@@ -342,19 +342,9 @@ def test_equal_rewards_tell_no_direction(llama: LanguageModel) -> None:
 # In a run
 
 
-def test_a_run_reports_on_the_fit_and_its_effect(world: Path, tmp_path: Path) -> None:
-    protocol = Protocol(
-        task="hh_rlhf",
-        model=str(world / "lm"),
-        reward_model=str(world / "reward"),
-        encoder=str(world / "encoder"),
-        data=world / "hh_rlhf.jsonl",
-        n_examples=4,
-        n_train=12,
-        decoding=Decoding(max_new_tokens=6),
-    )
+def test_a_run_reports_on_the_fit_and_its_effect(protocol: Protocol, tmp_path: Path) -> None:
     methods = "re_control:epochs=2:relative_norm=0.3+static_prompt,static_re:strength=0.5,static_re:strength=0"
-    outcome = run(protocol, methods, Options(out=tmp_path))
+    outcome = run(replace(protocol, n_train=12), methods, Options(out=tmp_path))
     assert not outcome.failures
     unsteered, both, static, off = outcome.records
     assert unsteered.report["effect"] == {}

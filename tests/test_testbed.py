@@ -239,7 +239,7 @@ def test_a_run_without_options_but_fewer_prompts_prints_a_table(cli: Cli, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["testbed-leaderboard.csv"]
     assert all(path.name.startswith("testbed-") for path in tmp_path.iterdir())
     records = Store(tmp_path).records()
-    assert {record.method for record in records} == {"unsteered", "static_prompt", "caa", "random_direction"}
+    assert {record.method for record in records} == {"unsteered", "static_prompt", "caa", "re_control"}
     for record in records:
         assert record.labels["task"].startswith("testbed-")
         assert record.protocol["task"].startswith("testbed-")

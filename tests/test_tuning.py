@@ -335,18 +335,9 @@ def counted(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[Steering]:
 
 
 @pytest.fixture
-def protocol(world: Path) -> Protocol:
-    return Protocol(
-        model=str(world / "lm"),
-        reward_model=str(world / "reward"),
-        encoder=str(world / "encoder"),
-        data=world / "hh_rlhf.jsonl",
-        n_examples=4,
-        n_train=3,
-        tuning_budget=3,
-        n_validation=2,
-        decoding=Decoding(max_new_tokens=3),
-    )
+def protocol(protocol: Protocol) -> Protocol:
+    short = Decoding(max_new_tokens=3)
+    return replace(protocol, n_train=3, tuning_budget=3, n_validation=2, decoding=short)
 
 
 @pytest.fixture
