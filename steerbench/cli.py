@@ -88,6 +88,9 @@ Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A file wit
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 NTrain = Annotated[int, typer.Option(help="Training examples that methods may learn from.", min=1)]
+Tune = Annotated[
+    int, typer.Option(help="Trials per method on the validation split; 0: hyperparameters as given.", min=0)
+]
 MaxNew = Annotated[int, typer.Option(help="Most tokens of a response.", min=1)]
 MaxPrompt = Annotated[
     int | None, typer.Option(help="Leave out longer prompts; default: what the context allows.", min=1)
@@ -108,9 +111,7 @@ def run(
     encoder: Annotated[str | None, typer.Option(help="Sentence encoder for coherence.")] = None,
     n_examples: Annotated[int, typer.Option(help="Test prompts.", min=1)] = 256,
     n_train: NTrain = 512,
-    tune: Annotated[
-        int, typer.Option(help="Trials per method on the validation split; 0: hyperparameters as given.", min=0)
-    ] = 0,
+    tune: Tune = 0,
     n_validation: Annotated[int, typer.Option(help="Validation prompts that tuning scores on.", min=1)] = 128,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     max_prompt_tokens: MaxPrompt = None,
