@@ -147,9 +147,8 @@ def train_value(
 
 def loss(network: ValueFunction, batch: StateBatch, rewards: Tensor, training: Training) -> Tensor:
     """Return the squared temporal-difference errors of some rollouts, summed over states, per rollout."""
-    values = pad_sequence(
-        list(torch.split(network(batch.states), batch.lengths)), batch_first=True
-    )  # (rollouts, longest)
+    each = list(torch.split(network(batch.states), batch.lengths))
+    values = pad_sequence(each, batch_first=True)  # (rollouts, longest)
     last = torch.tensor(batch.lengths, device=values.device)[:, None] - 1
     step = torch.arange(values.shape[1], device=values.device)
     goals = returns(values.detach() if training.detach else values, rewards, last, training.td_lambda)
