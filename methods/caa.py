@@ -19,7 +19,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from steerbench import Add, FitContext, PlacedEdit, Site, Steerer, Steering, difference_of_means, middle_layer
+from steerbench import (
+    Add,
+    FitContext,
+    PlacedEdit,
+    Site,
+    Steerer,
+    Steering,
+    contrast,
+    difference_of_means,
+    middle_layer,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,5 +47,5 @@ class CAA(Steerer):
     def fit(self, context: FitContext) -> Steering:
         """Average chosen minus rejected over the train split."""
         site = Site("resid_post", middle_layer(context.lm, self.layer))
-        vector = difference_of_means(context, site, self.pool)
+        vector = difference_of_means(contrast(context, site, self.pool))
         return Steering(edits=(PlacedEdit(site, Add(vector, self.strength), self.scope),))

@@ -12,7 +12,17 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from steerbench import Add, FitContext, PlacedEdit, Site, Steerer, Steering, difference_of_means, middle_layer
+from steerbench import (
+    Add,
+    FitContext,
+    PlacedEdit,
+    Site,
+    Steerer,
+    Steering,
+    contrast,
+    difference_of_means,
+    middle_layer,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +40,7 @@ class RandomDirection(Steerer):
     def fit(self, context: FitContext) -> Steering:
         """Draw a direction and give it the length of chosen minus rejected."""
         site = Site("resid_post", middle_layer(context.lm, self.layer))
-        mean_shift = difference_of_means(context, site, self.pool)
+        mean_shift = difference_of_means(contrast(context, site, self.pool))
         direction = torch.randn(len(mean_shift), generator=context.generator("random_direction"))
         vector = direction / direction.norm() * mean_shift.norm()
         return Steering(edits=(PlacedEdit(site, Add(vector, self.strength), self.scope),))

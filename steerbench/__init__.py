@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from steerbench.dialogue import parse_hh as parse_hh
     from steerbench.dialogue import plain_text as plain_text
     from steerbench.dialogue import user as user
+    from steerbench.directions import Contrast as Contrast
+    from steerbench.directions import contrast as contrast
     from steerbench.directions import difference_of_means as difference_of_means
+    from steerbench.directions import principal_difference as principal_difference
     from steerbench.edits import Add as Add
     from steerbench.errors import SteerbenchError as SteerbenchError
     from steerbench.generation import activations as activations
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from steerbench.harness import run as run
     from steerbench.lm import LanguageModel as LanguageModel
     from steerbench.lm import Tokens as Tokens
+    from steerbench.pairs import PairSource as PairSource
     from steerbench.protocol import Decoding as Decoding
     from steerbench.protocol import Protocol as Protocol
     from steerbench.ranking import leaderboard as leaderboard
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
     from steerbench.response import Response as Response
     from steerbench.reward import Reward as Reward
     from steerbench.reward import RewardModel as RewardModel
+    from steerbench.self_generated import SelfGenerated as SelfGenerated
+    from steerbench.self_generated import self_generated as self_generated
     from steerbench.sites import Site as Site
     from steerbench.states import States as States
     from steerbench.steerer import FitContext as FitContext
@@ -70,18 +76,20 @@ _HOMES = {
     "value": ["Split", "Training", "ValueFunction", "calibration", "train_value"],
     "bench": ["Options"],
     "dialogue": ["Dialogue", "Turn", "parse_hh", "plain_text", "user"],
-    "directions": ["difference_of_means"],
+    "directions": ["Contrast", "contrast", "difference_of_means", "principal_difference"],
     "edits": ["Add"],
     "errors": ["SteerbenchError"],
     "generation": ["activations", "generate", "log_probs", "response_logits"],
     "ranking": ["leaderboard"],
     "lm": ["LanguageModel", "Tokens"],
+    "pairs": ["PairSource"],
     "protocol": ["Decoding", "Protocol"],
     "records": ["Record", "Store"],
     "registry": ["add_plugin", "load", "names"],
     "response": ["Response"],
     "reward": ["Reward", "RewardModel"],
     "harness": ["run"],
+    "self_generated": ["SelfGenerated", "self_generated"],
     "sites": ["Site"],
     "steerer": ["FitContext", "Pair", "Rollout", "Steerer", "middle_layer"],
     "steering": ["DecodePart", "Edit", "LogitsPart", "Part", "PlacedEdit", "PromptPart", "Steering"],

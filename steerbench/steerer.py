@@ -61,6 +61,8 @@ class FitContext:
     lm: LanguageModel
     examples: Sequence[Example]
     """The train split."""
+    test_queries: Sequence[Dialogue] | None = None
+    """The test prompts, without replies, where the protocol lets methods see them."""
     reward: "Reward"
     """The reward that methods may learn from."""
     seed: int = 0
@@ -71,6 +73,11 @@ class FitContext:
     """What a method found out about its own fit, as plain JSON values: written into the record."""
     _shared: dict[object, Any] = field(default_factory=dict)
     """Results kept for the methods that follow; one per run."""
+
+    @property
+    def queries(self) -> Sequence[Dialogue]:
+        """Prompts without replies: those of the train split, or of the test split under a transductive protocol."""
+        return [e.prompt for e in self.examples] if self.test_queries is None else self.test_queries
 
     def pairs(self) -> list[Pair]:
         """Return the preference pairs of the train split, replies limited to the number of new tokens.

@@ -12,7 +12,17 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from steerbench import Edit, FitContext, PlacedEdit, Site, Steerer, Steering, difference_of_means, middle_layer
+from steerbench import (
+    Edit,
+    FitContext,
+    PlacedEdit,
+    Site,
+    Steerer,
+    Steering,
+    contrast,
+    difference_of_means,
+    middle_layer,
+)
 
 
 class Shift(Edit):
@@ -43,6 +53,6 @@ class MyMethod(Steerer):
     def fit(self, context: FitContext) -> Steering:
         """Learn from the train split: `context.pairs()`, `.rollouts()`, `.activations(...)`, `.reward`, `.lm`."""
         site = Site("resid_post", middle_layer(context.lm, self.layer))
-        vector = difference_of_means(context, site, "response_mean")
+        vector = difference_of_means(contrast(context, site, "response_mean"))
         return Steering(edits=(PlacedEdit(site, Shift(vector, self.strength), "response"),))
 '''

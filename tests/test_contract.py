@@ -36,7 +36,7 @@ import torch
 from transformers import LogitsProcessor
 
 from steerbench import (
-    DecodePart, Edit, LogitsPart, PlacedEdit, PromptPart, Site, Steerer, Steering, Turn, difference_of_means
+    DecodePart, Edit, LogitsPart, PlacedEdit, PromptPart, Site, Steerer, Steering, Turn, contrast, difference_of_means
 )
 
 
@@ -73,7 +73,7 @@ class Base(Steerer):
     strength: float = 1.0
 
     def vector(self, context):
-        return difference_of_means(context, Site("resid_post", 1), "response_mean")
+        return difference_of_means(contrast(context, Site("resid_post", 1), "response_mean"))
 
     def place(self, edit, scope="response", site=Site("resid_post", 1)):
         return Steering(edits=(PlacedEdit(site, edit, scope),))
