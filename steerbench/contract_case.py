@@ -16,14 +16,15 @@ from transformers import LogitsProcessor
 from steerbench import tiny
 from steerbench.dialogue import Dialogue, user
 from steerbench.generation import activations, generate, response_logits
-from steerbench.hooks import Positions, steered, watched
+from steerbench.hooks import Positions, steered
 from steerbench.lm import Batch, LanguageModel, Tokens, by_length
 from steerbench.method import Method
 from steerbench.protocol import Decoding
 from steerbench.response import Response
 from steerbench.sites import Place
 from steerbench.steerer import FitContext
-from steerbench.steering import LogitsPart, PlacedEdit, Scope, Steering
+from steerbench.steering import LogitsPart, PerPosition, PlacedEdit, Scope, Steering
+from steerbench.watching import watched
 
 _DECODING = Decoding(max_new_tokens=5, temperature=1.0)
 """Sampled, so that candidates differ and rows finish at different tokens; each prompt has its own generator."""
@@ -166,11 +167,17 @@ class Probe(NamedTuple):
     def start(self, h: Tensor) -> Any:
         """Return the edit's state; at `final` only the last position of a prompt arrives."""
         prompt = h[:, -1:] if self.placed.site.name == "final" else h
-        return self.placed.edit.start(prompt, torch.ones_like(prompt[..., 0], dtype=torch.bool))
+        state = self.placed.edit.start(prompt, torch.ones_like(prompt[..., 0], dtype=torch.bool))
+        if not isinstance(state, PerPosition):
+            return state
+        return PerPosition(torch.nn.functional.pad(state.values, (0, 0, h.shape[1] - prompt.shape[1], 0)))
 
     @torch.no_grad()
     def edited(self, h: Tensor, state: Any) -> Tensor:
-        """Return what the edit makes of activations, as the engine calls it."""
+        """Return what the edit makes of activations, as the engine calls it; `h` ends with the prompt."""
+        if isinstance(state, PerPosition):
+            width = state.values.shape[1]
+            state = state.columns(width - h.shape[1], width)
         edited: Tensor = copy.deepcopy(self.placed.edit).eval()(h, state)
         return edited
 
@@ -256,4 +263,4 @@ def around(case: Case, batch: Batch, place: Place, placed: Sequence[PlacedEdit])
     ):
         case.lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     shape = (*batch.input_ids.shape, -1)
-    return before[0].reshape(shape), after[0].reshape(shape)
+    return before[-1].reshape(shape), after[-1].reshape(shape)  # a contest runs a pass of its own first

@@ -1,7 +1,7 @@
 """Generate with a steering, read activations, and score given responses: the three uses of a language model."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -11,7 +11,8 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 
 from steerbench.dialogue import Dialogue
 from steerbench.errors import SteerbenchError, suggest
-from steerbench.hooks import Observer, Positions, steered, watched
+from steerbench.folding import folded
+from steerbench.hooks import Observer, Positions, steered
 from steerbench.lm import Batch, LanguageModel, Tokens, by_length
 from steerbench.progress import Progress, silent
 from steerbench.protocol import Decoding
@@ -19,6 +20,7 @@ from steerbench.response import Response
 from steerbench.seeds import generator_for
 from steerbench.sites import Place, Site
 from steerbench.steering import Steering
+from steerbench.watching import read
 
 if TYPE_CHECKING:
     from steerbench.reward import Reward
@@ -122,7 +124,7 @@ def _generate_batch(
     watched_parts = [watches[0], *parts, watches[1]] if parts else [watches[0]]
     processors = LogitsProcessorList([*watched_parts, *_sampling(decoding, generators)])
     positions = Positions(batch, lm.end_ids, cached=use_cache)
-    with steered(lm.model, lm.anatomy, steering.edits, positions):
+    with folded(lm.anatomy, steering.edits) as edits, steered(lm.model, lm.anatomy, edits, positions):
         ids = lm.model.generate(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -249,21 +251,9 @@ def response_states(
             yield from (out[i] for i in range(len(chunk)))
 
 
-class _Seen(Exception):
-    """Ends a forward pass as soon as the activation wanted is there."""
-
-
 def _read(lm: LanguageModel, place: Place, batch: Batch) -> Tensor:
-    """Return the activations at a place, (batch, columns, width); what comes behind it is not computed."""
-    seen: list[Tensor] = []
-
-    def stop(activation: Tensor) -> None:
-        seen.append(activation)
-        raise _Seen
-
-    with watched(place, stop), suppress(_Seen):
-        lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    return seen[0].reshape(*batch.input_ids.shape, -1)
+    """Return the activations at a place, (batch, columns, width)."""
+    return read(lm.model, [place], batch, lambda states: states)[place]
 
 
 def _pooled(states: Tensor, tokens: Tokens, pool: Pool) -> Tensor:
@@ -295,10 +285,13 @@ def response_logits(
     if steering.decode is not None:
         raise SteerbenchError("a steering that chooses among candidates gives no probability to a given response.")
     _check_fit(lm, tokens, 0)
+    # what is folded is neither to be seen nor kept from what stands behind an end token
+    hooked = observe is not None or any(set(t.response[:-1]) & set(lm.end_ids) for t in tokens)
     for rows in by_length(tokens, batch_size):
         batch = lm.right_padded([tokens[i] for i in rows])
         positions = Positions(batch, lm.end_ids, cached=False)
-        with steered(lm.model, lm.anatomy, steering.edits, positions, observe):
+        folding = nullcontext(steering.edits) if hooked else folded(lm.anatomy, steering.edits)
+        with folding as edits, steered(lm.model, lm.anatomy, edits, positions, observe):
             out = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         for i, row in zip(rows, out, strict=True):
             start = len(tokens[i].prompt) - 1

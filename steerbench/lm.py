@@ -127,9 +127,16 @@ class LanguageModel:
         reply = whole[len(prompt) :] if joined else self._ids(self.format.reply_prefix + response, special=False)
         return Tokens(prompt, reply[:limit])
 
+    def text_tokens(self, text: str) -> Tokens:
+        """Tokenize a text that is no dialogue, with the special token that begins it, if there is one."""
+        return Tokens(self._tokenized(text, add=True))
+
     def _ids(self, text: str, special: bool = True) -> tuple[int, ...]:
-        """Tokenize text. A template writes its own special tokens; a closing EOS some tokenizers add is dropped."""
-        add = special and not self.format.has_template
+        """Tokenize text of a dialogue. A template writes its own special tokens."""
+        return self._tokenized(text, add=special and not self.format.has_template)
+
+    def _tokenized(self, text: str, *, add: bool) -> tuple[int, ...]:
+        """Tokenize text, with special tokens if asked; a closing EOS that some tokenizers add is dropped."""
         ids = self.tokenizer(text, add_special_tokens=add, verbose=False)["input_ids"]
         if add and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from steerbench.errors import SteerbenchError, suggest
 
-SiteName = Literal["resid_post", "attn_out", "mlp_out", "z", "final"]
+SiteName = Literal["resid_pre", "resid_post", "attn_out", "mlp_pre", "mlp_out", "z", "final"]
 SITE_NAMES: tuple[str, ...] = get_args(SiteName)
 
 
@@ -18,8 +18,11 @@ SITE_NAMES: tuple[str, ...] = get_args(SiteName)
 class Site:
     """A place in the network. `layer` counts blocks from 0; `final` has none.
 
+    - `resid_pre`: input of block `layer`, the embedding at layer 0, width d_model
     - `resid_post`: output of block `layer`, width d_model
     - `attn_out`: output of the attention's output projection, before any post-norm, width d_model
+    - `mlp_pre`: output of the first linear map of the feed-forward part, before its activation: the gate where there is
+      one; width d_ff, and 2 * d_ff where one map makes gate and up projection, as in Phi-3
     - `mlp_out`: output of the feed-forward part, before any post-norm, width d_model
     - `z`: input of the attention's output projection, the concatenated heads, width n_heads * d_head
     - `final`: input of the LM head, after the final norm, width d_model
@@ -83,11 +86,14 @@ class Anatomy:
             return Place(self.head, "input")
         if not 0 <= site.layer < len(self.blocks):
             raise SteerbenchError(f"layer {site.layer} of site {site} is outside 0..{len(self.blocks) - 1}.")
-        if site.name == "resid_post":
-            return Place(self.blocks[site.layer], "output")
-        if site.name == "mlp_out":
-            return Place(self._mlp(site.layer), "output")
-        return Place(self._projection(site.layer), "input" if site.name == "z" else "output")
+        return Place(self._module(site.name, site.layer), "input" if site.name in {"resid_pre", "z"} else "output")
+
+    def _module(self, name: SiteName, layer: int) -> nn.Module:
+        if name in {"resid_pre", "resid_post"}:
+            return self.blocks[layer]
+        if name == "mlp_pre":
+            return self._first_map(layer)
+        return self._mlp(layer) if name == "mlp_out" else self._projection(layer)
 
     def _projection(self, layer: int) -> nn.Module:
         """Return the attention's output projection: the last linear map its forward pass calls."""
@@ -99,11 +105,24 @@ class Anatomy:
 
     def _mlp(self, layer: int) -> nn.Module:
         """Return the part of the block that runs the last linear map outside the attention, or that map itself."""
+        return self.blocks[layer].get_submodule(self._outside(layer)[-1].split(".")[0])
+
+    def _first_map(self, layer: int) -> nn.Module:
+        """Return the first linear map of the feed-forward part. Experts have one each, and their router is none."""
+        calls = self._outside(layer)
+        part = calls[-1].split(".")[0]
+        calls = [name for name in calls if _below(name, part)] if part != calls[-1] else calls  # OPT has no such part
+        if len(calls) < 2 or _holds_experts(self._mlp(layer)):
+            raise self._missing(f"one linear map before the activation of the feed-forward part in block {layer}")
+        return self.blocks[layer].get_submodule(calls[0])
+
+    def _outside(self, layer: int) -> list[str]:
+        """Return the linear maps outside the attention, in the order of their calls."""
         attention = self._attention(layer)
         calls = [name for name in self._calls[layer] if not _below(name, attention)]
         if not calls:
             raise self._missing(f"the feed-forward part of block {layer}")
-        return self.blocks[layer].get_submodule(calls[-1].split(".")[0])
+        return calls
 
     def _attention(self, layer: int) -> str:
         """Return the name of the block's attention child: it says `attn` or `attention` and holds linear maps."""
@@ -143,6 +162,12 @@ def _is_linear(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     leaf = not any(True for _ in module.children())
     return leaf and isinstance(weight, torch.Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding)
+
+
+def _holds_experts(part: nn.Module) -> bool:
+    """Tell a mixture of experts: their weights are stacked in one parameter, or stand in a list of modules."""
+    listed = any(isinstance(m, nn.ModuleList) for m in part.modules())
+    return listed or any(p.ndim > 2 for p in part.parameters())
 
 
 def _below(name: str, parent: str) -> bool:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -45,6 +45,18 @@ class PromptPart(Part, ABC):
         """Return the dialogue that the model is to see."""
 
 
+class PerPosition(NamedTuple):
+    """State of an edit that differs between the positions of the prompt."""
+
+    values: Tensor
+    """(batch, prompt positions, width of its own)."""
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Return the values of some columns of the batch, (batch, columns, width): zeros behind the prompt."""
+        inside = self.values[:, start:stop]
+        return nn.functional.pad(inside, (0, 0, 0, stop - start - inside.shape[1]))
+
+
 class Edit(nn.Module, Part, ABC):
     """An operator h -> h' at a site. Tensors are kept as buffers; the engine casts and places them.
 
@@ -61,12 +73,42 @@ class Edit(nn.Module, Part, ABC):
         `prompt` (batch, positions, width) holds the activations of the prompt at this site, after the edits that come
         before this one, and `mask` (batch, positions) says which are real. At `final` only the last prompt
         position is there.
+
+        A state of the type `PerPosition` holds one vector for each of these positions. Of it `forward` gets a tensor
+        with the vectors of just the positions in `h`, (batch, positions of `h`, width): zeros for padding and for
+        positions behind the prompt.
         """
         return None
 
     @abstractmethod
     def forward(self, h: Tensor, state: Any) -> Tensor:
         """Return the edited activations; `h` is (batch, positions, width), `state` what `start` returned."""
+
+
+class RankedEdit(Edit, ABC):
+    """An edit that competes with others for each prompt: of those of one contest, the `keep` with the best score act.
+
+    What they compete by is the query: the state of the unsteered model at the edit's site and the last prompt position.
+    Both fields are arguments of a subclass's constructor.
+    """
+
+    contest: str
+    """Name of the contest. Of edits of equal score the one that a steering lists first is ahead."""
+    keep: int
+
+    @abstractmethod
+    def score(self, query: Tensor) -> Tensor:
+        """Return the score of each row, (rows,); `query` is (rows, width), float32. The highest scores win."""
+
+    @abstractmethod
+    def begin(self, query: Tensor, chosen: Tensor) -> Any:
+        """Return the state of one generation; `chosen` (rows,) says in which rows the edit is to act."""
+
+    def start(self, prompt: Tensor, mask: Tensor) -> Any:
+        """Begin without a contest: chosen in every row. The engine holds the contest and calls `begin` itself."""
+        last = (mask.long() * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+        rows = torch.arange(len(mask), device=mask.device)
+        return self.begin(prompt[rows, last].float(), torch.ones_like(rows, dtype=torch.bool))
 
 
 class LogitsPart(Part, ABC):

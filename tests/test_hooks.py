@@ -25,9 +25,11 @@ from steerbench import (
     tiny,
     user,
 )
+from steerbench.contract_case import Probe
 from steerbench.generation import _generate_batch
 from steerbench.hooks import Positions
 from steerbench.sites import SITE_NAMES
+from steerbench.steering import PerPosition
 
 DIALOGUES = [user("Hi"), user("How do I bake a cake?"), user("")]
 SEQUENCES = [Tokens((5,), (6, 7, 8)), Tokens((30, 9, 10, 11), (12,)), Tokens((13, 14), (15, 16))]
@@ -103,11 +105,52 @@ class Descend(Edit):
         return h - 0.5 * gradient
 
 
+class Front(Edit):
+    """Adds another vector to each of the first prompt positions."""
+
+    def __init__(self, vectors: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("vectors", vectors)
+
+    def start(self, prompt: Tensor, mask: Tensor) -> PerPosition:
+        position = mask.long().cumsum(1) - 1
+        vectors: Any = self.vectors
+        more = prompt.shape[1] - len(vectors)
+        table = torch.cat([vectors, vectors.new_zeros(max(more, 0), vectors.shape[1])])
+        return PerPosition(table[position.clamp(min=0)])  # not zero in padding: to leave that out is the engine's part
+
+    def forward(self, h: Tensor, state: Any) -> Tensor:
+        return h + torch.as_tensor(state)
+
+
+class Ramp(Edit):
+    """Adds 1, 2, 3, ... to what the prompt's columns hold, and keeps the shapes it was called with."""
+
+    shapes: ClassVar[list[tuple[torch.Size, torch.Size]]] = []
+
+    def start(self, prompt: Tensor, mask: Tensor) -> PerPosition:
+        columns = torch.arange(1.0, prompt.shape[1] + 1)
+        return PerPosition(columns[None, :, None].expand(len(prompt), -1, 1))
+
+    def forward(self, h: Tensor, state: Any) -> Tensor:
+        self.shapes.append((h.shape, state.shape))
+        return h + torch.as_tensor(state)
+
+
+class TooShort(Edit):
+    def start(self, prompt: Tensor, mask: Tensor) -> PerPosition:
+        return PerPosition(prompt[:, :1])
+
+    def forward(self, h: Tensor, state: Any) -> Tensor:
+        return h + torch.as_tensor(state)
+
+
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     yield
     AddMean.starts.clear()
     Spy.seen.clear()
+    Ramp.shapes.clear()
 
 
 def at(edit: Edit, site: str = "resid_post", layer: int = 1, scope: Any = "response") -> PlacedEdit:
@@ -342,3 +385,130 @@ def test_a_finished_row_is_left_alone(llama: LanguageModel, cached: bool) -> Non
         masks.append(positions.mask("response")[:, -1, 0].tolist())
     assert masks == [[True, True], [True, True], [False, True], [False, False], [False, False]]
     assert not positions.mask("prompt")[1, :2].any()
+
+
+def naive_front(lm: LanguageModel, vectors: Tensor, prompt: tuple[int, ...], response: tuple[int, ...]) -> Tensor:
+    """Return the logits of each response token, (tokens, vocabulary), of one unpadded text, with a hook of our own."""
+    block = lm.anatomy.blocks[1]
+    n = min(len(vectors), len(prompt))
+
+    def shift(module: Any, args: Any, output: Any) -> Any:
+        h = (output if isinstance(output, Tensor) else output[0]).clone()
+        h[0, :n] += vectors[:n]
+        return h if isinstance(output, Tensor) else (h, *output[1:])
+
+    handle = block.register_forward_hook(shift)
+    with torch.no_grad():
+        logits: Tensor = lm.model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    handle.remove()
+    return logits
+
+
+def test_a_state_per_position_follows_its_positions(lm: LanguageModel) -> None:
+    """Left and right padding, prompts shorter than the vectors, with and without cache: one result."""
+    vectors = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)) * 3
+    steering = Steering(edits=(at(Front(vectors), scope="all"),))
+    batch = lm.left_padded(SEQUENCES)
+    new = _generate_batch(lm, batch, steering, FEW, [], True)
+    assert new == _generate_batch(lm, batch, steering, FEW, [], False)
+    tokens = [Tokens(t.prompt, tuple(ids)) for t, ids in zip(SEQUENCES, new, strict=True)]
+    plain = dict(response_logits(lm, tokens))
+    for i, logits in response_logits(lm, tokens, steering):
+        naive = naive_front(lm, vectors, *tokens[i])
+        torch.testing.assert_close(logits, naive, rtol=1e-4, atol=1e-4)
+        assert tuple(naive.argmax(-1).tolist()) == tokens[i].response
+        assert not torch.isclose(naive, plain[i], atol=1e-3).all(-1).any()
+
+
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "recomputed"])
+@pytest.mark.parametrize("site", SITE_NAMES)
+def test_a_state_per_position_has_the_positions_of_the_pass(llama: LanguageModel, site: str, use_cache: bool) -> None:
+    batch = llama.left_padded([Tokens((5,)), Tokens((7, 8, 9))])
+    _generate_batch(llama, batch, Steering(edits=(at(Ramp(), site, scope="all"),)), FEW, [], use_cache)
+    assert len(Ramp.shapes) == FEW.max_new_tokens
+    assert all(h[:2] == state[:2] for h, state in Ramp.shapes)
+
+
+def test_a_state_per_position_is_zero_in_padding_and_behind_the_prompt(llama: LanguageModel) -> None:
+    with edited(llama) as pairs:
+        _generate_batch(llama, llama.left_padded(SEQUENCES), Steering(edits=(at(Ramp(), scope="all"),)), FEW, [], True)
+        run(llama, at(Ramp(), scope="all"))
+    rows = [(after - before).mean(-1).round().int().tolist() for before, after in pairs]
+    assert rows[0] == [[0, 0, 0, 4], [1, 2, 3, 4], [0, 0, 3, 4]]
+    assert all(step == [[0], [0], [0]] for step in rows[1:-1])
+    assert rows[-1] == [[1, 2, 3, 4, 0], [1, 0, 0, 0, 0], [1, 2, 0, 0, 0]]  # longest first, right padded
+
+
+def test_a_state_per_position_at_final_holds_the_last_prompt_position(llama: LanguageModel) -> None:
+    plain = dict(response_logits(llama, SEQUENCES))
+    shifted = dict(response_logits(llama, SEQUENCES, Steering(edits=(at(Ramp(), "final", scope="all"),))))
+    head: Any = llama.anatomy.head
+    for i, logits in shifted.items():
+        torch.testing.assert_close(logits[0], plain[i][0] + head.weight.sum(1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits[1:], plain[i][1:])
+
+
+def test_a_state_per_position_at_final_moves_the_first_token_alone(llama: LanguageModel) -> None:
+    """In generation, where of the prompt only the last position arrives at the head."""
+    vectors = torch.randn(1, 32, generator=torch.Generator().manual_seed(0)) * 9
+    steering = Steering(edits=(at(Front(vectors), "final", scope="all"),))
+    new = _generate_batch(llama, llama.left_padded(SEQUENCES), steering, FEW, [], True)
+    plain = _generate_batch(llama, llama.left_padded(SEQUENCES), Steering(), FEW, [], True)
+    for t, ids, others in zip(SEQUENCES, new, plain, strict=True):
+        ((state,), (after,)) = (
+            activations(
+                llama, Site("final"), [Tokens(t.prompt, tuple(more))], "last_response" if more else "last_prompt"
+            )
+            for more in ([], ids[:1])
+        )
+        head: Any = llama.anatomy.head
+        assert ids[:2] == [int(head(state + vectors[0]).argmax()), int(head(after).argmax())]
+        assert ids[0] != others[0]
+
+
+def test_a_state_for_some_positions_only_is_refused(llama: LanguageModel) -> None:
+    with (
+        unchanged(llama),
+        pytest.raises(SteerbenchError, match=r"TooShort keeps values for \(3, 1\) positions, not for"),
+    ):
+        run(llama, at(TooShort()))
+
+
+def test_contract_probes_slice_a_state_per_position(llama: LanguageModel) -> None:
+    h = torch.randn(2, 4, 32)
+    for site, ramp in {"resid_post": [1, 2, 3, 4], "final": [0, 0, 0, 1]}.items():
+        probe = Probe(at(Ramp(), site), h)
+        state = probe.start(h)
+        assert (probe.edited(h, state) - h).mean(-1)[0].round().tolist() == ramp
+        assert (probe.edited(h[:, 1:], state) - h[:, 1:]).mean(-1)[1].round().tolist() == ramp[1:]
+
+
+@pytest.mark.parametrize("rows", [[Tokens((5,)), Tokens((6, 7))], [Tokens((2, 5))]])
+def test_decoding_steps_of_rows_that_all_go_on_need_no_mask(llama: LanguageModel, rows: list[Tokens]) -> None:
+    """And a step that holds an end token needs one, as all steps after it do, whatever ids they hold."""
+    positions = Positions(llama.left_padded(rows), [2], cached=True)
+    whole = []
+    for step in ([3, 4], [5, 5], [5, 2], [5, 5]):
+        ids = torch.tensor([[i] for i in step[-len(rows) :]])
+        positions.advance(ids if positions.width else llama.left_padded(rows).input_ids)
+        whole.append(positions.whole)
+        masks = [positions.mask(scope)[:, -1, 0].tolist() for scope in ("all", "response", "prompt")]
+        if positions.past:
+            going_on = [True] * (len(rows) - 1) + [positions.whole]
+            assert masks == [going_on, going_on, [False] * len(rows)]
+    assert whole == [False, True, False, False]
+
+
+def test_steps_after_a_wider_pass_know_the_rows_it_finished(llama: LanguageModel) -> None:
+    """Several new tokens at once, as in assisted decoding: the end may stand in the middle of them."""
+    positions = Positions(llama.right_padded([Tokens((5, 6)), Tokens((7, 8))]), [2], cached=True)
+    masks = []
+    for ids in ([[5, 6], [7, 8]], [[3], [3]], [[3, 2, 4], [3, 4, 4]], [[3], [3]]):
+        positions.advance(torch.tensor(ids))
+        masks.append((positions.whole, positions.mask("all")[..., 0].int().tolist()))
+    assert masks == [
+        (False, [[1, 1], [1, 1]]),
+        (True, [[1], [1]]),
+        (False, [[1, 0, 0], [1, 1, 1]]),
+        (False, [[0], [1]]),
+    ]

@@ -17,7 +17,9 @@ from transformers import (
     MambaConfig,
     MixtralConfig,
     MptConfig,
+    Qwen2MoeConfig,
 )
+from transformers.activations import ACT2FN
 
 from steerbench import LanguageModel, Site, SteerbenchError, tiny
 from steerbench.sites import SITE_NAMES, Anatomy, Place
@@ -57,9 +59,43 @@ def test_widths(lm: LanguageModel) -> None:
     heads = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * config.hidden_size
+    widths = {"z": heads, "mlp_pre": 2 * inner if config.model_type == "phi3" else inner}  # Phi-3 fuses gate and up
     sites = [Site(name, None if name == "final" else 1) for name in SITE_NAMES]  # type: ignore[arg-type]
     for site, activation in zip(sites, read(lm, *sites)[0], strict=True):
-        assert activation.shape[-1] == (heads if site.name == "z" else config.hidden_size)
+        assert activation.shape[-1] == widths.get(site.name, config.hidden_size)
+
+
+def test_resid_pre_is_what_the_block_below_returns(lm: LanguageModel) -> None:
+    layers = range(lm.n_layers)
+    before, output = read(lm, *(Site("resid_pre", layer) for layer in layers))
+    after, _ = read(lm, *(Site("resid_post", layer) for layer in layers))
+    torch.testing.assert_close(before[0], output.hidden_states[0], rtol=0, atol=0)
+    for layer in layers[1:]:
+        torch.testing.assert_close(before[layer], after[layer - 1], rtol=0, atol=0)
+
+
+def test_mlp_pre_through_the_activation_makes_mlp_out(lm: LanguageModel) -> None:
+    config = lm.model.config
+    names = ("hidden_activation", "hidden_act", "activation_function", "activation")
+    activation = ACT2FN[next(getattr(config, name) for name in names if isinstance(getattr(config, name, None), str))]
+    for layer in range(lm.n_layers):
+        maps = [m for name, m in lm.anatomy.blocks[layer].named_modules() if is_feed_forward_map(name)]
+        up = maps[1] if len(maps) == 3 else maps[0]
+        places = {"pre": lm.anatomy.place(Site("mlp_pre", layer)), "out": lm.anatomy.place(Site("mlp_out", layer))}
+        with reading(places | {"up": Place(up, "output")}) as seen, torch.no_grad():
+            lm.model(input_ids=IDS, attention_mask=torch.ones_like(IDS))
+            if config.model_type == "phi3":
+                gate, up_part = seen["pre"].chunk(2, -1)
+                inner = activation(gate) * up_part
+            else:
+                inner = activation(seen["pre"]) * (seen["up"] if len(maps) == 3 else 1)
+            torch.testing.assert_close(maps[-1](inner), seen["out"])
+
+
+def is_feed_forward_map(name: str) -> bool:
+    maps = ("gate_proj", "up_proj", "gate_up_proj", "down_proj", "fc1", "fc2", "c_fc", "mlp.c_proj")
+    return name.endswith((*maps, "dense_h_to_4h", "dense_4h_to_h"))
 
 
 def test_resid_post_is_what_the_next_block_receives(lm: LanguageModel) -> None:
@@ -140,7 +176,7 @@ def test_a_failing_probe_leaves_no_hook(llama: LanguageModel, monkeypatch: pytes
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in llama.model.modules())
 
 
-@pytest.mark.parametrize("name", ["resid_post", "attn_out", "mlp_out", "z"])
+@pytest.mark.parametrize("name", [name for name in SITE_NAMES if name != "final"])
 @pytest.mark.parametrize("layer", [-1, 3, 10**6])
 def test_layer_outside_the_model(llama: LanguageModel, name: Any, layer: int) -> None:
     with pytest.raises(SteerbenchError, match=rf"layer {layer} of site {name}\.{layer} is outside 0\.\.2"):
@@ -170,12 +206,13 @@ def test_malformed_text_forms(text: str) -> None:
 def test_model_without_attention_names_what_is_missing() -> None:
     config = MambaConfig(vocab_size=259, hidden_size=16, num_hidden_layers=2, state_size=4)
     anatomy = Anatomy(AutoModelForCausalLM.from_config(config))
-    for name in ("z", "attn_out", "mlp_out"):
+    for name in ("z", "attn_out", "mlp_pre", "mlp_out"):
         with pytest.raises(
             SteerbenchError, match="MambaForCausalLM is not supported: could not find the attention of block 1"
         ):
             anatomy.place(Site(name, 1))
-    assert anatomy.place(Site("resid_post", 1)).module is anatomy.blocks[1]
+    assert anatomy.place(Site("resid_post", 1)) == (anatomy.blocks[1], "output")
+    assert anatomy.place(Site("resid_pre", 1)) == (anatomy.blocks[1], "input")
     assert anatomy.place(Site("final")).module is anatomy.head
 
 
@@ -193,8 +230,9 @@ def test_heterogeneous_blocks(llama: LanguageModel) -> None:
     assert llama.anatomy.place(Site("z", 2)).module is blocks[2].self_attn.o_proj
     with pytest.raises(SteerbenchError, match="the attention of block 1"):
         llama.anatomy.place(Site("z", 1))
-    with pytest.raises(SteerbenchError, match="the feed-forward part of block 2"):
-        llama.anatomy.place(Site("mlp_out", 2))
+    for name in ("mlp_pre", "mlp_out"):
+        with pytest.raises(SteerbenchError, match="the feed-forward part of block 2"):
+            llama.anatomy.place(Site(name, 2))
 
 
 def test_model_without_blocks_or_head_names_what_is_missing() -> None:
@@ -215,18 +253,32 @@ LLAMA_LIKE = {
     "num_key_value_heads": 2,
 }
 OTHERS: dict[str, tuple[Any, dict[str, int], list[str]]] = {
-    "bloom": (BloomConfig, {"hidden_size": 32, "n_layer": 3, "n_head": 4}, ["self_attention.dense", "mlp"]),
-    "gptj": (GPTJConfig, {"n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 8}, ["attn.out_proj", "mlp"]),
-    "mpt": (MptConfig, {"d_model": 32, "n_layers": 3, "n_heads": 4}, ["attn.out_proj", "ffn"]),
-    "mixtral": (MixtralConfig, {**LLAMA_LIKE, "num_local_experts": 2}, ["self_attn.o_proj", "mlp"]),
-    "cohere": (CohereConfig, LLAMA_LIKE, ["self_attn.o_proj", "mlp"]),
+    "bloom": (
+        BloomConfig,
+        {"hidden_size": 32, "n_layer": 3, "n_head": 4},
+        ["self_attention.dense", "mlp", "mlp.dense_h_to_4h"],
+    ),
+    "gptj": (
+        GPTJConfig,
+        {"n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 8},
+        ["attn.out_proj", "mlp", "mlp.fc_in"],
+    ),
+    "mpt": (MptConfig, {"d_model": 32, "n_layers": 3, "n_heads": 4}, ["attn.out_proj", "ffn", "ffn.up_proj"]),
+    "mixtral": (MixtralConfig, {**LLAMA_LIKE, "num_local_experts": 2}, ["self_attn.o_proj", "mlp", ""]),
+    "qwen2_moe": (
+        Qwen2MoeConfig,
+        {**LLAMA_LIKE, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16},
+        ["self_attn.o_proj", "mlp", ""],
+    ),
+    "cohere": (CohereConfig, LLAMA_LIKE, ["self_attn.o_proj", "mlp", "mlp.gate_proj"]),
 }
+"""Family -> configuration, and in a block: output projection, feed-forward part, and its first map, where there is one."""
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_families_that_nobody_listed_resolve_too(name: str) -> None:
     """Mixture of experts, parallel blocks, other names: nothing in the engine knows these."""
-    cls, shape, (attention, feed_forward) = OTHERS[name]
+    cls, shape, (attention, feed_forward, first_map) = OTHERS[name]
     model = AutoModelForCausalLM.from_config(
         cls(vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, **shape)
     )
@@ -236,3 +288,8 @@ def test_families_that_nobody_listed_resolve_too(name: str) -> None:
     assert anatomy.place(Site("z", 1)) == (block.get_submodule(attention), "input")
     assert anatomy.place(Site("mlp_out", 1)) == (block.get_submodule(feed_forward), "output")
     assert anatomy.place(Site("final")) == (model.get_output_embeddings(), "input")
+    if first_map:
+        assert anatomy.place(Site("mlp_pre", 1)) == (block.get_submodule(first_map), "output")
+    else:  # each expert has its own
+        with pytest.raises(SteerbenchError, match="one linear map before the activation of the feed-forward part in"):
+            anatomy.place(Site("mlp_pre", 1))

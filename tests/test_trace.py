@@ -15,13 +15,18 @@ from transformers import AutoModelForCausalLM, OpenAIGPTConfig
 
 from steerbench import Add, Decoding, LanguageModel, PlacedEdit, Site, Steering, Tokens, activations, generation, tiny
 from steerbench.generation import _generate_batch, response_logits
-from steerbench.hooks import steered, watched
+from steerbench.hooks import steered
 from steerbench.seeds import generator_for
 from steerbench.sites import SITE_NAMES
 from steerbench.steering import Scope
+from steerbench.watching import watched
 
 NEW = 6
 RAGGED: list[tuple[int, ...]] = [(5,), (7, 8, 9, 10, 11), (20, 21), tuple(range(30, 52))]
+
+
+class Shift(Add):
+    """An `Add` that is never folded into a bias, which knows no positions."""
 
 
 def traced(
@@ -53,7 +58,7 @@ def traced(
 def steering_at(lm: LanguageModel, name: str, scope: Scope) -> Steering:
     site = Site(name, None if name == "final" else 1)  # type: ignore[arg-type]
     width = len(activations(lm, site, [Tokens((3,))], "last_prompt")[0])
-    return Steering(edits=(PlacedEdit(site, Add(torch.full((width,), 0.5)), scope),))
+    return Steering(edits=(PlacedEdit(site, Shift(torch.full((width,), 0.5)), scope),))
 
 
 def declared(prompts: list[tuple[int, ...]], new: list[list[int]], scope: Scope, end_ids: list[int]) -> Tensor:
