@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Kind = Literal["methods", "tasks"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BUILT_IN = "built in"
+PLUGINS = "steerbench_plugins"
+"""The package as whose modules plugin files are imported."""
 
 
 class Source(NamedTuple):
@@ -77,7 +79,7 @@ def add_plugin(path: str | Path) -> tuple[Kind, str]:
         for source in _built_in(kind):
             if source.name == path.stem and (spec := find_spec(source.module)) and spec.origin == str(path):
                 return kind, source.name
-    module_name = f"steerbench_plugins.{path.stem}"
+    module_name = f"{PLUGINS}.{path.stem}"
     known = _files.get(module_name)
     if known and known.origin != str(path):
         raise SteerbenchError(f"{path} has the name of another plugin, {known.origin}; rename one of the files.")
