@@ -1,9 +1,11 @@
 """The control: a random direction, as long as the difference of means would be.
 
 A method that does no better than this moves the model, but not where it claims. The direction is drawn from a normal
-distribution and scaled to the length of the CAA vector at the same layer and pool, so equal strength means equal norm.
+distribution and scaled to the length of the CAA vector at the same layer, pool and relative norm.
 
-Cost: as CAA.
+Defaults: as CAA, and so is what tuning draws from. Cost: as CAA.
+
+Pitfalls: one direction is one draw; the spread over seeds belongs to the result.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,7 @@ from steerbench import (
     Site,
     Steerer,
     Steering,
+    at_relative_norm,
     contrast,
     difference_of_means,
     middle_layer,
@@ -30,9 +33,10 @@ class RandomDirection(Steerer):
     """A random direction of the norm of the difference of means."""
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)}
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"relative_norm": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)}
 
     strength: float = 1.0
+    relative_norm: float | None = None
     layer: int | None = None
     pool: Literal["response_mean", "last_response"] = "response_mean"
     scope: Literal["all", "prompt", "response"] = "response"
@@ -40,7 +44,8 @@ class RandomDirection(Steerer):
     def fit(self, context: FitContext) -> Steering:
         """Draw a direction and give it the length of chosen minus rejected."""
         site = Site("resid_post", middle_layer(context.lm, self.layer))
-        mean_shift = difference_of_means(contrast(context, site, self.pool))
+        states = contrast(context, site, self.pool)
+        mean_shift = at_relative_norm(difference_of_means(states), states, self.relative_norm)
         direction = torch.randn(len(mean_shift), generator=context.generator("random_direction"))
         vector = direction / direction.norm() * mean_shift.norm()
         return Steering(edits=(PlacedEdit(site, Add(vector, self.strength), self.scope),))

@@ -80,6 +80,7 @@ class Bench:
             "held_out_reward": asset(self.held_out.name, self.held_out.revision) if self.held_out else None,
             "encoder": asset(self.encoder.name, self.encoder.revision),
             "tuning_budget": p.tuning_budget,
+            **({"transductive": True} if p.transductive else {}),
             "seeds": list(p.seeds),
             "steerbench": ".".join(steerbench.__version__.split(".")[:2]),
         }

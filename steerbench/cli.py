@@ -5,6 +5,7 @@ import keyword
 import sys
 from io import TextIOWrapper
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -20,7 +21,8 @@ from steerbench.testbed.commands import app as testbed
 if TYPE_CHECKING:
     from steerbench.harness import Outcome
     from steerbench.protocol import Protocol
-    from steerbench.response import Response
+    from steerbench.registry import Source
+    from steerbench.sample import Sample
 
 out = Console(emoji=False)  # a response may well hold `:smile:`
 err = Console(emoji=False, stderr=True)
@@ -113,6 +115,9 @@ def run(
     n_train: NTrain = 512,
     tune: Tune = 0,
     n_validation: Annotated[int, typer.Option(help="Validation prompts that tuning scores on.", min=1)] = 128,
+    transductive: Annotated[
+        bool, typer.Option("--transductive", help="Let methods write their pairs from the test prompts.")
+    ] = False,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     max_prompt_tokens: MaxPrompt = None,
     max_new_tokens: MaxNew = 128,
@@ -142,6 +147,7 @@ def run(
             n_train=n_train,
             tuning_budget=tune,
             n_validation=n_validation,
+            transductive=transductive,
             max_prompt_tokens=max_prompt_tokens,
             decoding=decoding,
             seeds=_numbers(seeds),
@@ -195,15 +201,37 @@ def _say(text: str) -> None:
 
 
 @app.command("list")
-def list_(kind: Annotated[Literal["methods", "tasks", "all"], typer.Argument(help="What to list.")] = "all") -> None:
+def list_(
+    kind: Annotated[Literal["methods", "tasks", "all"], typer.Argument(help="What to list.")] = "all",
+    long: Annotated[bool, typer.Option("--long", help="Show the card of each: what it does, at what cost.")] = False,
+) -> None:
     """List methods and tasks, and where each comes from."""
     from steerbench.registry import KINDS, sources
 
     for name in KINDS:
         if kind in (name, "all"):
-            out.print(name, style="bold")
+            out.print(name, style="bold", end="\n\n" if long else "\n")
             for source in sources(name):
-                out.print(f"  {source.name} ", Text(source.origin, style="dim"), highlight=False, soft_wrap=True)
+                if long:
+                    _show_card(source)
+                else:
+                    _show_source(source, "  ")
+
+
+def _show_source(source: "Source", margin: str = "") -> None:
+    origin = Text(source.origin, style="dim")
+    out.print(f"{margin}{source.name} ", origin, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_card(source: "Source") -> None:
+    from steerbench.cards import card
+
+    _show_source(source)
+    try:
+        _say(indent(card(source), "  "))
+    except SteerbenchError as error:  # a broken one hides no other
+        out.print(f"  no card: {error}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    out.print()
 
 
 @app.command()
@@ -239,6 +267,7 @@ def generate(
     seed: int = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    show_pairs: Annotated[bool, typer.Option("--show-pairs", help="Also show the pairs that a method wrote.")] = False,
     plugin: Plugins = None,
 ) -> None:
     """Show what methods make of prompts, beside the unsteered model."""
@@ -258,16 +287,18 @@ def generate(
         dtype=dtype,
         device=device,
     )
-    shown: list[tuple[str, list[Response]]] = []
+    shown: list[Sample] = []
     try:
         with tables.bars(err) as progress:
-            for method_and_responses in sample(prompts, methods, settings, progress):
-                shown.append(method_and_responses)
+            for of_one_method in sample(prompts, methods, settings, progress):
+                shown.append(of_one_method)
     finally:  # what was made before an error is worth seeing
-        for method, responses in shown:
+        for method, responses, report in shown:
             out.print(method, style="bold", markup=False, highlight=False, soft_wrap=True)
             for response in responses:
                 _say(f"  {response.text or '(empty)'}")
+            if show_pairs:
+                tables.show_pairs(out, report)
 
 
 @new.command("method")

@@ -85,6 +85,7 @@ def fit_context(bench: Bench, seed: int) -> FitContext:
     return FitContext(
         lm=bench.lm,
         examples=bench.train,
+        test_queries=[e.prompt for e in bench.test] if bench.protocol.transductive else None,
         reward=bench.reward,
         seed=seed,
         decoding=bench.protocol.decoding,

@@ -58,6 +58,8 @@ class Protocol:
     """Trials per method on the validation split. 0: hyperparameters as given."""
     n_validation: int = 128
     """Validation prompts that a trial is scored on."""
+    transductive: bool = False
+    """Whether methods may see the test prompts, without replies, in place of the training prompts."""
     max_prompt_tokens: int | None = None
     """Longer prompts are left out and counted. None: 512, or what leaves room in the context for a static prompt."""
     decoding: Decoding = field(default_factory=Decoding)

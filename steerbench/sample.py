@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import Any, NamedTuple, overload
 
 import torch
 
@@ -91,10 +91,17 @@ class _Lazy(Sequence[Example]):
         return self._examples[index]
 
 
-def sample(
-    prompts: Sequence[str], methods: str, settings: Sampling, progress: Progress = silent
-) -> Iterator[tuple[str, list[Response]]]:
-    """Yield each method, the unsteered model first, with its responses to the prompts."""
+class Sample(NamedTuple):
+    """What one method makes of the prompts."""
+
+    method: str
+    responses: list[Response]
+    report: dict[str, Any]
+    """What the method says about its fit, by its parts."""
+
+
+def sample(prompts: Sequence[str], methods: str, settings: Sampling, progress: Progress = silent) -> Iterator[Sample]:
+    """Yield what each method makes of the prompts, the unsteered model first."""
     chosen, settings = plan(methods), settings.complete
     registry.load("tasks", settings.task)  # a wrong name is told even if nothing is learned from it
     dialogues: list[Dialogue] = [user(_readable(prompt)) for prompt in prompts]
@@ -112,11 +119,12 @@ def sample(
         progress=progress,
     )
     for method in chosen:
-        steering = method.fit(context)
-        yield (
-            str(method.spec),
-            generate(lm, dialogues, steering, settings.decoding, seed=settings.seed, reward=reward, progress=progress),
+        own = replace(context, report={})
+        steering = method.fit(own)
+        responses = generate(
+            lm, dialogues, steering, settings.decoding, seed=settings.seed, reward=reward, progress=progress
         )
+        yield Sample(str(method.spec), responses, own.report)
 
 
 def _readable(prompt: str) -> str:

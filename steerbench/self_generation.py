@@ -43,7 +43,14 @@ class Generated(NamedTuple):
     """Of a good and of a bad answer."""
     answers: tuple[Response, Response]
     pair: Pair
-    """The answers after the plain query, without the personas."""
+    """The answers after the plain query, without the personas, and without an end token."""
+
+    def ended(self, lm: LanguageModel) -> Pair:
+        """Return the pair with an end token behind both answers, where a model has read all of them."""
+        if not lm.end_ids:
+            raise SteerbenchError(f"{lm.name} has no end token to read answers at; leave end_token off.")
+        end = (lm.end_ids[0],)
+        return Pair(*(Tokens(t.prompt, t.response + end) for t in self.pair))
 
 
 class SelfGenerated(NamedTuple):
@@ -106,10 +113,16 @@ def under(query: Dialogue, text: str) -> Dialogue:
     return (Turn("system", f"{query[0].text}\n\n{text}"), *query[1:])
 
 
+def behind(query: Dialogue, text: str) -> Dialogue:
+    """Put a text behind a dialogue, on a line of its own in its last turn."""
+    last = query[-1]
+    return (*query[:-1], last._replace(text=f"{last.text}\n{text}"))
+
+
 def _write(context: FitContext, both: tuple[Side, Side], queries: Sequence[Dialogue]) -> SelfGenerated:
     """Ask for descriptions, then for answers. All lists keep the index of their query throughout."""
     dropped: Counter[str] = Counter()
-    asked = [[_asking(q, side.asked) for side in both] for q in queries]
+    asked = [[behind(q, side.asked) for side in both] for q in queries]
     rows = _fitting(context.lm, asked, DESCRIPTION_TOKENS, dropped)
     descriptions = [_answers(context, [asked[i][side] for i in rows], DESCRIPTION_TOKENS) for side in (0, 1)]
     told = [
@@ -123,16 +136,10 @@ def _write(context: FitContext, both: tuple[Side, Side], queries: Sequence[Dialo
     for k, pair in zip(fitting, zip(*answers, strict=True), strict=True):
         query = queries[rows[k]]
         prompt = context.lm.tokens(query).prompt
-        tokens = Pair(*(Tokens(prompt, answer.ids) for answer in pair))
+        tokens = Pair(*(Tokens(prompt, answer.ids[: answer.n_tokens]) for answer in pair))  # without the end token
         generated.append(Generated(query, (descriptions[0][k].text, descriptions[1][k].text), pair, tokens))
     kept = [g for g in generated if _usable(g, dropped)]
     return SelfGenerated(kept, dict(dropped))
-
-
-def _asking(query: Dialogue, text: str) -> Dialogue:
-    """Put a text on a line of its own behind the last turn."""
-    last = query[-1]
-    return (*query[:-1], last._replace(text=f"{last.text}\n{text}"))
 
 
 def _fitting(lm: LanguageModel, dialogues: Sequence[Sequence[Dialogue]], new: int, dropped: Counter[str]) -> list[int]:
@@ -151,7 +158,7 @@ def _answers(context: FitContext, dialogues: Sequence[Dialogue], new: int) -> li
 
 def _usable(generated: Generated, dropped: Counter[str]) -> bool:
     good, bad = generated.answers
-    reason = "empty answer" if not generated.pair.usable else "equal answers" if good.text == bad.text else None
+    reason = "empty answer" if not (good.text and bad.text) else "equal answers" if good.text == bad.text else None
     if reason:
         dropped[reason] += 1
     return reason is None

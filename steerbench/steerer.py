@@ -156,11 +156,3 @@ class Steerer(ABC):
     @abstractmethod
     def fit(self, context: FitContext) -> Steering:
         """Learn from the train split and return what is needed at generation time. Changes nothing it is given."""
-
-
-def middle_layer(lm: LanguageModel, layer: int | None) -> int:
-    """Return `layer`, or for None the block at 13/32 of the depth: layer 13 of Llama-2-7B, where CAA works best."""
-    chosen = round(lm.n_layers * 13 / 32) if layer is None else layer
-    if not 0 <= chosen < lm.n_layers:
-        raise SteerbenchError(f"layer={chosen} is outside 0..{lm.n_layers - 1} of {lm.name}.")
-    return chosen

@@ -1,8 +1,8 @@
 """What the command line shows: progress bars, the leaderboard, the results of the contract suite."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -180,3 +180,22 @@ def _notes(record: Record, rows: pd.DataFrame, has_gains: bool) -> Iterator[str]
         yield "Left out: " + ", ".join(f"{n} {reason}" for reason, n in record.counts.items()) + "."
     if record.truncated:
         yield f"{record.truncated} texts were too long for the reward model, which read their end."
+
+
+def show_pairs(console: Console, report: Mapping[str, Any]) -> None:
+    """Print the first pairs that the parts of a method wrote, and how many could not be used."""
+    for label, written in ((label, part.get("self_generated")) for label, part in report.items()):
+        if not written:
+            continue
+        dropped = "".join(f", {reason}: {n}" for reason, n in written["dropped"].items() if n)
+        shown = min(len(written["first"]), written["kept"])
+        _line(console, f"  pairs that {label} wrote: {written['kept']} kept{dropped}; the first {shown}:", style="bold")
+        for pair in written["first"]:
+            _line(console, f"  ? {pair['query']}")
+            for side, sign in (("good", "+"), ("bad", "-")):
+                _line(console, f"    {sign} {pair[side + '_description']}", style="dim")
+                _line(console, f"    {sign} {pair[side]}")
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

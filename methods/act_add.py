@@ -1,0 +1,49 @@
+"""ActAdd: add the difference between two short prompts, token by token, to the front of the user's prompt.
+
+Paper: Turner et al., "Steering Language Models With Activation Engineering", arXiv 2308.10248.
+
+    D = H(positive) - H(negative), (tokens, width), the shorter prompt padded with blanks to the length of the other
+    h_i <- h_i + strength * D_(i - first),    first <= i < first + tokens
+
+at the input of one block, in the prompt only. Nothing is learned from the task: this is CAA with one pair, by hand.
+
+Differences from the authors' code: their form, as re-implemented in IBM/AISteer360 @1d7c843; positions behind the end
+of a short prompt are left out.
+
+Defaults: `Love` and `Hate`, layer 6 of 48 (GPT-2 XL) or the same depth in other models, strength 5, in units of D; from
+position 1. Cost: two short forward passes to fit; only the prefill is edited.
+
+Pitfalls: very sensitive to the words, the layer and the strength; with a chat template the front is the template; the
+effect fades with the length of the prompt. A historic baseline.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, ClassVar
+
+from steerbench import AddInFront, FitContext, PlacedEdit, Site, Steerer, Steering, Tokens, block_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActAdd(Steerer):
+    """The difference of two prompts, at the positions of their tokens."""
+
+    off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0)}
+
+    strength: float = 5.0
+    positive: str = "Love"
+    negative: str = "Hate"
+    layer: int | None = None
+    first: int = 1
+
+    def fit(self, context: FitContext) -> Steering:
+        """Subtract the states of the two prompts."""
+        lm = context.lm
+        blank = lm.tokenizer(" ", add_special_tokens=False)["input_ids"] or [lm.pad_id]
+        both = [lm.text_tokens(text).prompt for text in (self.positive, self.negative)]
+        rows = [Tokens(row) for row in zip(*zip_longest(*both, fillvalue=blank[-1]), strict=True)]
+        site = Site("resid_pre", block_at(lm, 6 / 48, self.layer))
+        positive, negative = context.activations(site, rows, "all")
+        return Steering(edits=(PlacedEdit(site, AddInFront(positive - negative, self.first, self.strength), "prompt"),))

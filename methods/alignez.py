@@ -1,0 +1,152 @@
+"""AlignEZ: steer along directions found in preference pairs that the model writes itself.
+
+Paper: Adila et al., "Is Free Self-Alignment Possible?" (version 1, 2024) and "Alignment, Simplified: Steering LLMs with
+Self-Generated Preferences" (version 2, 2025), arXiv 2406.03642.
+
+For each query the model describes a good and a bad answer, then answers under each description (`self_generated`).
+Both answers, after the plain query, are read at their last token, and unit vectors t toward the good side are found in
+each layer: `identify=svd`, right singular vectors of the differences, not centred; `identify=ccs`, the weights of a
+contrast-consistent probe on the raw states, 10 restarts. The last position x of each pass is edited, s = <x, t>:
+
+    version=1   one t per layer, in the layers below the elbow of the CCS losses: what leans to the bad side is removed,
+                what leans to the good side boosted by its projection:   x + max(-s, 0) t, then + max(s, 0) t
+    version=2   all t that hold 90 % of the energy of the differences of pairs with cos(good, bad) <= 0.8, and of these
+                those with cos(query, t) <= 0; in the 5 layers onto whose t the query projects longest:
+                    edit=tanh   x + sum tanh(s) t: as published; amplifies, whatever the sign of t
+                    edit=relu   x + sum max(-s, 0) t, over cos(query, t) < 0: removes what leans to the bad side
+                    edit=add    x + sum t: ours; pushes toward the good side
+
+`strength` multiplies what is added. `sign=blind` is the published form: signs of the SVD as they come, whole
+projections (version 1: x - s t, then nothing is left to boost), of the CCS probes only those that happen to point to
+the bad side. `matrix=classes`, also published for version 1, removes the first singular vector of the bad answers and
+boosts that of the good ones: both are nearly the common mean. `end_token=true` reads answers at an end token behind
+them, as the authors of CCS do. `optimizer=adamw` trains the probe as published, see `fit_ccs`.
+
+Differences from the authors' code (AndrewWoodDev/AlignEZ @76f1d5ce, a re-upload; no release is known): queries are
+those of the train split unless the run is transductive; answers are as long as the protocol allows; `mlp_out` for both
+versions, where version 1 reads `gate_proj` (`site=mlp_pre`). Slips not followed: a removal scaled by |w|; a boost
+elementwise instead of along the direction; help-flagged probes ignored; layer scores summed over the wrong axis;
+questions and answers misaligned behind a dropped pair; a doubled `Assistant:`; signs left to chance.
+
+Defaults: version 2, 200 queries, strength 1, absolute in version 2: at most 1 per direction. Cost: two descriptions and
+two answers per query and a pass per layer to fit; version 2 reads the prompt once more; two thin products per layer.
+
+Pitfalls: the step of version 2 has no unit across models. Its tanh amplifies what is there and pushes nowhere. Where
+good and bad answers end alike, in a full stop, the last token says little of what came before: most pairs fall to the
+cosine filter, and on the testbed the direction found there points away from good answers. On the evidence there,
+version 2 changes nothing, and version 1 with `end_token=true` steers as meant.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from steerbench import (
+    CCS,
+    Contrast,
+    Edit,
+    FitContext,
+    Gated,
+    PlacedEdit,
+    RemoveBoost,
+    Site,
+    SteerbenchError,
+    Steerer,
+    Steering,
+    contrast,
+    elbow,
+    fit_ccs,
+    principal_difference,
+    self_generated,
+    singular_directions,
+    toward_preferred,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignEZ(Steerer):
+    """Directions of self-generated preferences."""
+
+    off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)}
+
+    identify: Literal["svd", "ccs"] = "svd"
+    version: Literal[1, 2] = 2
+    strength: float = 1.0
+    edit: Literal["tanh", "relu", "add"] = "tanh"
+    sign: Literal["fixed", "blind"] = "fixed"
+    matrix: Literal["differences", "classes"] = "differences"
+    filtered: bool = True
+    n_layers: int = 5
+    energy: float = 0.9
+    max_cosine: float = 0.8
+    site: Literal["mlp_out", "mlp_pre", "resid_post"] = "mlp_out"
+    pool: Literal["last_response", "response_mean"] = "last_response"
+    end_token: bool = False
+    optimizer: Literal["lbfgs", "adamw"] = "lbfgs"
+    good: str = "helpful"
+    bad: str = "useless"
+    n_queries: int = 200
+
+    def fit(self, context: FitContext) -> Steering:
+        """Write pairs, find directions in every layer, and place the edits of the version."""
+        written = self_generated(context, self.good, self.bad, self.n_queries).kept
+        pairs = [g.ended(context.lm) if self.end_token else g.pair for g in written]
+        sites = [Site(self.site, layer) for layer in range(context.lm.n_layers)]
+        read = {layer: contrast(context, site, self.pool, pairs) for layer, site in enumerate(sites)}
+        edits = self._remove_and_boost(context, read) if self.version == 1 else self._gated(context, read)
+        if not edits:
+            raise SteerbenchError("alignez: no layer tells good answers from bad ones; use more training examples.")
+        return Steering(edits=tuple(PlacedEdit(sites[layer], edit) for layer, edit in edits.items()))
+
+    def _remove_and_boost(self, context: FitContext, read: Mapping[int, Contrast]) -> dict[int, Edit]:
+        """Version 1: one direction in each layer below the elbow."""
+        probes = {layer: self._probe(context, layer, states) for layer, states in read.items()}
+        losses = [probe.loss for probe in probes.values()]
+        context.report.update(ccs_losses=losses, layers=elbow(losses))
+        edits: dict[int, Edit] = {}
+        for layer in elbow(losses):
+            states, one_sided = read[layer], self.sign == "fixed"
+            toward = probes[layer].direction(states) if self.identify == "ccs" else principal_difference(states)
+            if toward is None or (self.identify == "ccs" and not one_sided and toward @ probes[layer].weight > 0):
+                continue
+            sides = (
+                (-toward, toward) if self.matrix == "differences" else (_axis(states.other), _axis(states.preferred))
+            )
+            edits[layer] = RemoveBoost(*sides, self.strength, one_sided)
+        return edits
+
+    def _gated(self, context: FitContext, read: Mapping[int, Contrast]) -> dict[int, Edit]:
+        """Version 2: a subspace in each layer that has pairs which differ."""
+        edits: dict[int, Edit] = {}
+        sizes: dict[str, list[int]] = {}
+        for layer, states in read.items():
+            apart = states.apart(self.max_cosine)
+            rows = self._subspace(context, layer, apart) if len(apart.preferred) > 1 else None
+            sizes[str(layer)] = [len(apart.preferred), 0 if rows is None else len(rows)]
+            if rows is not None:
+                rows = -rows if self.edit == "relu" and self.sign == "fixed" else rows
+                contest = f"{self.good}/{self.bad} by {self.identify} at {self.site}, {self.edit}, {self.sign}"
+                edits[layer] = Gated(rows, self.strength, self.edit, self.filtered, contest, self.n_layers)
+        context.report.update(pairs_and_directions=sizes)
+        return edits
+
+    def _probe(self, context: FitContext, layer: int, states: Contrast) -> CCS:
+        return fit_ccs(states, context.generator("alignez", layer), optimizer=self.optimizer)
+
+    def _subspace(self, context: FitContext, layer: int, states: Contrast) -> Tensor | None:
+        if self.identify == "ccs":
+            probe = self._probe(context, layer, states)
+            toward = probe.direction(states) if self.sign == "fixed" else normalize(probe.weight, dim=0)
+            return None if toward is None else toward[None]
+        rows = singular_directions(states.differences, self.energy)
+        return toward_preferred(rows, states) if self.sign == "fixed" else rows
+
+
+def _axis(states: Tensor) -> Tensor:
+    """Return the first right singular vector of states, (width,), toward their mean."""
+    return toward_preferred(singular_directions(states, 0.0), Contrast(states, torch.zeros_like(states)))[0]
