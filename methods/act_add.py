@@ -42,7 +42,7 @@ class ActAdd(Steerer):
         """Subtract the states of the two prompts."""
         lm = context.lm
         blank = lm.tokenizer(" ", add_special_tokens=False)["input_ids"] or [lm.pad_id]
-        both = [lm.text_tokens(text).prompt for text in (self.positive, self.negative)]
+        both = [lm.text_tokens(text or " ").prompt for text in (self.positive, self.negative)]
         rows = [Tokens(row) for row in zip(*zip_longest(*both, fillvalue=blank[-1]), strict=True)]
         site = Site("resid_pre", block_at(lm, 6 / 48, self.layer))
         positive, negative = context.activations(site, rows, "all")

@@ -1,7 +1,8 @@
 """Contests: which of several edits act on a prompt, decided by the states of the unsteered model."""
 
 import copy
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -45,16 +46,31 @@ def decided(
     found = _queries(model, [places[i] for i in ranked], batch)
     queries = {i: found[places[i]] for i in ranked}
     working = {i: copy.deepcopy(edit).to(queries[i].device).eval() for i, edit in ranked.items()}
-    chosen = _chosen(working, queries)
+    chosen = _chosen(working, queries, _contests(working, places))
     begun = {i: _Begun(edit, edit.begin(queries[i], chosen[i])) for i, edit in working.items()}
     return [replace(p, edit=begun.get(i, p.edit)) for i, p in enumerate(edits)]
 
 
-def _chosen(edits: dict[int, RankedEdit], queries: dict[int, Tensor]) -> dict[int, Tensor]:
+def _contests(edits: Mapping[int, RankedEdit], places: Sequence[Place]) -> list[list[int]]:
+    """Return who competes with whom: the edits of one name, but never two at one place.
+
+    Two at one place come from one method composed with itself: each of them chooses by itself.
+    """
+    contests: dict[tuple[str, int], list[int]] = {}
+    met: Counter[tuple[str, Place]] = Counter()
+    for i, edit in edits.items():
+        here = (edit.contest, places[i])
+        contests.setdefault((edit.contest, met[here]), []).append(i)
+        met[here] += 1
+    return list(contests.values())
+
+
+def _chosen(
+    edits: Mapping[int, RankedEdit], queries: Mapping[int, Tensor], contests: Sequence[Sequence[int]]
+) -> dict[int, Tensor]:
     """Return for each edit the rows in which it is among the best of its contest, (rows,)."""
     chosen: dict[int, Tensor] = {}
-    for contest in {edit.contest for edit in edits.values()}:
-        entrants = [i for i, edit in edits.items() if edit.contest == contest]
+    for entrants in contests:
         scores = torch.stack([edits[i].score(queries[i]).float().cpu() for i in entrants])  # devices may differ
         ranks = scores.argsort(stable=True, dim=0, descending=True).argsort(dim=0)
         chosen |= {i: (rank < edits[i].keep).to(queries[i].device) for i, rank in zip(entrants, ranks, strict=True)}

@@ -2,8 +2,13 @@
 
 METHOD = '''"""MyMethod: say in one line what it does.
 
-Paper: who, when, where. What is implemented, and every difference from the authors' code.
-Defaults and their units. Cost: what fit and every generated token take.
+Paper: who, when, where. What is implemented, as a formula.
+
+Differences from the authors' code (owner/name @commit): every one that is known.
+
+Defaults: where they come from, and their units. Cost: what fit and every generated token take.
+
+Pitfalls: what a user should know before trusting it. `steerbench list methods --long` prints this card.
 """
 
 from collections.abc import Mapping, Sequence

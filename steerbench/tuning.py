@@ -51,7 +51,7 @@ def tune(method: Method, context: FitContext, validation: Sequence[Example], bud
         "objective": "reward",
         "split": "validation",
         "n": len(validation),
-        "unsteered": _unsteered(context, validation),
+        "unsteered": _score(Steering(), context, validation),
         "trials": trials,
         "chosen": trials[best]["hyperparameters"],
     }
@@ -98,9 +98,16 @@ def _attempt(candidate: Method, context: FitContext, validation: Sequence[Exampl
     """Return the score of a candidate, or the sentence it ended with."""
     try:
         steering = candidate.fit(replace(context, report={}))  # the record's is that of the candidate chosen
-        return {"score": _mean_reward(steering, context, validation)}
+        return {"score": _score(steering, context, validation)}
     except SteerbenchError as error:
         return {"error": str(error)}
+
+
+def _score(steering: Steering, context: FitContext, validation: Sequence[Example]) -> float:
+    """Return the mean reward on validation, computed once per steering: many fits are the same for every seed."""
+    sampled = context.decoding.temperature > 0  # greedy responses are the same for every seed
+    key = ("score on validation", steering.digest(), context.seed if sampled else None)
+    return context.once(key, lambda: _mean_reward(steering, context, validation))
 
 
 def _mean_reward(steering: Steering, context: FitContext, validation: Sequence[Example]) -> float:
@@ -116,12 +123,6 @@ def _mean_reward(steering: Steering, context: FitContext, validation: Sequence[E
         progress=context.progress,
     )
     return float(context.reward.score(prompts, [r.text for r in responses], context.progress).double().mean())
-
-
-def _unsteered(context: FitContext, validation: Sequence[Example]) -> float:
-    sampled = context.decoding.temperature > 0  # greedy responses are the same for every seed
-    key = ("unsteered on validation", context.seed if sampled else None)
-    return context.once(key, lambda: _mean_reward(Steering(), context, validation))
 
 
 def _best(method: Method, trials: Sequence[Mapping[str, Any]]) -> int:

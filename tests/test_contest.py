@@ -216,14 +216,16 @@ def test_contests_are_held_apart(lm: LanguageModel) -> None:
         close(row, logits(lm, [plain(p) for p in acting], [t])[0])
 
 
-def test_edits_of_one_place_compete_too_and_the_first_of_equals_wins(llama: LanguageModel) -> None:
-    along, site = torch.ones(32), Site("resid_post", 1)
-    tied = [PlacedEdit(site, Push(along, torch.ones(32), name=name)) for name in ("a", "b", "c")]
-    for order in (tied, tied[::-1]):
-        Push.begun.clear()
-        logits(llama, order)
-        acting = {name: bool(chosen.all()) for name, _, chosen in Push.begun}
-        assert acting == {p.edit.name: p is order[0] for p in order}
+def test_edits_of_one_place_do_not_compete(llama: LanguageModel) -> None:
+    """A method composed with itself: the k-th edits of all places hold one contest."""
+    along, sites = torch.ones(32), (Site("resid_post", 1), Site("mlp_out", 0))
+    placed = [PlacedEdit(s, Push(along, torch.ones(32), name=f"{s} {k}")) for k in (0, 1) for s in sites]
+    Push.begun.clear()
+    logits(llama, placed)
+    acting = {name: chosen for name, _, chosen in Push.begun}
+    for k in (0, 1):
+        assert bool((acting[f"{sites[0]} {k}"] ^ acting[f"{sites[1]} {k}"]).all())
+    assert all(torch.equal(acting[f"{s} 0"], acting[f"{s} 1"]) for s in sites)
 
 
 def test_ties_go_by_the_order_of_the_steering_and_not_by_depth(llama: LanguageModel) -> None:

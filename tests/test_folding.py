@@ -226,10 +226,7 @@ def test_order_decides_where_an_edit_is_mixed_in(llama: LanguageModel) -> None:
 
 
 def test_strength_zero_is_bit_equal(lm: LanguageModel) -> None:
-    off = tuple(
-        PlacedEdit(Site(site, 1), Add(torch.ones(width(lm, site)), 0.0), "all")
-        for site in ("z", "attn_out")
-    )
+    off = tuple(PlacedEdit(Site(site, 1), Add(torch.ones(width(lm, site)), 0.0), "all") for site in ("z", "attn_out"))
     assert all(torch.equal(a, b) for a, b in zip(logits(lm, *off), logits(lm), strict=True))
     assert generate(lm, DIALOGUES, Steering(edits=off), FEW) == generate(lm, DIALOGUES, decoding=FEW)
 

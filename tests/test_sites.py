@@ -272,7 +272,7 @@ OTHERS: dict[str, tuple[Any, dict[str, int], list[str]]] = {
     ),
     "cohere": (CohereConfig, LLAMA_LIKE, ["self_attn.o_proj", "mlp", "mlp.gate_proj"]),
 }
-"""Family -> configuration, and in a block: output projection, feed-forward part, and its first map, where there is one."""
+"""Family -> configuration; output projection, feed-forward part and, where there is one, its first map in a block."""
 
 
 @pytest.mark.parametrize("name", OTHERS)
