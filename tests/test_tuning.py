@@ -156,15 +156,15 @@ def test_the_candidate_with_the_highest_mean_reward_is_chosen(say: Say, context:
 def test_the_first_wins_a_tie(say: Say, context: FitContext, lead: float) -> None:
     """Equal texts may score a little differently in another batch, and no batch size may change a choice."""
     say(LETTERS)
-    tied = replace(context, reward=Judge({"x": 1.0, "e": 2.0, "o": 2.0 + lead}))
+    tied = replace(context, reward=Judge({"x": 1.0, "e": 2.0, "o": 2.0 + lead}), _shared={})
     assert tried("say", tied, 3).report["chosen"] == {"letter": "e"}
-    ahead = replace(context, reward=Judge({"x": 1.0, "e": 2.0, "o": 2.001}))
+    ahead = replace(context, reward=Judge({"x": 1.0, "e": 2.0, "o": 2.001}), _shared={})
     assert tried("say", ahead, 3).report["chosen"] == {"letter": "o"}
 
 
 def test_a_candidate_that_fails_is_told_and_never_chosen(say: Say, context: FitContext) -> None:
     say({"letter": ["!", "x", "o"]})
-    punishing = replace(context, reward=Judge({"x": -2.0, "o": -1.0}))
+    punishing = replace(context, reward=Judge({"x": -2.0, "o": -1.0}), _shared={})
     tuned = tried("say", punishing, 3)
     assert tuned.report["trials"][0] == {"hyperparameters": {"letter": "!"}, "error": "cannot say it."}
     assert tuned.report["chosen"] == {"letter": "o"}
@@ -239,7 +239,7 @@ def test_without_a_budget_nothing_is_tried(say: Say, context: FitContext) -> Non
 def test_the_parts_of_a_composed_method_are_searched_together(say: Say, context: FitContext) -> None:
     say(LETTERS)
     say({"letter": ["u", "y"], "weight": [3e4]}, "shout")
-    louder = replace(context, reward=Judge({"u": 1.0, "y": 2.0}))
+    louder = replace(context, reward=Judge({"u": 1.0, "y": 2.0}), _shared={})
     tuned = tried("say+static_prompt+shout", louder, 6)
     expected = [
         {"say.letter": quiet, "shout.letter": loud, "shout.weight": 3e4} for quiet in "xeo" for loud in ("u", "y")
@@ -288,6 +288,17 @@ def test_the_unsteered_model_is_measured_once(say: Say, context: FitContext, mon
     for seed in (0, 1, 1):
         tried("say", replace(sampled, seed=seed), 3)
     assert steerings.count(Steering()) == 3
+
+
+def test_a_steering_is_scored_once_for_all_seeds(
+    say: Say, context: FitContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy responses of one steering are the same for every seed, and many fits are, too."""
+    say(LETTERS)
+    steerings = counted(tuning, monkeypatch)
+    reports = [tried("say", replace(context, seed=seed), 3).report for seed in (0, 1, 1)]
+    assert reports[0] == reports[1] == reports[2]
+    assert len(steerings) == 4  # three trials and the unsteered model
 
 
 def test_the_unsteered_score_is_the_mean_on_validation(say: Say, context: FitContext) -> None:
