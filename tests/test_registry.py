@@ -15,7 +15,7 @@ from steerbench import registry
 from steerbench.edits import Add
 from steerbench.errors import SteerbenchError
 from steerbench.registry import Kind, Source
-from steerbench.source import _is_near
+from steerbench.source import _is_near, hash_file
 from steerbench.steerer import Steerer
 from steerbench.task import Task
 
@@ -288,6 +288,28 @@ def test_source_hash_is_that_of_the_file_when_it_was_loaded(tmp_path: Path) -> N
     cls = registry.load("methods", "mine")
     path.write_text("edited while a run goes on")
     assert registry.source_hash(cls) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ('"""Old."""\nX = 1\n', '"""New,\nand longer."""\nX = 1\n', True),
+        ("class A:\n    x: int = 1\n    'old'\n", "class A:\n    x: int = 1\n    'new'\n", True),
+        ("def f():\n    'old'; 'ä'; return 1\n", "def f():\n    'ö'; 'new'; return 1\n", True),
+        ("X = 1\n", "X = 2\n", False),
+        ("X = 'old'\n", "X = 'new'\n", False),
+        ("'a'; X = 1\n", "'a'; X = 2\n", False),
+        ("f('old')\n", "f('new')\n", False),
+        ("broken(\n'old'", "broken(\n'new'", False),
+    ],
+)
+def test_documentation_does_not_count(tmp_path: Path, before: str, after: str, same: bool) -> None:
+    """A card may be improved after its method was measured."""
+    path = tmp_path / "mine.py"
+    path.write_text(before, encoding="utf-8")
+    first = hash_file(path)
+    path.write_text(after, encoding="utf-8")
+    assert (hash_file(path) == first) is same
 
 
 def test_source_hash_needs_a_file() -> None:
