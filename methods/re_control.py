@@ -8,15 +8,14 @@ Paper: Kong et al. 2024, "Aligning Large Language Models with Representation Edi
 
 at the response positions of the site `final`. V is a ReLU network; nothing below it and no KV entry changes.
 
-What is implemented is the paper's method, not the published code (Lingkai-Kong/RE-Control @f897869), which
+Differences from the authors' code (Lingkai-Kong/RE-Control @f897869): what is implemented is the paper's method. Theirs
 - gives the reward to the *first* state (an argmax over a mask of ones) and lets the gradient through the target:
   `terminal=first:detach=false` does the same, but for keeping the best epoch; V then hardly changes along a response,
 - masks out the state that emits EOS where the pad token is EOS; here it is the terminal state,
 - trains in bfloat16 without a validation set, and adds up u in float16; here float32, and u is added once,
 - labels the whole continuation; here the reward sees the response as it is cut everywhere else.
-Added: states and rewards are brought to unit scale for training and V is put back into their units (the method is
-the same, the learning rate no longer depends on them), rollouts are split by group, and the epoch that predicts the
-reward of the validation rollouts best is kept.
+Added here: states and rewards have unit scale in training and V is put back into their units, rollouts are split by
+group, and the epoch that predicts the reward of the validation rollouts best is kept.
 
 Defaults: network, `step_size` and `n_steps` as published for `setting`; 4096 hidden units, or the width of the state
 where that is less; Adam at 1e-4 for at most 100 epochs. Batches have 16 rollouts: the published 512 were of 161,000,
@@ -26,6 +25,9 @@ replaces it by a scale-free one, the step at which the median of |u| / |o| over 
 
 Cost: one response to each training prompt, and one pass over it, to fit. Per token, `n_steps` times three products of a
 vector with a hidden x hidden matrix, or one where the network has two layers: `steerbench/ascent.py`.
+
+Pitfalls: V is climbed, so it finds what fools the reward: read the held-out reward beside it. A fit amplifies rounding:
+another batch size or device is like another seed.
 """
 
 from collections.abc import Mapping, Sequence

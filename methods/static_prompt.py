@@ -7,7 +7,10 @@ system line of Vicuna's training format, so on Vicuna part of its gain is the re
 Differences from that code: the text goes in as a system turn, which the model's chat template places (in front of the
 first user turn where the template has no system turn), and it is added once, also when the method is composed.
 
-Fit: none. Cost: prefill of about 30 more tokens.
+Defaults: the text above; there is nothing to tune. Cost: nothing to fit, prefill of about 30 more tokens.
+
+Pitfalls: the words decide, and one text is one draw: a benchmark without a good prompt is not credible. Compose it with
+other methods instead of writing it into the data, or it is there twice.
 """
 
 from collections.abc import Mapping

@@ -6,13 +6,18 @@ during the whole generation, as in ITI (Li et al. 2023).
 
     reward ~ w · h + c,    h <- h + strength * |h| / |w| * w     (|h|: mean length of the states of the regression)
 
-Neither code nor settings are published. The regression here is ridge regression with its penalty chosen by
-leave-one-out cross-validation (scikit-learn): there are rarely more rollouts than dimensions. At `site=final` the shift
-is a constant logit bias; `resid_post` reaches the layers above, where `layer` is 13 of 32 by default, as for `caa`.
-`pool=response_mean` regresses on the response instead of the prompt.
+Differences from the authors' code: there is none to compare with, and no settings are published. The regression here is
+ridge regression with its penalty chosen by leave-one-out cross-validation (scikit-learn): there are rarely more
+rollouts than dimensions. At `site=final` the shift is a constant logit bias; `resid_post` reaches the layers above,
+where `layer` is 13 of 32 by default, as for `caa`. `pool=response_mean` regresses on the response instead of the
+prompt.
 
 Defaults: strength 0.1, in units of the mean length of a state; the paper's is not known. Cost: one response to each
 training prompt and one pass over it to fit, one addition per token to steer.
+
+Pitfalls: the direction is what the reward model likes, faults included: tuned by the guide on the testbed's HH-RLHF it
+wins 1.1 of reward and 0.8 of held-out reward, and loses 1.9 of gold. At `final` it is a taste for tokens, whatever the
+prompt.
 """
 
 from collections.abc import Mapping, Sequence
