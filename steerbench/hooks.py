@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from steerbench.contest import decided
+from steerbench.edits import Add
 from steerbench.errors import SteerbenchError
 from steerbench.lm import Batch
 from steerbench.sites import Anatomy, Place, Site
@@ -129,8 +130,23 @@ class _Editor:
         self._positions = positions
         self._site = edits[0].site
         self._observe = observe
+        self._constant = None if observe else self._sum()
+
+    def _sum(self) -> Tensor | None:
+        """Return what a decoding step adds, (width,), if it is the same for every state."""
+        shifts = [e.strength * e.vector for e, scope in self._edits if scope != "prompt" and type(e) is Add]
+        others = [e for e, scope in self._edits if scope != "prompt" and type(e) is not Add]
+        return torch.stack(shifts).sum(0) if shifts and not others else None
 
     def __call__(self, activation: Tensor) -> Tensor:
+        constant = self._constant
+        if (
+            constant is not None
+            and self._positions.whole
+            and activation.dtype is constant.dtype
+            and activation.is_contiguous()
+        ):
+            return activation + constant
         h = self._by_rows(activation)
         edited = self._step(h) if self._positions.whole and self._states else self._pass(h)
         if self._observe:

@@ -22,7 +22,7 @@ from steerbench.invariants import INVARIANTS, batch_equals_single, fit_is_reprod
 from steerbench.method import Method
 from steerbench.spec import build, parse
 
-QUICK = {"re_control": "re_control:epochs=3"}
+QUICK = {"re_control": "re_control:epochs=3", "alignez": "alignez:n_queries=4"}
 """No invariant depends on how well a value function is trained."""
 METHODS = [QUICK.get(name, name) for name in steerbench.names("methods")]
 

@@ -19,7 +19,7 @@ from steerbench import Add, LanguageModel, PlacedEdit, Site, Steering, user
 from steerbench.generation import generate_fixed
 from steerbench.testbed import Testbed, named
 
-NEW_TOKENS, ROUNDS = 64, 150
+NEW_TOKENS, ROUNDS = 64, 60
 PLACES: dict[str, list[tuple[str, int, str]]] = {
     "unsteered": [],
     "caa": [("resid_post", 2, "response")],
