@@ -1,20 +1,24 @@
 """The command line does what it says: every command on tiny models, its output compared with what was measured."""
 
+import inspect
 import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from rich.control import strip_control_codes
 from typer.testing import Result
 
 import steerbench
 from steerbench import LanguageModel, Store, generate, registry, user
 from steerbench import cli as commands
+from steerbench.sample import Sampling, sample
 from steerbench.template import METHOD
 
 Cli = Callable[..., Result]
@@ -132,6 +136,26 @@ def test_the_leaderboard_is_that_of_the_run(run_cli: Cli, cli: Cli, tmp_path: Pa
     assert csv.read_bytes() == (tmp_path / "runs" / "leaderboard.csv").read_bytes()
 
 
+def test_a_run_that_shows_test_prompts_is_compared_with_no_other(run_cli: Cli, cli: Cli, tmp_path: Path) -> None:
+    methods = ["--methods", "alignez:n_queries=4:edit=add:strength=4"]
+    run_cli(*methods)
+    done = run_cli(*methods, "--transductive")
+    assert done.exit_code == 0, done.stderr
+    assert "2 records in" in done.stdout
+    records = Store(tmp_path / "runs").records()
+    assert sorted(r.protocol.get("transductive", False) for r in records) == [False, False, True, True]
+    queries = {
+        r.protocol.get("transductive", False): {p["query"] for p in part["self_generated"]["first"]}
+        for r in records
+        for part in r.report["fit"].values()
+    }
+    assert queries[True].isdisjoint(queries[False])
+    refused = cli("leaderboard", tmp_path / "runs")
+    assert refused.exit_code == 2
+    assert "not measured alike" in refused.stderr
+    assert "transductive: " in refused.stderr
+
+
 def test_a_held_out_reward_has_its_column(run_cli: Cli, other_reward: Path) -> None:
     done = run_cli("--methods", "unsteered", "--held-out-reward", other_reward)
     assert "held-out" in done.stdout
@@ -186,6 +210,44 @@ def test_list_names_everything_with_its_origin(cli: Cli) -> None:
     assert "shp" not in cli("list", "methods").stdout
 
 
+def test_list_long_shows_the_card_of_each(cli: Cli) -> None:
+    for kind in registry.KINDS:
+        done = cli("list", kind, "--long")
+        assert done.exit_code == 0
+        expected = f"{kind}\n\n"
+        for source in registry.sources(kind):
+            docstring = inspect.cleandoc(sys.modules[registry.load(kind, source.name).__module__].__doc__ or "")
+            card = "".join(f"  {line}\n" if line else "\n" for line in docstring.splitlines())
+            expected += f"{source.name}  {source.origin}\n{card}\n"
+        assert done.stdout == expected
+    assert cli("list", "--long").stdout == "".join(cli("list", kind, "--long").stdout for kind in registry.KINDS)
+
+
+def test_a_broken_plugin_does_not_sink_the_long_list(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal is narrow: cards and complaints are not wrapped, and mark-up in them is text."""
+    (tmp_path / "cli_syntax.py").write_text("def f(:")
+    (tmp_path / "cli_marked.py").write_text('"""[bold]Marked[/b] :smile:"""\nraise RuntimeError')
+    monkeypatch.syspath_prepend(tmp_path)
+    modules = ("cli_syntax", "cli_missing", "cli_marked")
+    points = [EntryPoint(f"a_{name}", name, "steerbench.methods") for name in modules]
+    gone = registry.Source("methods", "a_gone", str(tmp_path / "gone.py"), f"{registry.PLUGINS}.gone")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [p for p in points if p.group == group])
+    monkeypatch.setitem(registry._files, gone.module, gone)
+    monkeypatch.setattr(commands.out, "width", 30)
+    done = cli("list", "--long")
+    assert done.exit_code == 0
+    assert done.stdout.startswith(
+        "methods\n\n"
+        f"a_cli_marked  an entry point\n  [bold]Marked[/b] :smile:\n\n"
+        "a_cli_missing  an entry point\n  no card: no file of module 'cli_missing' was found; "
+        "reinstall or upgrade its distribution.\n\n"
+        f"a_cli_syntax  an entry point\n  no card: {tmp_path / 'cli_syntax.py'} is no Python source: "
+    )
+    assert f"a_gone  {gone.origin}\n  no card: cannot read {gone.origin}: No such file" in done.stdout
+    assert "The model as it is: the baseline of every table." in done.stdout
+    assert "a_cli_syntax" in cli("list").stdout
+
+
 def test_generate_shows_the_responses_beside_the_unsteered_ones(cli: Cli, world: Path) -> None:
     """Without --data, because a static prompt learns nothing."""
     prompts = ["How do I bake bread?", "Why?"]
@@ -207,6 +269,32 @@ def test_generate_learns_from_data(cli: Cli, world: Path) -> None:
     done = cli("generate", *options, "--method", "caa:strength=0,caa:strength=9", "How do I bake bread?")
     _, unsteered, _, off, _, on = done.stdout.splitlines()
     assert unsteered == off != on
+
+
+def test_generate_shows_the_pairs_that_a_method_wrote(cli: Cli, world: Path) -> None:
+    options = ["--model", world / "lm", "--data", world / "hh_rlhf.jsonl", "--max-new-tokens", "6", "--n-train", "6"]
+    methods = "caa,alignez:n_queries=3"
+    shown = cli("generate", *options, "--method", methods, "--show-pairs", "Why?")
+    settings = Sampling(
+        model=str(world / "lm"),
+        data=world / "hh_rlhf.jsonl",
+        n_train=6,
+        decoding=steerbench.Decoding(max_new_tokens=6),
+    )
+    *_, caa, alignez = sample(["Why?"], methods, settings)
+    written = alignez.report["alignez"]["self_generated"]
+    assert "self_generated" not in caa.report.get("caa", {})
+    dropped = "".join(f", {reason}: {n}" for reason, n in written["dropped"].items() if n)
+    lines = [f"  pairs that alignez wrote: {written['kept']} kept{dropped}; the first {written['kept']}:"]
+    for pair in written["first"]:
+        lines += [f"  ? {pair['query']}", f"    + {pair['good_description']}", f"    + {pair['good']}"]
+        lines += [f"    - {pair['bad_description']}", f"    - {pair['bad']}"]
+    expected = strip_control_codes("".join(f"{line}\n" for line in lines))
+    assert written["kept"] == len(written["first"]) > 1
+    assert shown.exit_code == 0, shown.stderr
+    assert shown.stdout == cli("generate", *options, "--method", methods, "Why?").stdout + expected
+    alone = ["--method", "caa", "Why?"]
+    assert cli("generate", *options, "--show-pairs", *alone).stdout == cli("generate", *options, *alone).stdout
 
 
 def test_new_check_and_run_belong_together(cli: Cli, run_cli: Cli, tmp_path: Path, monkeypatch: Any) -> None:
@@ -231,10 +319,10 @@ def test_check_fails_where_an_invariant_is_broken(cli: Cli, tmp_path: Path) -> N
     assert "broken" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["--help", "list"])
+@pytest.mark.parametrize("command", ["--help", "list", "list --long"])
 def test_help_and_list_load_nothing_heavy(command: str) -> None:
-    code = "import sys; from steerbench.cli import app; app([sys.argv[1]], standalone_mode=False); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=True)
+    code = "import sys; from steerbench.cli import app; app(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True)
     loaded = done.stdout.splitlines()[-1].split()
     assert not {"torch", "transformers", "datasets", "evaluate", "pandas", "numpy"} & set(loaded)
 
