@@ -76,7 +76,7 @@ OPTIONS = {
     "unknown hyperparameter": (["--methods", "caa:strenght=2"], "'strenght'. Did you mean 'strength'?"),
     "no number": (["--methods", "caa:strength=abc"], "caa:strength must be a finite number, not 'abc'"),
     "infinite": (["--methods", "caa:strength=inf"], "caa:strength must be a finite number, not 'inf'"),
-    "unknown choice": (["--methods", "caa:pool=foo"], "caa:pool must be response_mean or last_response or last_prompt, not 'foo'"),
+    "unknown choice": (["--methods", "caa:pool=foo"], "or last_response or last_prompt, not 'foo'"),
     "open quote": (["--methods", 'static_prompt:text="Hi'], "the quote at column 20 is not closed"),
     "no task": (["--tasks", ","], "--tasks is empty; give one or more, separated by commas, such as hh_rlhf,shp"),
     "unknown task": (["--tasks", "sph"], "unknown task 'sph'. Did you mean 'shp'?"),

@@ -468,7 +468,6 @@ def test_the_models_own_replies_are_reported_in_every_trial(llama: LanguageModel
         ({"pairs": "personas"}, r"no reply for pool='last_response'; set pool=last_prompt"),
         ({"pairs": "personas", "pool": "response_mean"}, r"no reply for pool='response_mean'; set pool=last_prompt"),
         ({"pool": "last_prompt"}, r"pairs='preferences' are the same; set pool=last_response, or pairs=personas"),
-        ({"pairs": "self_generated", "pool": "last_prompt"}, r"set pool=last_response"),
         ({"n_heads": 0}, r"n_heads=0 steers nothing; give 1 or more"),
         ({"n_heads": -3}, r"n_heads=-3 steers nothing"),
         ({"pairs": "persona"}, r"Did you mean 'personas'"),

@@ -19,7 +19,7 @@ METHODS = [
     "ablation:form=affine",
     "act_add",
     "alignez:n_queries=12:max_cosine=0.95:strength=3",
-    "alignez:version=1:identify=ccs:n_queries=12:end_token=true",
+    "alignez:version=1:n_queries=24:end_token=true:strength=2",
 ]
 
 
