@@ -151,7 +151,7 @@ class _Editor:
         edited = self._step(h) if self._positions.whole and self._states else self._pass(h)
         if self._observe:
             self._observe(self._site, h, edited)
-        return _laid_out_like(activation, edited)
+        return _laid_out_like(activation, edited if edited.shape == h.shape else edited.expand_as(h))
 
     def _by_rows(self, activation: Tensor) -> Tensor:
         """Return the activation as (rows, columns, width); some modules get all positions in one row."""
