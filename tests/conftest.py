@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from steerbench import cli as commands
 from steerbench import harness, registry, tiny
+from steerbench.cli import console
 from steerbench.latency import latency
 from steerbench.lm import LanguageModel
 from steerbench.protocol import Decoding, Protocol
@@ -71,7 +72,7 @@ def protocol(world: Path) -> Protocol:
 def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Call the command line in this process: `cli("list", "methods")`. Plugins are forgotten afterwards."""
     monkeypatch.setattr(registry, "_files", dict(registry._files))
-    monkeypatch.setattr(commands.out, "width", 120)
+    monkeypatch.setattr(console.out, "width", 120)
     monkeypatch.setattr(testbed_commands.out, "width", 120)
     return lambda *args: CliRunner().invoke(commands.app, [str(arg) for arg in args])
 

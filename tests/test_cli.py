@@ -18,6 +18,7 @@ from typer.testing import Result
 import steerbench
 from steerbench import LanguageModel, Store, generate, registry, user
 from steerbench import cli as commands
+from steerbench.cli import console
 from steerbench.sample import Sampling, sample
 from steerbench.template import METHOD
 
@@ -171,7 +172,7 @@ def test_names_are_shown_as_they_are(run_cli: Cli) -> None:
 
 
 def test_a_narrow_terminal_cuts_no_number(run_cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(commands.out, "width", 30)
+    monkeypatch.setattr(console.out, "width", 30)
     done = run_cli("--methods", "caa:strength=2:pool=last_response+static_prompt")
     records = Store(tmp_path / "runs").records()
     for record in records:
@@ -233,7 +234,7 @@ def test_a_broken_plugin_does_not_sink_the_long_list(cli: Cli, tmp_path: Path, m
     gone = registry.Source("methods", "a_gone", str(tmp_path / "gone.py"), f"{registry.PLUGINS}.gone")
     monkeypatch.setattr(registry, "entry_points", lambda group: [p for p in points if p.group == group])
     monkeypatch.setitem(registry._files, gone.module, gone)
-    monkeypatch.setattr(commands.out, "width", 30)
+    monkeypatch.setattr(console.out, "width", 30)
     done = cli("list", "--long")
     assert done.exit_code == 0
     assert done.stdout.startswith(

@@ -1,0 +1,75 @@
+"""The command line: reads options, calls the library, prints. Nothing heavy is imported before it is needed."""
+
+import errno
+import sys
+from io import TextIOWrapper
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from steerbench import __version__
+from steerbench.cli import measuring, plugins, showing
+from steerbench.cli.console import complain, err, out
+from steerbench.errors import SteerbenchError
+from steerbench.testbed.commands import app as testbed
+
+
+class _Commands(TyperGroup):
+    """A user's mistake ends with 2 and one sentence, an interruption with 130; anything else is a bug: a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SteerbenchError as error:
+            complain(f"error: {error}")
+            raise typer.Exit(2) from error
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+                raise
+            from steerbench.machine import OUT_OF_MEMORY
+
+            complain(f"error: {OUT_OF_MEMORY}")
+            raise typer.Exit(2) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            complain(f"error: {error.strerror}; free some space and run the same command again.")
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            kept = " Finished records are kept; the same command goes on from there."
+            err.print(f"interrupted.{kept if ctx.invoked_subcommand == 'run' else ''}", style="yellow", soft_wrap=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    name="steerbench",
+    cls=_Commands,
+    help="Which steering method for your language model, and what it costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(measuring.run)
+app.command("list")(showing.list_)
+app.command()(showing.leaderboard)
+app.command()(showing.generate)
+app.command()(plugins.check)
+app.add_typer(plugins.new, name="new")
+app.add_typer(testbed, name="testbed")
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line. What a terminal cannot encode is shown as `?`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    app()

@@ -1,0 +1,61 @@
+"""Options that several commands have, and how their text is read."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steerbench.errors import SteerbenchError
+
+Methods = Annotated[
+    str, typer.Option("--methods", "--method", help="Methods, such as 'caa:strength=2,caa+static_prompt'.")
+]
+Model = Annotated[
+    str, typer.Option("--model", help="Language model: a folder, org/name[@revision] of the Hub, or testbed.")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="File or folder in the task's original schema; default: the testbed's, or the Hub."),
+]
+RewardOption = Annotated[
+    str | None,
+    typer.Option("--reward-model", help="Reward model that methods may learn from: folder or Hub name."),
+]
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A file with a method or a task; repeatable.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+NTrain = Annotated[int, typer.Option(help="Training examples that methods may learn from.", min=1)]
+Tune = Annotated[
+    int, typer.Option(help="Trials per method on the validation split; 0: hyperparameters as given.", min=0)
+]
+MaxNew = Annotated[int, typer.Option(help="Most tokens of a response.", min=1)]
+MaxPrompt = Annotated[
+    int | None, typer.Option(help="Leave out longer prompts; default: what the context allows.", min=1)
+]
+BatchSize = Annotated[
+    int, typer.Option(help="Prompts at once. In float32 it changes no score of a fitted steering.", min=1)
+]
+
+
+def add_plugins(paths: list[Path] | None) -> None:
+    """Register the files given with --plugin."""
+    from steerbench.registry import add_plugin
+
+    for path in paths or []:
+        add_plugin(path)
+
+
+def words(text: str, what: str, example: str) -> list[str]:
+    """Return the words of an option, separated by commas, each once. Raises SteerbenchError if there is none."""
+    found = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not found:
+        raise SteerbenchError(f"--{what} is empty; give one or more, separated by commas, such as {example}.")
+    return found
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Return the whole numbers of --seeds. Raises SteerbenchError if one is none."""
+    try:
+        return tuple(int(word) for word in words(text, "seeds", "0,1,2"))
+    except ValueError:
+        raise SteerbenchError(f"--seeds {text!r} must be whole numbers separated by commas, such as 0,1,2.") from None
