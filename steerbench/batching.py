@@ -1,14 +1,20 @@
 """Texts through a frozen model: token ids, padded batches of similar length, results in the original order."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+import gc
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from steerbench.progress import Advance
 
+T = TypeVar("T")
 Side = Literal["left", "right"]
+Seen = Callable[[Any, torch.Tensor, torch.Tensor], None]
+"""Sees what was read or changed where: a name, and the activations before and after, (rows, columns, width) each."""
 
 
 class Tokens(NamedTuple):
@@ -46,6 +52,99 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch
     return ids, mask
 
 
+def halving(batches: Iterable[list[int]], work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
+    """Yield each batch of rows with `work(rows)`, in parts where the memory runs out.
+
+    A batch that does not fit is halved and begun again, and none after it is larger; a warning says so once. So `work`
+    must leave nothing behind when it fails. Raises torch.OutOfMemoryError where a single row does not fit.
+    """
+    limit, too_many = None, 0
+    for batch in batches:
+        left = batch
+        while left:
+            rows = left[:limit]
+            try:
+                found = work(rows)
+            except RuntimeError as error:
+                limit, too_many = _half(len(rows), error), too_many or len(rows)
+            else:
+                if too_many:
+                    _tell(too_many, len(rows))
+                yield rows, found
+                del found  # makes room for the next one
+                left, too_many = left[len(rows) :], 0
+                continue
+            _free()  # not earlier: the error holds the frames of what failed, and they its tensors
+
+
+def _half(n_rows: int, error: RuntimeError) -> int:
+    """Return half of a batch that did not fit. Raises the error again if it is another one, or if one row is left."""
+    known = isinstance(error, torch.OutOfMemoryError)
+    if not known and "out of memory" not in str(error):  # `CUDA out of memory`, `MPS backend out of memory`
+        raise error
+    if n_rows == 1:
+        raise error if known else torch.OutOfMemoryError(str(error)) from error
+    return n_rows // 2
+
+
+def _free() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def _tell(too_many: int, n_rows: int) -> None:
+    warnings.warn(
+        f"the memory does not hold {too_many} sequences at once; going on with {n_rows}. "
+        f"Lower --batch-size to begin with fewer.",
+        stacklevel=2,
+    )
+
+
+class WholeBatches:
+    """Shows an observer whole batches, each name once, also where a batch goes through in parts.
+
+    Parts are kept on the CPU and right padded with zeros. What was shown before the memory ran out is not shown again.
+    """
+
+    def __init__(self, see: Seen, batches: Iterable[list[int]]) -> None:
+        self._see = see
+        self._batch_of = {row: batch for batch in batches for row in batch}
+        self._shown: set[Any] = set()
+        self._parts: list[dict[Any, tuple[torch.Tensor, torch.Tensor]]] = []
+
+    @contextmanager
+    def seeing(self, rows: Sequence[int]) -> Iterator[Seen]:
+        """Yield the observer of a pass over a batch or a part of it; of a pass that fails no part is kept."""
+        batch = self._batch_of[rows[0]]
+        if len(rows) == len(batch):
+            yield self._show
+        else:
+            part: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+            yield lambda name, *both: part.update({name: (both[0].cpu().clone(), both[1].cpu().clone())})
+            self._parts.append(part)
+        if rows[-1] == batch[-1]:
+            self._show_parts()
+            self._shown, self._parts = set(), []
+
+    def _show(self, name: Any, before: torch.Tensor, after: torch.Tensor) -> None:
+        self._see(name, before, after)
+        self._shown.add(name)
+
+    def _show_parts(self) -> None:
+        for name in self._parts[0] if self._parts else ():
+            if name not in self._shown:
+                before, after = zip(*(part[name] for part in self._parts), strict=True)
+                self._see(name, _stacked(before), _stacked(after))
+
+
+def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Join (rows, columns, width) tensors by their rows, right padded to the most columns."""
+    columns = max(part.shape[1] for part in parts)
+    return torch.cat([nn.functional.pad(part, (0, 0, 0, columns - part.shape[1])) for part in parts])
+
+
 @torch.inference_mode()
 def in_batches(
     rows: Sequence[Sequence[int]],
@@ -58,14 +157,18 @@ def in_batches(
 ) -> torch.Tensor:
     """Return `forward(ids, mask)` of every row as float32 on the CPU, (N, ...), in the order of `rows`.
 
-    Longest rows go first, so that memory runs out at once or not at all.
+    Longest rows go first, so that memory runs out at once or not at all; if it does, batches are halved.
     """
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    results: list[torch.Tensor] = []
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+
+    def work(chosen: list[int]) -> torch.Tensor:
         ids, mask = pad([rows[i] for i in chosen], pad_id)
-        results.append(forward(ids.to(device), mask.to(device)).float().cpu())
+        return forward(ids.to(device), mask.to(device)).float().cpu()
+
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+    results: list[torch.Tensor] = []
+    for chosen, found in halving(batches, work):
+        results.append(found)
         advance(len(chosen))
     return torch.cat(results)[torch.tensor(order).argsort()] if results else torch.zeros(0)
 

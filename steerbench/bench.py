@@ -56,6 +56,11 @@ class Bench:
     shared: dict[object, Any] = field(default_factory=dict)
     """Rollouts and activations, computed once for all methods."""
 
+    @property
+    def test_examples(self) -> list[Example]:
+        """The test examples as often as there are samples: the first sample of all, then the second."""
+        return list(self.test) * self.protocol.n_samples
+
     @cached_property
     def key(self) -> Key:
         """What the protocol came to: equal keys, comparable scores. Device, batch size and paths are not in it."""
@@ -66,6 +71,7 @@ class Bench:
             "data": self.data_revision,
             "split": "test",
             "n_examples": len(self.test),
+            "n_samples": p.n_samples,
             "examples": ids_hash([e.id for e in self.test]),
             "n_train": len(self.train),
             "train_examples": ids_hash([e.id for e in self.train]),
@@ -80,6 +86,8 @@ class Bench:
             "held_out_reward": asset(self.held_out.name, self.held_out.revision) if self.held_out else None,
             "encoder": asset(self.encoder.name, self.encoder.revision),
             "tuning_budget": p.tuning_budget,
+            "objective": (p.objective if p.match_kl is None else "kl") if p.tuning_budget else None,
+            "match_kl": p.match_kl,
             **({"transductive": True} if p.transductive else {}),
             "seeds": list(p.seeds),
             "steerbench": ".".join(steerbench.__version__.split(".")[:2]),

@@ -1,14 +1,15 @@
 """Generate with a steering, read activations, and score given responses: the three uses of a language model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from steerbench.batching import WholeBatches, halving
 from steerbench.dialogue import Dialogue
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.folding import folded
@@ -25,6 +26,7 @@ from steerbench.watching import read
 if TYPE_CHECKING:
     from steerbench.reward import Reward
 
+T = TypeVar("T")
 Pool = Literal["last_prompt", "last_response", "response_mean", "all"]
 
 
@@ -36,6 +38,7 @@ def generate(  # noqa: PLR0913 - the settings of one call, each by name
     decoding: Decoding = Decoding(),
     *,
     seed: int = 0,
+    sample: int = 0,
     reward: "Reward | None" = None,
     batch_size: int = 16,
     use_cache: bool = True,
@@ -43,33 +46,44 @@ def generate(  # noqa: PLR0913 - the settings of one call, each by name
 ) -> list[Response]:
     """Return one response per dialogue, in order.
 
-    Sampling draws from one generator per dialogue, seeded by `seed` and the dialogue, so that neither the batch nor the
-    steering changes what is drawn. Raises SteerbenchError if a prompt does not fit the context or an edit gives NaN.
+    Sampling draws from one generator per dialogue, seeded by `seed`, `sample` and the dialogue, so that neither the
+    batch nor the steering changes what is drawn; another `sample` is an independent draw. Raises SteerbenchError if a
+    prompt does not fit the context or an edit gives NaN.
     """
     if steering.decode is None:
-        return _draw(lm, dialogues, steering, decoding, (seed, 0), batch_size, use_cache, progress)
+        return _draw(lm, dialogues, steering, decoding, (seed, sample), batch_size, use_cache, progress)
     if reward is None:
         raise SteerbenchError("this steering chooses among candidates and needs a reward model; give one.")
-    if decoding.temperature == 0:
-        raise SteerbenchError("greedy candidates are all alike; to choose among them, set --temperature above 0.")
     count = steering.decode.candidates
-    draws = [_draw(lm, dialogues, steering, decoding, (seed, k), batch_size, use_cache, progress) for k in range(count)]
+    if decoding.temperature == 0 and count > 1:
+        raise SteerbenchError("greedy candidates are all alike; to choose among them, set --temperature above 0.")
+    numbers = range(sample * count, (sample + 1) * count)
+    draws = [_draw(lm, dialogues, steering, decoding, (seed, k), batch_size, use_cache, progress) for k in numbers]
     return [_choose(steering, d, list(c), reward) for d, c in zip(dialogues, zip(*draws, strict=True), strict=True)]
 
 
 def generate_fixed(
-    lm: LanguageModel, dialogue: Dialogue, steering: Steering, new_tokens: int, reward: "Reward | None" = None
+    lm: LanguageModel,
+    dialogues: Sequence[Dialogue],
+    steering: Steering,
+    new_tokens: int,
+    reward: "Reward | None" = None,
 ) -> None:
-    """Generate exactly `new_tokens` greedy tokens, end tokens forbidden, and throw them away: for timing."""
-    tokens = [lm.tokens(steering.apply_prompt(dialogue))]
+    """Generate exactly `new_tokens` greedy tokens for each dialogue, and throw them away: for timing.
+
+    All dialogues are one batch. End tokens are forbidden. Where the steering chooses among candidates, all of them are
+    generated, one batch for each, and with a reward the choice is made, too.
+    """
+    tokens = [lm.tokens(steering.apply_prompt(d)) for d in dialogues]
     _check_fit(lm, tokens, new_tokens)
     batch = lm.left_padded(tokens)
     decoding = Decoding(max_new_tokens=new_tokens)
     count = steering.decode.candidates if steering.decode else 1
     with torch.no_grad():
-        rows = [_generate_batch(lm, batch, steering, decoding, [], True, new_tokens)[0] for _ in range(count)]
+        draws = [_generate_batch(lm, batch, steering, decoding, [], True, new_tokens) for _ in range(count)]
     if steering.decode and reward:
-        _choose(steering, dialogue, [lm.cut(row) for row in rows], reward)
+        for dialogue, rows in zip(dialogues, zip(*draws, strict=True), strict=True):
+            _choose(steering, dialogue, [lm.cut(row) for row in rows], reward)
 
 
 def _choose(steering: Steering, dialogue: Dialogue, candidates: list[Response], reward: "Reward") -> Response:
@@ -89,13 +103,16 @@ def _draw(  # noqa: PLR0913, PLR0917
 ) -> list[Response]:
     tokens = [lm.tokens(steering.apply_prompt(d)) for d in dialogues]
     _check_fit(lm, tokens, decoding.max_new_tokens)
+
+    def work(rows: list[int]) -> list[list[int]]:
+        batch = lm.left_padded([tokens[i] for i in rows])
+        generators = [generator_for(seed[0], "sample", seed[1], dialogues[i]) for i in rows]
+        return _generate_batch(lm, batch, steering, decoding, generators, use_cache)
+
     responses: dict[int, Response] = {}
     with progress("generate", len(tokens)) as advance:
-        for rows in by_length(tokens, batch_size):
-            batch = lm.left_padded([tokens[i] for i in rows])
-            generators = [generator_for(seed[0], "sample", seed[1], dialogues[i]) for i in rows]
-            for i, ids in zip(rows, _generate_batch(lm, batch, steering, decoding, generators, use_cache), strict=True):
-                responses[i] = lm.cut(ids)
+        for rows, new in halving(by_length(tokens, batch_size), work):
+            responses |= {i: lm.cut(ids) for i, ids in zip(rows, new, strict=True)}
             advance(len(rows))
     return [responses[i] for i in range(len(dialogues))]
 
@@ -218,12 +235,16 @@ def activations(
         raise SteerbenchError(f"pool {pool!r} needs responses; sequence {empty[0]} has none.")
     _check_fit(lm, tokens, 0)
     place = lm.anatomy.place(site)
+
+    def work(rows: list[int]) -> list[Tensor]:
+        states = _read(lm, place, lm.right_padded([tokens[i] for i in rows]))
+        pooled = (_pooled(row, tokens[i], pool) for i, row in zip(rows, states, strict=True))
+        return [row.to("cpu", torch.float32, copy=True) for row in pooled]  # frees the batch
+
     out: dict[int, Tensor] = {}
     with progress(f"activations {site}", len(tokens)) as advance:
-        for rows in by_length(tokens, batch_size):
-            batch = lm.right_padded([tokens[i] for i in rows])
-            for i, row in zip(rows, _read(lm, place, batch), strict=True):
-                out[i] = _pooled(row, tokens[i], pool).to("cpu", torch.float32, copy=True)  # frees the batch
+        for rows, found in halving(by_length(tokens, batch_size), work):
+            out |= zip(rows, found, strict=True)
             advance(len(rows))
     return [out[i] for i in range(len(tokens))]
 
@@ -239,16 +260,33 @@ def response_states(
     """
     _check_fit(lm, tokens, 0)
     place = lm.anatomy.place(site)
+
+    def work(rows: list[int]) -> list[Tensor]:
+        states = _read(lm, place, lm.right_padded([tokens[i] for i in rows]))
+        return [row[_drawn_from(tokens[i])].to("cpu", copy=True) for i, row in zip(rows, states, strict=True)]
+
+    waiting: dict[int, Tensor] = {}
+    given = 0
     with progress(f"states {site}", len(tokens)) as advance:
-        for start in range(0, len(tokens), 8 * batch_size):
-            chunk = tokens[start : start + 8 * batch_size]
-            out: dict[int, Tensor] = {}
-            for rows in by_length(chunk, batch_size):
-                for i, row in zip(rows, _read(lm, place, lm.right_padded([chunk[i] for i in rows])), strict=True):
-                    first = len(chunk[i].prompt) - 1
-                    out[i] = row[first : first + len(chunk[i].response)].to("cpu", copy=True)
-                advance(len(rows))
-            yield from (out[i] for i in range(len(chunk)))
+        for rows, found in halving(_nearly_in_order(tokens, batch_size), work):
+            waiting |= zip(rows, found, strict=True)
+            advance(len(rows))
+            while given in waiting:
+                yield waiting.pop(given)
+                given += 1
+
+
+def _nearly_in_order(tokens: Sequence[Tokens], batch_size: int) -> Iterator[list[int]]:
+    """Yield batches of indices: those of each few batches in a row are sorted by length."""
+    for start in range(0, len(tokens), 8 * batch_size):
+        for rows in by_length(tokens[start : start + 8 * batch_size], batch_size):
+            yield [start + i for i in rows]
+
+
+def _drawn_from(tokens: Tokens) -> slice:
+    """Return the positions that the tokens of the response are drawn from."""
+    first = len(tokens.prompt) - 1
+    return slice(first, first + len(tokens.response))
 
 
 def _read(lm: LanguageModel, place: Place, batch: Batch) -> Tensor:
@@ -280,26 +318,49 @@ def response_logits(
     """Yield (index, logits) for each sequence, longest first: (response tokens, vocabulary), float32.
 
     Teacher forced, with the scopes of cached decoding. The steering's prompt part is not applied: the prompt is given.
-    `observe` sees every site that is edited, batch by batch, before its logits are yielded.
+    `observe` sees every site that is edited, batch by batch, also where the memory holds no more than parts of a batch.
     """
+    yield from _teacher_forced(lm, tokens, steering, batch_size, observe, lambda i, logits: logits)
+
+
+def _teacher_forced(
+    lm: LanguageModel,
+    tokens: Sequence[Tokens],
+    steering: Steering,
+    batch_size: int,
+    observe: Observer | None,
+    keep: Callable[[int, Tensor], T],
+) -> Iterator[tuple[int, T]]:
+    """Yield (index, `keep(index, logits)`) for each sequence; see `response_logits`."""
     if steering.decode is not None:
         raise SteerbenchError("a steering that chooses among candidates gives no probability to a given response.")
     _check_fit(lm, tokens, 0)
     # what is folded is neither to be seen nor kept from what stands behind an end token
     hooked = observe is not None or any(set(t.response[:-1]) & set(lm.end_ids) for t in tokens)
-    for rows in by_length(tokens, batch_size):
+    batches = list(by_length(tokens, batch_size))
+    whole = WholeBatches(observe, batches) if observe else None
+
+    def work(rows: list[int]) -> list[tuple[int, T]]:
         batch = lm.right_padded([tokens[i] for i in rows])
         positions = Positions(batch, lm.end_ids, cached=False)
         folding = nullcontext(steering.edits) if hooked else folded(lm.anatomy, steering.edits)
-        with folding as edits, steered(lm.model, lm.anatomy, edits, positions, observe):
-            out = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-        for i, row in zip(rows, out, strict=True):
-            start = len(tokens[i].prompt) - 1
-            logits = row[start : start + len(tokens[i].response)].float()
-            _check_finite(logits, _state_source(steering))
-            logits = _processed(lm, tokens[i], steering, logits)
-            _check_finite(logits, "a logits processor")
-            yield i, logits
+        with whole.seeing(rows) if whole else nullcontext() as see:
+            with folding as edits, steered(lm.model, lm.anatomy, edits, positions, see):
+                out = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+            return [(i, keep(i, _given_logits(lm, tokens[i], steering, row))) for i, row in zip(rows, out, strict=True)]
+
+    for _, found in halving(batches, work):
+        yield from found
+        del found  # makes room for the next batch
+
+
+def _given_logits(lm: LanguageModel, tokens: Tokens, steering: Steering, row: Tensor) -> Tensor:
+    """Return the logits that the tokens of a response are drawn from; `row` is (columns, vocabulary)."""
+    logits = row[_drawn_from(tokens)].float()
+    _check_finite(logits, _state_source(steering))
+    logits = _processed(lm, tokens, steering, logits)
+    _check_finite(logits, "a logits processor")
+    return logits
 
 
 def _processed(lm: LanguageModel, tokens: Tokens, steering: Steering, logits: Tensor) -> Tensor:
@@ -317,8 +378,10 @@ def log_probs(
     lm: LanguageModel, tokens: Sequence[Tokens], steering: Steering = Steering(), *, batch_size: int = 16
 ) -> list[Tensor]:
     """Return for each sequence the log-probability of its response tokens, (response tokens,), float32 on the CPU."""
-    out: dict[int, Tensor] = {}
-    for i, logits in response_logits(lm, tokens, steering, batch_size=batch_size):
+
+    def chosen(i: int, logits: Tensor) -> Tensor:
         target = torch.tensor(tokens[i].response, device=logits.device, dtype=torch.long)[:, None]
-        out[i] = logits.log_softmax(-1).gather(-1, target)[:, 0].cpu()
+        return logits.log_softmax(-1).gather(-1, target)[:, 0].cpu()
+
+    out = dict(_teacher_forced(lm, tokens, steering, batch_size, None, chosen))
     return [out[i] for i in range(len(tokens))]

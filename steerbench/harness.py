@@ -13,11 +13,13 @@ import torch
 
 import steerbench
 from steerbench.bench import Bench, Options, load_bench
-from steerbench.effect import effect
+from steerbench.candidates import sweep
+from steerbench.effect import Effect, effect
 from steerbench.errors import SteerbenchError
 from steerbench.generation import generate
 from steerbench.latency import latency
 from steerbench.machine import OUT_OF_MEMORY, environment
+from steerbench.matching import match
 from steerbench.method import Method
 from steerbench.protocol import Protocol, fingerprint
 from steerbench.records import Record, Store, identity
@@ -26,7 +28,8 @@ from steerbench.scoring import means, score
 from steerbench.spec import build, parse
 from steerbench.steerer import FitContext
 from steerbench.steering import Steering
-from steerbench.tuning import tune
+from steerbench.tuning import Tuned, tune
+from steerbench.validation import Validation
 
 UNSTEERED = "unsteered"
 
@@ -49,14 +52,14 @@ class Outcome:
     """How many of the records were there before."""
 
 
-def run(protocol: Protocol, methods: str, options: Options = Options()) -> Outcome:
+def run(protocol: Protocol, methods: str, options: Options = Options(), *, swept: bool = False) -> Outcome:
     """Measure methods under a protocol and write their records; what has a record is not measured again.
 
     `methods` is a list such as `caa:strength=2,caa+static_prompt`; the unsteered model is always measured too. A method
-    that fails is reported in the outcome, and the others go on. Raises SteerbenchError if nothing can be measured, or
-    nothing can be written.
+    that fails is reported in the outcome, and the others go on. `swept` measures each at every strength of its search
+    space. Raises SteerbenchError if nothing can be measured, or nothing can be written.
     """
-    chosen = plan(methods, tuned=protocol.tuning_budget > 0)
+    chosen = plan(methods, tuned=protocol.complete.tuning_budget > 0, swept=swept)
     store = Store(options.out)
     store.prepare()
     bench = load_bench(protocol, options)
@@ -71,9 +74,12 @@ def run(protocol: Protocol, methods: str, options: Options = Options()) -> Outco
     return outcome
 
 
-def plan(methods: str, *, tuned: bool = False) -> list[Method]:
+def plan(methods: str, *, tuned: bool = False, swept: bool = False) -> list[Method]:
     """Read and build the methods, the unsteered model first. Raises SteerbenchError before anything heavy is loaded."""
+    if tuned and swept:
+        raise SteerbenchError("--sweep measures every strength, so that nothing is left to tune; drop --tune.")
     found = [Method(spec, build(spec)) for spec in [*parse(UNSTEERED), *parse(methods)]]
+    found = [one for method in found for one in sweep(method)] if swept else found
     chosen: dict[str, Method] = {}
     for method in found:  # without tuning, `caa` and `caa:strength=1` are one and the same
         chosen.setdefault(fingerprint(method.parts(tuned=tuned)), method)
@@ -127,29 +133,20 @@ def _reason(error: Exception) -> str:
 def measure(bench: Bench, method: Method, seed: int, unsteered: pd.DataFrame | None) -> Record:
     """Tune a method if the protocol says so, fit it, generate on the test prompts, score, and time it."""
     seconds: dict[str, float] = {}
-    options = bench.options
     context = fit_context(bench, seed)
     with _timed(seconds, "tune"):
-        tuned = tune(method, context, bench.validation, bench.protocol.tuning_budget)
+        tuned = _tuned(bench, method, context)
     with _timed(seconds, "fit"):
         steering = tuned.method.fit(context)
     with _timed(seconds, "generate"):
-        responses = generate(
-            bench.lm,
-            [e.prompt for e in bench.test],
-            steering,
-            bench.protocol.decoding,
-            seed=seed,
-            reward=bench.reward,
-            batch_size=options.batch_size,
-            progress=options.progress,
-        )
+        responses = _responses(bench, steering, seed)
     truncated = bench.reward.truncated
     with _timed(seconds, "score"):
-        table = score(bench, responses, unsteered)
+        found = _effect(bench, responses, steering)
+        table = score(bench, responses, found, unsteered)
     truncated = bench.reward.truncated - truncated
-    costs = latency(bench.lm, _median_prompt(bench), steering, bench.reward, progress=options.progress)
-    report = {"fit": context.report, "effect": _effect(bench, responses, steering)}
+    costs = latency(bench.lm, _median_prompt(bench), steering, bench.reward, progress=bench.options.progress)
+    report = {"fit": context.report, "effect": found.report}
     measured = {
         "latency": costs,
         "seconds": seconds,
@@ -180,8 +177,36 @@ def _record(
     )
 
 
-def _effect(bench: Bench, responses: Sequence[Response], steering: Steering) -> dict[str, Any]:
+def _tuned(bench: Bench, method: Method, context: FitContext) -> Tuned:
+    protocol = bench.protocol
+    validation = Validation(bench.validation, bench.encoder, protocol.objective)
+    if protocol.match_kl is None:
+        return tune(method, context, validation, protocol.tuning_budget)
+    return match(method, context, validation, protocol.match_kl, protocol.tuning_budget)
+
+
+def _responses(bench: Bench, steering: Steering, seed: int) -> list[Response]:
+    """Return the responses to all test prompts, one sample after the other."""
     options, prompts = bench.options, [e.prompt for e in bench.test]
+    return [
+        response
+        for sample in range(bench.protocol.n_samples)
+        for response in generate(
+            bench.lm,
+            prompts,
+            steering,
+            bench.protocol.decoding,
+            seed=seed,
+            sample=sample,
+            reward=bench.reward,
+            batch_size=options.batch_size,
+            progress=options.progress,
+        )
+    ]
+
+
+def _effect(bench: Bench, responses: Sequence[Response], steering: Steering) -> Effect:
+    options, prompts = bench.options, [e.prompt for e in bench.test_examples]
     return effect(bench.lm, prompts, responses, steering, batch_size=options.batch_size, progress=options.progress)
 
 

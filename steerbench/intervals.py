@@ -1,7 +1,9 @@
-"""How sure a gain over the unsteered model is: differences on the same prompts, and a bootstrap over their clusters."""
+"""How sure a gain over the unsteered model is: differences on the same prompts, resampled by their clusters."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from math import sqrt
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,9 +30,12 @@ class Gaps(NamedTuple):
     """Differences on the same prompts, steered minus unsteered, in the order of the prompts' ids."""
 
     ids: list[str]
+    """An id is there as often as its prompt has responses."""
     groups: list[str]
     values: Any
-    """Means over the seeds, (prompts,) float64."""
+    """Means over the seeds, (responses,) float64."""
+    by_seed: Any
+    """Means over the prompts, (seeds, responses per prompt) float64."""
 
 
 def paired_interval(
@@ -52,7 +57,9 @@ def gaps(steered: Sequence[pd.DataFrame], unsteered: Sequence[pd.DataFrame], col
     first = _by_id(unsteered[0])
     ids = list(first["id"])
     seeds = [_values(s, ids, column) - _values(u, ids, column) for s, u in zip(steered, unsteered, strict=True)]
-    return Gaps(ids, list(first["group"]), np.mean(seeds, axis=0))
+    samples = _samples(first)
+    by_seed = [[float(row[samples == k].mean()) for k in np.unique(samples)] for row in seeds]
+    return Gaps(ids, list(first["group"]), np.mean(seeds, axis=0), np.array(by_seed))
 
 
 def intervals(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[Interval]:
@@ -73,8 +80,78 @@ def intervals(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[Int
     return [Interval(mean, *(next(ends) if vary else (mean, mean))) for mean, vary in zip(means, varied, strict=True)]
 
 
+def p_values(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[float]:
+    """Return for each difference the two-sided p-value of a sign-flip test: that steering changes nothing on average.
+
+    Without an effect, the differences of a whole cluster could as well have the other sign; p is the share of random
+    signs that give a mean at least as far from zero, the signs observed among them.
+    """
+    if not found:
+        return []
+    sums, _ = _clusters(found)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(n_resamples, sums.shape[1]))
+    exact = _addable(sums)
+    flipped, observed = np.abs(exact @ signs.T), np.abs(exact.sum(axis=1, keepdims=True))
+    return [float(p) for p in ((flipped >= observed).sum(axis=1) + 1) / (n_resamples + 1)]
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number, by Holm's method: the chance of one false claim stays below alpha."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    corrected, highest = [1.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = highest
+    return corrected
+
+
+def wilson(rate: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval of a rate among n prompts. A tie may count one half."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+class Spread(NamedTuple):
+    """How much a gain differs between repetitions, in standard deviations; None where that cannot be told."""
+
+    fit: float | None
+    """Between fits, were each measured with endless samples."""
+    sampling: float | None
+    """Between samples of one fit, each of one response per prompt."""
+
+
+def spread(by_seed: Any, *, sampled: bool) -> Spread:
+    """Split the variance of a gain, (seeds, samples), into that between fits and that between samples of a fit.
+
+    Sampling alone is the pooled variance within a fit; what the means of fits vary more than it explains is theirs.
+    Greedy responses do not vary; with one sample of each fit the two cannot be told apart.
+    """
+    n_seeds, n_samples = by_seed.shape
+    if sampled and n_samples == 1:
+        return Spread(None, None)
+    within = float(by_seed.var(axis=1, ddof=1).mean()) if sampled else 0.0
+    if n_seeds == 1:
+        return Spread(None, sqrt(within))
+    between = float(by_seed.mean(axis=1).var(ddof=1)) - within / n_samples
+    return Spread(sqrt(max(0.0, between)), sqrt(within))
+
+
+def standard_error(found: Gaps) -> float:
+    """Return the standard error of a mean difference, prompts of one cluster counted as dependent."""
+    sums, sizes = _clusters([found])
+    residuals = sums[0] - sizes * found.values.mean()
+    n = len(sizes)
+    return sqrt(float(residuals @ residuals) * n / max(1, n - 1)) / float(sizes.sum())
+
+
 def _by_id(table: pd.DataFrame) -> pd.DataFrame:
-    return table.sort_values("id", kind="stable")
+    return table.sort_values(["id", *(["sample"] if "sample" in table else [])], kind="stable")
+
+
+def _samples(table: pd.DataFrame) -> Any:
+    return table["sample"].to_numpy() if "sample" in table else np.zeros(len(table), int)
 
 
 def _values(table: pd.DataFrame, ids: list[str], column: str) -> Any:

@@ -6,12 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from steerbench import testbed
-from steerbench.errors import SteerbenchError
+from steerbench.errors import SteerbenchError, suggest
 
 DEFAULT_ENCODER = "princeton-nlp/sup-simcse-bert-base-uncased"
+
+Objective = Literal["reward", "sum"]
+"""What tuning maximises on validation: the gain of reward, in standard deviations of the unsteered model's rewards; or
+coherence + diversity + reward, by which Kong et al. 2024 (arXiv 2406.05954) chose theirs."""
+MATCH_BUDGET = 8
+"""Trials of `match_kl` where no budget is given."""
 
 Key = dict[str, Any]
 """The protocol as it was measured: names and paths replaced by revisions and content hashes."""
@@ -52,10 +58,16 @@ class Protocol:
     """File or folder in the task's original schema. None: the testbed's, or the Hub's pinned revision."""
     n_examples: int = 256
     """Test prompts."""
+    n_samples: int = 1
+    """Responses to each test prompt, for each seed."""
     n_train: int = 512
     """Training examples that methods may learn from."""
     tuning_budget: int = 0
     """Trials per method on the validation split. 0: hyperparameters as given."""
+    objective: Objective = "reward"
+    """What the trials are compared by."""
+    match_kl: float | None = None
+    """KL(steered || unsteered) per token, in nats, that every strength is set for, instead of the objective."""
     n_validation: int = 128
     """Validation prompts that a trial is scored on."""
     transductive: bool = False
@@ -73,6 +85,15 @@ class Protocol:
             raise SteerbenchError("n_examples and n_train must be at least 1, and seeds needs at least one number.")
         if self.tuning_budget < 0 or self.n_validation < 1:
             raise SteerbenchError("tuning_budget must be 0 or more, and n_validation at least 1.")
+        if self.objective not in get_args(Objective):
+            raise SteerbenchError(suggest("objective", self.objective, list(get_args(Objective))))
+        if self.match_kl is not None and not 0 < self.match_kl < inf:
+            raise SteerbenchError(f"match_kl is {self.match_kl}; it must be above 0, in nats per token, such as 0.1.")
+        if self.n_samples < 1 or (self.n_samples > 1 and not self.decoding.temperature):
+            raise SteerbenchError(
+                f"n_samples is {self.n_samples}; it must be 1 or more, and more than 1 needs a temperature above 0: "
+                f"greedy responses are all alike."
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise SteerbenchError(f"seeds {self.seeds} holds a number twice.")
 
@@ -97,6 +118,7 @@ class Protocol:
             encoder=_part(home, "encoder", self.encoder) or DEFAULT_ENCODER,
             data=data,
             dtype=dtype,
+            tuning_budget=self.tuning_budget or (MATCH_BUDGET if self.match_kl else 0),
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
@@ -9,22 +10,37 @@ import pandas as pd
 
 from steerbench import testbed
 from steerbench.errors import SteerbenchError
-from steerbench.intervals import Interval, gaps, intervals
+from steerbench.intervals import Interval, gaps, holm, intervals, p_values, spread, wilson
 from steerbench.protocol import Difference, differences, fingerprint
 from steerbench.records import METRICS, Record
 
 UNSTEERED = "unsteered"
 GAINS = ("reward", "held_out_reward", "gold")
 """Metrics that have a gain over the unsteered model, such as `reward_gain` with `reward_gain_low` and `_high`."""
+_ENDS = ("", "_low", "_high", "_p", "_p_holm", "_fit_sd", "_sampling_sd")
+GAIN_COLUMNS = tuple(f"{name}_gain{end}" for name in GAINS for end in _ENDS)
+RATES = (
+    "win_rate",
+    "win_rate_preferred",
+    "held_out_win_rate",
+    "held_out_win_rate_preferred",
+    "worse",
+    "truncated",
+    "empty",
+)
+"""Metrics that are shares of prompts, with Wilson's intervals `_low` and `_high`."""
 LATENCY = ("decode_ratio", "prefill_ratio", "prefill_ms", "decode_ms_per_token", "tokens_per_s", "peak_memory_mb")
 
 
 def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
-    """Return one row per task and method, ranked by reward within a task; means over seeds.
+    """Return one row per task and method, in order of reward within a task; means over seeds.
 
-    A method without all the protocol's seeds has no rank. Gains over the unsteered model have 95 % intervals, by a
-    bootstrap over the test prompts (`steerbench.intervals`); they are empty where a seed of the method has no record of
-    the unsteered model beside it. Raises SteerbenchError that names the field in which two protocols of one task
+    `rank` is 1 + the number of methods whose reward on the same prompts is higher, with a 95 % interval of the
+    difference above zero: methods that cannot be told apart share a rank. A method without all the protocol's seeds
+    has none. Gains over the unsteered model have 95 % intervals (bootstrap over the test prompts), p-values (sign
+    flips), alone and corrected for the number of methods in the task (Holm), and standard deviations between fits and
+    between samples: see `steerbench.intervals`. All are empty where a seed of the method has no record of the unsteered
+    model beside it. Raises SteerbenchError that names the field in which two protocols of one task
     differ, and if records of one protocol hold different prompts.
     """
     records = list({r.identity: r for r in records}.values())  # folders may overlap
@@ -56,11 +72,9 @@ def _ranked(records: Sequence[Record]) -> list[dict[Hashable, object]]:
     variants = _by(in_order, lambda r: fingerprint([r.parts, r.steerbench]))
     labels = _labels(variants)
     gains = _gains(variants, _unsteered(records))
-    rows = [_row(labels[key], group, gains[key]) for key, group in variants.items()]
+    ranks = _ranks({key: g for key, g in variants.items() if len(g) == len(records[0].protocol["seeds"])})
+    rows = [_row(labels[key], ranks.get(key), group, gains[key]) for key, group in variants.items()]
     table = pd.DataFrame(rows).sort_values(["reward", "method"], ascending=[False, True])
-    complete = table["seeds"] == len(records[0].protocol["seeds"])
-    rank = table["reward"].where(complete).rank(ascending=False, method="min").astype("Int64")
-    table.insert(1, "rank", rank)
     rows_in_order: list[dict[Hashable, object]] = table.to_dict("records")
     return rows_in_order
 
@@ -88,20 +102,57 @@ def _unsteered(records: Sequence[Record]) -> dict[int, Record]:
     return {record.seed: record for record in sorted(found, key=lambda r: (r.created, r.identity))}
 
 
-def _gains(variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record]) -> dict[str, dict[str, Interval]]:
-    """Return the gains of each variant over the unsteered model, by metric, where it can be compared."""
+def _ranks(variants: Mapping[str, list[Record]]) -> dict[str, int]:
+    """Return for each variant 1 + the number of those that are surely better, on the same prompts and seeds."""
+    groups = {key: group for key, group in variants.items() if all(_has(r, "reward") for r in group)}
+    first = next(iter(groups.values()), [])
+    over_first = {
+        key: gaps([r.examples for r in group], [r.examples for r in first], "reward") for key, group in groups.items()
+    }
+    pairs = list(combinations(over_first, 2))
+    told = intervals([over_first[a]._replace(values=over_first[a].values - over_first[b].values) for a, b in pairs])
+    ranks = dict.fromkeys(over_first, 1)
+    for (a, b), (_, low, high) in zip(pairs, told, strict=True):
+        if low is not None and high is not None:
+            ranks[b] += low > 0
+            ranks[a] += high < 0
+    return ranks
+
+
+def _gains(variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record]) -> dict[str, dict[str, float | None]]:
+    """Return the columns of the gains of each variant over the unsteered model, where it can be compared."""
     found = {
-        (key, name): gaps([r.examples for r in group], [unsteered[r.seed].examples for r in group], name)
-        for key, group in variants.items()
+        (name, key): gaps([r.examples for r in group], [unsteered[r.seed].examples for r in group], name)
         for name in GAINS
+        for key, group in variants.items()
         if all(_has(r, name) and _has(unsteered.get(r.seed), name) for r in group)
     }
     told = intervals(list(found.values()))  # at once, because resampling is what takes the time
-    gains: dict[str, dict[str, Interval]] = {key: {} for key in variants}
-    for (key, name), interval in zip(found, told, strict=True):
-        itself = all(unsteered[r.seed] is r for r in variants[key])
-        gains[key][name] = Interval(0.0, 0.0, 0.0) if itself else interval
-    return gains
+    itself = {key for key, group in variants.items() if all(unsteered.get(r.seed) is r for r in group)}
+    p = dict(zip(found, p_values(list(found.values())), strict=True))
+    corrected = _corrected({pair: value for pair, value in p.items() if pair[1] not in itself})
+    columns: dict[str, dict[str, float | None]] = {key: dict.fromkeys(GAIN_COLUMNS) for key in variants}
+    for ((name, key), gap), interval in zip(found.items(), told, strict=True):
+        if key in itself:
+            columns[key] |= _of_gain(name, Interval(0.0, 0.0, 0.0))
+        else:
+            sampled = variants[key][0].protocol["temperature"] > 0
+            tested = (p[name, key], corrected[name, key], *spread(gap.by_seed, sampled=sampled))
+            columns[key] |= _of_gain(name, (*interval, *tested))
+    return columns
+
+
+def _of_gain(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
+    return {f"{name}_gain{end}": value for end, value in zip(_ENDS, values, strict=False)}
+
+
+def _corrected(p: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+    """Return p-values corrected for the number of methods, each metric by itself."""
+    corrected: dict[tuple[str, str], float] = {}
+    for metric in GAINS:
+        pairs = [pair for pair in p if pair[0] == metric]
+        corrected |= zip(pairs, holm([p[pair] for pair in pairs]), strict=True)
+    return corrected
 
 
 def _has(record: Record | None, name: str) -> bool:
@@ -109,21 +160,28 @@ def _has(record: Record | None, name: str) -> bool:
     return record is not None and {"id", "group", name} <= {*record.examples} and record.examples[name].notna().all()
 
 
-def _gain_columns(gains: Mapping[str, Interval]) -> dict[str, float | None]:
-    ends = ("", "_low", "_high")
-    missing = (None,) * len(ends)
-    return {
-        f"{name}_gain{end}": value for name in GAINS for end, value in zip(ends, gains.get(name, missing), strict=True)
-    }
+def _rates(metrics: Mapping[str, float | None], n: int) -> dict[str, float | None]:
+    """Return Wilson's intervals of the shares of prompts. Seeds and samples do not count as further prompts."""
+    ends: dict[str, float | None] = {}
+    for name in RATES:
+        rate = metrics[name]
+        low, high = (None, None) if rate is None else wilson(rate, n)
+        ends |= {f"{name}_low": low, f"{name}_high": high}
+    return ends
 
 
-def _row(label: str, records: Sequence[Record], gains: Mapping[str, Interval]) -> dict[str, object]:
+def _row(
+    label: str, rank: int | None, records: Sequence[Record], gains: Mapping[str, float | None]
+) -> dict[str, object]:
     first = records[0]
+    metrics = {name: _mean(r.metrics.get(name) for r in records) for name in METRICS}
     return {
         "task": first.labels["task"],
+        "rank": rank,
         "method": label,
-        **{name: _mean(r.metrics.get(name) for r in records) for name in METRICS},
-        **_gain_columns(gains),
+        **metrics,
+        **gains,
+        **_rates(metrics, first.protocol["n_examples"]),
         **{name: _mean(r.latency.get(name) for r in records) for name in LATENCY},
         "fit_seconds": _mean(r.seconds.get("fit") for r in records),
         "seeds": len(records),

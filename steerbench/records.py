@@ -28,13 +28,16 @@ METRICS = {
     "win_rate_preferred": "share of prompts with a higher reward than the data set's preferred reply, ties one half",
     "held_out_win_rate": "as `win_rate`, by the held-out reward",
     "held_out_win_rate_preferred": "as `win_rate_preferred`, by the held-out reward",
+    "worse": "share of prompts with a lower reward than the unsteered response, by more than 1e-4",
     "diversity": "product of distinct n-gram ratios within a response, n = 2..4",
     "coherence": "cosine of the sentence embeddings of prompt and response",
     "length": "tokens of the response",
+    "kl": "KL(steered || unsteered) per token of the responses, in nats; a bound where candidates are chosen among",
+    "perplexity": "of the responses under the unsteered model with the plain prompt, over all tokens",
     "truncated": "share of responses that reached the token limit",
     "empty": "share of responses without text",
 }
-"""Columns of the per-example table whose means a record keeps."""
+"""What a record keeps of its per-example table: the means of columns, and over tokens those of `kl` and `nll`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,11 @@ class DecodePart(Part, ABC):
 
     candidates: int
 
+    @property
+    def sequence_kl(self) -> float | None:
+        """KL(chosen || drawn) of a whole response in nats, or an upper bound of it; None where it is not known."""
+        return None
+
     @abstractmethod
     def choose(self, dialogue: Dialogue, candidates: Sequence[str], reward: "Reward") -> int:
         """Return the index of the response to keep."""

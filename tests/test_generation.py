@@ -366,7 +366,7 @@ def test_fixed_length_forbids_end_tokens_without_alarm(llama: LanguageModel, end
     lm = LanguageModel(llama.model, tokenizer)
     passes: list[int] = []
     handle = lm.model.register_forward_hook(lambda m, a, o: passes.append(1))
-    generate_fixed(lm, user("Hi"), Steering(logits=(Bias(tokenizer.eos_token_id, 50.0),)), 7)
+    generate_fixed(lm, [user("Hi")], Steering(logits=(Bias(tokenizer.eos_token_id, 50.0),)), 7)
     handle.remove()
     assert len(passes) == 7
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -26,6 +27,7 @@ from steerbench import (
     user,
 )
 from steerbench.bench import load_bench
+from steerbench.effect import Effect
 from steerbench.errors import SteerbenchError
 from steerbench.metrics import diversity_of
 from steerbench.protocol import differences
@@ -93,6 +95,9 @@ def test_a_run_measures_the_unsteered_model_and_every_method(protocol: Protocol,
     for record in outcome.records:
         table = record.examples
         assert len(table) == 4
+        weights = table["tokens"] / table["tokens"].sum()
+        assert record.metrics.pop("kl") == pytest.approx((table["kl"] * weights).sum())
+        assert record.metrics.pop("perplexity") == pytest.approx(np.exp((table["nll"] * weights).sum()))
         for name, mean in record.metrics.items():
             assert mean == pytest.approx(table[name].mean())
         assert record.latency["device"]
@@ -133,15 +138,18 @@ class CountLetters(Reward):
         return torch.tensor([float(len(r)) for r in responses])
 
 
+NOTHING = Effect([0.0] * 4, [0.0] * 4, {})
+
+
 def test_the_preferred_reply_is_the_one_to_beat(protocol: Protocol) -> None:
     bench = replace(load_bench(protocol, Options()), reward=CountLetters())
     between = [Response("x" * ((len(e.chosen) + len(e.rejected)) // 2), (1,), "length") for e in bench.test]
     assert all(len(e.chosen) > len(r.text) > len(e.rejected) for e, r in zip(bench.test, between, strict=True))
-    assert score(bench, between, None)["win_rate_preferred"].tolist() == [0.0] * 4
+    assert score(bench, between, NOTHING, None)["win_rate_preferred"].tolist() == [0.0] * 4
     longer = [Response("x" * (len(e.chosen) + 1), (1,), "length") for e in bench.test]
-    assert score(bench, longer, None)["win_rate_preferred"].tolist() == [1.0] * 4
+    assert score(bench, longer, NOTHING, None)["win_rate_preferred"].tolist() == [1.0] * 4
     equal = [Response(e.chosen, (1,), "length") for e in bench.test]
-    assert score(bench, equal, None)["win_rate_preferred"].tolist() == [0.5] * 4
+    assert score(bench, equal, NOTHING, None)["win_rate_preferred"].tolist() == [0.5] * 4
 
 
 def test_what_has_a_record_is_not_measured_again(

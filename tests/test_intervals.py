@@ -129,7 +129,7 @@ def test_neither_the_order_of_rows_nor_another_run_changes_a_bit() -> None:
 
 def test_what_is_computed_beside_it_changes_no_bit() -> None:
     ids = [str(i) for i in range(300)]
-    found = [Gaps(ids, ids, normal(seed, 300, sd=10.0**seed)) for seed in range(7)]
+    found = [Gaps(ids, ids, normal(seed, 300, sd=10.0**seed), None) for seed in range(7)]
     together = intervals(found)
     assert together == [intervals([one])[0] for one in found]
     assert intervals(found[::-1]) == together[::-1]
@@ -187,7 +187,7 @@ def test_little_variation_gives_numbers_around_the_mean(values: list[float]) -> 
 
 def test_constant_differences_stand_beside_varied_ones() -> None:
     ids = [str(i) for i in range(30)]
-    constant, varied = Gaps(ids, ids, np.ones(30)), Gaps(ids, ids, normal(11, 30))
+    constant, varied = (Gaps(ids, ids, values, None) for values in (np.ones(30), normal(11, 30)))
     found = intervals([constant, varied, constant])
     assert found[0] == found[2] == (1.0, 1.0, 1.0)
     assert found[1] == intervals([varied])[0]

@@ -1,5 +1,6 @@
 """A run killed at any moment leaves whole records alone, and the same command finishes it without repeating them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -52,6 +54,61 @@ while status != 0:
     assert status in (0, signal.SIGKILL), status
     moment += 1
 print(moment)
+"""
+
+
+TIMED = """
+import importlib, json, os, random, signal, sys, time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from steerbench import harness
+from steerbench.cli import app
+from steerbench.latency import latency
+
+out, n, args = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+harness.latency = partial(latency, new_tokens=2, rounds=1)
+null = os.open(os.devnull, os.O_WRONLY)
+
+def started(folder):
+    '''Start the command in a process of its own, which has everything imported already.'''
+    child = os.fork()
+    if child == 0:
+        os.dup2(null, 1)
+        app(["run", *args, "--out", str(out / folder)], standalone_mode=False)
+        if folder == "first":
+            (out / "modules.json").write_text(json.dumps(sorted(sys.modules)))
+        os._exit(0)
+    return child
+
+def finished(folder):
+    '''Run to the end and return how many seconds it took.'''
+    start = time.perf_counter()
+    status = os.waitpid(started(folder), 0)[1]
+    assert status == 0, status
+    return time.perf_counter() - start
+
+def killed(folder, moment):
+    '''Kill a run after so many seconds; say whether it was still going on.'''
+    child = started(folder)
+    time.sleep(moment)
+    os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1] == signal.SIGKILL
+
+finished("first")
+for name in json.loads((out / "modules.json").read_text()):
+    with suppress(ImportError):
+        importlib.import_module(name)
+seconds = finished("whole")
+draw = random.Random(0)
+hits = 0
+for k in range(n):
+    hits += killed(f"once-{k}", (k + draw.random()) / n * seconds)
+    finished(f"once-{k}")
+for k in range(n):
+    hits += killed("often", draw.random() * seconds / 2)
+finished("often")
+print(hits, seconds)
 """
 
 
@@ -124,3 +181,50 @@ def test_the_same_command_goes_on_where_it_was_ended(
     assert before.items() <= times(tmp_path / "ended").items()
     assert cli("run", *args, "--out", tmp_path / "whole").exit_code == 0
     same_scores(Store(tmp_path / "ended").records(), Store(tmp_path / "whole").records())
+
+
+# Killed at any time
+
+N_KILLS = 20
+NOT_COMPARED = {"created", "seconds", "latency"}
+"""What a record says about the clock, and about what else the machine did."""
+
+
+@pytest.fixture(scope="module")
+def killed(run_args: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a run that was not killed, `whole`, and with those that were killed and begun again."""
+    out = tmp_path_factory.mktemp("killed")
+    sizes = ["--n-examples", "3", "--n-train", "4", "--max-new-tokens", "3", "--tune", "2", "--seeds", "0,1"]
+    command = [sys.executable, "-c", TIMED, str(out), str(N_KILLS), *run_args, *sizes, "--methods", METHODS]
+    done = subprocess.run([*command[:-1], f"{METHODS},random_direction"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[0]) > N_KILLS, "most runs were over before they were killed"
+    return out
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, dict[str, Any]]]:
+    """Return for each record the bytes of its examples, and its JSON without what depends on the clock."""
+    found = {}
+    for path in folder.glob("[!.]*/record.json"):
+        values = {key: value for key, value in json.loads(path.read_text()).items() if key not in NOT_COMPARED}
+        found[path.parent.name] = (path.with_name("examples.parquet").read_bytes(), values)
+    return found
+
+
+def leaderboard(cli: Callable[..., Result], folder: Path, csv: Path) -> pd.DataFrame:
+    """Return the leaderboard without its times."""
+    assert cli("leaderboard", folder, "--csv", csv).exit_code == 0
+    table = pd.read_csv(csv)
+    return table[[column for column in table if not column.startswith(TIMES)]]
+
+
+@pytest.mark.parametrize("name", [*(f"once-{k}" for k in range(N_KILLS)), "often"])
+def test_a_run_that_was_killed_ends_as_one_that_was_not(
+    killed: Path, cli: Callable[..., Result], tmp_path: Path, name: str
+) -> None:
+    whole = contents(killed / "whole")
+    assert len(whole) == 8
+    assert contents(killed / name) == whole
+    assert all(path.name in whole or path.name.startswith(".partial-") for path in (killed / name).iterdir())
+    one, other = (leaderboard(cli, killed / n, tmp_path / f"{n}.csv") for n in ("whole", name))
+    pd.testing.assert_frame_equal(one, other)

@@ -31,7 +31,7 @@ def test_the_two_are_timed_in_turns_and_ratios_are_taken_within_rounds(
 ) -> None:
     calls: list[tuple[bool, int]] = []
 
-    def seconds(lm: Any, dialogue: Any, steering: Steering, reward: Any, new: int) -> float:
+    def seconds(lm: Any, dialogues: Any, steering: Steering, reward: Any, new: int) -> float:
         """Pretend that the clock slows down by the round, and that steering costs half as much again."""
         round_ = len(calls) // 4
         calls.append((bool(steering.edits), new))
@@ -58,7 +58,7 @@ def test_every_run_makes_the_same_number_of_tokens(llama: LanguageModel) -> None
     for steering, factor in ((Steering(), 1), (SHIFT, 1), (Steering(decode=First(3)), 3)):
         passes: list[int] = []
         handle = llama.model.register_forward_pre_hook(lambda *_: passes.append(1))  # noqa: B023
-        generate_fixed(llama, user("Hi"), steering, 4, VowelReward())
+        generate_fixed(llama, [user("Hi")], steering, 4, VowelReward())
         handle.remove()
         assert len(passes) == 4 * factor
 

@@ -193,7 +193,9 @@ def test_gains_are_empty_where_there_is_nothing_to_compare() -> None:
     lost = scored("caa", 0)
     lost.examples.loc[3, "reward"] = float("nan")
     assert gains(leaderboard([scored("unsteered", 0), lost]), "caa") == nothing
-    assert gains(leaderboard([*both("unsteered"), *both("caa")]), "caa") == nothing  # no groups
+    without = [replace(r, examples=r.examples.drop(columns="group")) for r in (*both("unsteered"), *both("caa"))]
+    assert gains(leaderboard(without), "caa") == nothing
+    assert leaderboard(without)["rank"].isna().all()
 
 
 def test_one_group_of_prompts_has_a_gain_without_an_interval() -> None:
@@ -227,8 +229,9 @@ def test_csv_has_gains_after_the_metrics_whatever_the_order_of_the_records(tmp_p
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     again = pd.read_csv(tmp_path / "a.csv")
     start = list(again.columns).index("reward_gain")
-    names = [f"{name}_gain{end}" for name in SCORES for end in ("", "_low", "_high")]
-    assert list(again.columns[start - 1 : start + 10]) == ["empty", *names, "decode_ratio"]
+    ends = ("", "_low", "_high", "_p", "_p_holm", "_fit_sd", "_sampling_sd")
+    names = [f"{name}_gain{end}" for name in SCORES for end in ends]
+    assert list(again.columns[start - 1 : start + 22]) == ["empty", *names, "win_rate_low"]
     pd.testing.assert_frame_equal(again[names], table[names], check_exact=True)
 
 

@@ -15,7 +15,7 @@ from steerbench.records import identity, read
 
 def make(method: str = "caa", seed: int = 0, **protocol: Any) -> Record:
     """Return a small record of a protocol with two seeds."""
-    key = {"task": "shp", "n_examples": 2, "model": "sha256:a", "seeds": [0, 1], **protocol}
+    key = {"task": "shp", "n_examples": 2, "model": "sha256:a", "seeds": [0, 1], "temperature": 0.0, **protocol}
     reward = {"unsteered": 0.5, "caa": 1.5}.get(method, 1.0) + seed
     return Record(
         method=method,
@@ -32,7 +32,7 @@ def make(method: str = "caa", seed: int = 0, **protocol: Any) -> Record:
         seconds={"fit": 1.0},
         steering="d",
         created="2026-01-01T00:00:00+00:00",
-        examples=pd.DataFrame({"id": ["a", "b"], "reward": [reward, reward]}),
+        examples=pd.DataFrame({"id": ["a", "b"], "group": ["a", "b"], "reward": [reward, reward]}),
     )
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import Result
@@ -23,10 +24,11 @@ from steerbench import (
     registry,
     steerer,
     tiny,
-    tuning,
+    validation,
 )
 from steerbench.bench import Bench, load_bench
 from steerbench.dialogue import Dialogue
+from steerbench.encoder import SentenceEncoder
 from steerbench.errors import SteerbenchError
 from steerbench.latency import latency
 from steerbench.method import Method
@@ -34,6 +36,7 @@ from steerbench.protocol import differences
 from steerbench.steerer import FitContext
 from steerbench.steering import Steering
 from steerbench.tuning import Tuned, tune
+from steerbench.validation import Validation
 
 # A method whose hyperparameter is the letter that its responses repeat, so that a reward can rank the candidates.
 PLUGIN = """
@@ -128,7 +131,16 @@ def planned(text: str) -> Method:
 
 
 def tried(text: str, context: FitContext, budget: int) -> Tuned:
-    return tune(planned(text), context, VALIDATION, budget)
+    return tune(planned(text), context, Validation(VALIDATION, SameSense()), budget)
+
+
+class SameSense(SentenceEncoder):
+    """Gives every text the same embedding."""
+
+    def __init__(self) -> None: ...
+
+    def encode(self, texts: Sequence[str], truncate: Any = "right", progress: Any = None) -> torch.Tensor:
+        return torch.full((len(texts), 2), 0.5)
 
 
 def points(tuned: Tuned) -> list[dict[str, Any]]:
@@ -141,14 +153,12 @@ def points(tuned: Tuned) -> list[dict[str, Any]]:
 def test_the_candidate_with_the_highest_mean_reward_is_chosen(say: Say, context: FitContext) -> None:
     say(LETTERS)
     tuned = tried("say", context, 3)
-    assert tuned.report == {
-        "objective": "reward",
-        "split": "validation",
-        "n": 3,
-        "unsteered": 0.0,
-        "trials": [{"hyperparameters": {"letter": letter}, "score": LIKED[letter]} for letter in "xeo"],
-        "chosen": {"letter": "e"},
-    }
+    trials, unsteered = tuned.report.pop("trials"), tuned.report.pop("unsteered")
+    assert tuned.report == {"objective": "reward", "split": "validation", "n": 3, "chosen": {"letter": "e"}}
+    assert [trial["hyperparameters"] for trial in trials] == [{"letter": letter} for letter in "xeo"]
+    assert [(trial["score"], trial["reward"]) for trial in trials] == [(LIKED[letter],) * 2 for letter in "xeo"]
+    assert (unsteered["score"], unsteered["reward"], unsteered["kl"]) == (0, 0, 0)
+    assert all(trial["kl"] > 1 for trial in trials), "the one letter that is left had a small probability"
     assert tuned.method == planned("say:letter=e")._replace(spec=planned("say").spec)
 
 
@@ -280,7 +290,7 @@ def test_what_is_cached_serves_all_trials(say: Say, context: FitContext, monkeyp
 
 def test_the_unsteered_model_is_measured_once(say: Say, context: FitContext, monkeypatch: pytest.MonkeyPatch) -> None:
     say(LETTERS)
-    steerings = counted(tuning, monkeypatch)
+    steerings = counted(validation, monkeypatch)
     for seed, text in enumerate(("say", "say:weight=20000", "say+static_prompt")):
         tried(text, replace(context, seed=seed), 3)
     assert steerings.count(Steering()) == 1
@@ -295,10 +305,34 @@ def test_a_steering_is_scored_once_for_all_seeds(
 ) -> None:
     """Greedy responses of one steering are the same for every seed, and many fits are, too."""
     say(LETTERS)
-    steerings = counted(tuning, monkeypatch)
+    steerings = counted(validation, monkeypatch)
     reports = [tried("say", replace(context, seed=seed), 3).report for seed in (0, 1, 1)]
     assert reports[0] == reports[1] == reports[2]
     assert len(steerings) == 4  # three trials and the unsteered model
+
+
+def test_the_score_is_in_spreads_of_the_unsteered_rewards(say: Say, context: FitContext) -> None:
+    say(LETTERS)
+    prompts = [e.prompt for e in VALIDATION]
+    mixed = Judge(LIKED, {letter: float(i) for i, letter in enumerate("xeo")})
+    first = generation.generate(context.lm, prompts, decoding=context.decoding)[0].text[:1]
+    mixed.home, mixed.liked = {prompts[0]}, {**LIKED, first: 6.0}  # so that the unsteered rewards are 6, 0, 0
+    report = tried("say", replace(context, reward=mixed, _shared={}), 3).report
+    spread = np.std([6.0, 0.0, 0.0])
+    assert report["unsteered"]["reward"] == 2
+    assert report["unsteered"]["score"] == pytest.approx(0)
+    for trial in report["trials"]:
+        assert trial["score"] == pytest.approx((trial["reward"] - 2) / spread)
+
+
+def test_the_sum_adds_coherence_and_diversity(say: Say, context: FitContext) -> None:
+    say(LETTERS)
+    scored = Validation(VALIDATION, SameSense(), "sum")
+    report = tune(planned("say"), context, scored, 3).report
+    assert report["objective"] == "sum"
+    for trial in report["trials"]:
+        assert trial["coherence"] == pytest.approx(0.5)
+        assert trial["score"] == pytest.approx(trial["reward"] + trial["coherence"] + trial["diversity"])
 
 
 def test_the_unsteered_score_is_the_mean_on_validation(say: Say, context: FitContext) -> None:
@@ -306,7 +340,7 @@ def test_the_unsteered_score_is_the_mean_on_validation(say: Say, context: FitCon
     texts = [r.text for r in generation.generate(context.lm, [e.prompt for e in VALIDATION], decoding=context.decoding)]
     vowels = replace(context, reward=tiny.VowelReward())
     expected = tiny.VowelReward().score([], texts).mean().item()
-    assert tried("say", vowels, 3).report["unsteered"] == pytest.approx(expected)
+    assert tried("say", vowels, 3).report["unsteered"]["reward"] == pytest.approx(expected)
 
 
 def test_the_report_of_a_fit_is_that_of_no_trial(say: Say, context: FitContext) -> None:

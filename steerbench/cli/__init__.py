@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from steerbench import __version__
-from steerbench.cli import measuring, plugins, showing
+from steerbench.cli import judging, measuring, plugins, reporting, showing, timing
 from steerbench.cli.console import complain, err, out
 from steerbench.errors import SteerbenchError
 from steerbench.testbed.commands import app as testbed
@@ -54,7 +54,10 @@ app = typer.Typer(
 app.command()(measuring.run)
 app.command("list")(showing.list_)
 app.command()(showing.leaderboard)
+app.command()(timing.latency)
+app.command()(reporting.report)
 app.command()(showing.generate)
+app.command()(judging.judge)
 app.command()(plugins.check)
 app.add_typer(plugins.new, name="new")
 app.add_typer(testbed, name="testbed")

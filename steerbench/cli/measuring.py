@@ -39,8 +39,18 @@ def run(
     held_out_reward: Annotated[str | None, typer.Option(help="Reward model that only scores.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Sentence encoder for coherence.")] = None,
     n_examples: Annotated[int, typer.Option(help="Test prompts.", min=1)] = 256,
+    n_samples: Annotated[int, typer.Option(help="Responses to each test prompt, for each seed.", min=1)] = 1,
     n_train: NTrain = 512,
     tune: Tune = 0,
+    objective: Annotated[
+        str, typer.Option(help="What tuning maximises: reward, or sum (with coherence, diversity).")
+    ] = "reward",
+    match_kl: Annotated[
+        float | None, typer.Option(help="Set every strength for this KL per token, in nats, instead.")
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Measure each method at every strength that it searches.")
+    ] = False,
     n_validation: Annotated[int, typer.Option(help="Validation prompts that tuning scores on.", min=1)] = 128,
     transductive: Annotated[
         bool, typer.Option("--transductive", help="Let methods write their pairs from the test prompts.")
@@ -71,8 +81,11 @@ def run(
             encoder=encoder,
             data=data,
             n_examples=n_examples,
+            n_samples=n_samples,
             n_train=n_train,
             tuning_budget=tune,
+            objective=objective,  # type: ignore[arg-type]  # checked there
+            match_kl=match_kl,
             n_validation=n_validation,
             transductive=transductive,
             max_prompt_tokens=max_prompt_tokens,
@@ -82,16 +95,16 @@ def run(
         )
         for task in words(tasks, "tasks", "hh_rlhf,shp")
     ]
-    _run(protocols, methods, folder, device, batch_size)
+    _run(protocols, methods, sweep, folder, device, batch_size)
 
 
-def _run(protocols: "list[Protocol]", methods: str, folder: Path, device: str, batch_size: int) -> None:
+def _run(protocols: "list[Protocol]", methods: str, swept: bool, folder: Path, device: str, batch_size: int) -> None:
     from steerbench import registry, tables
     from steerbench.bench import Options
     from steerbench.harness import plan
     from steerbench.harness import run as measure
 
-    plan(methods)  # mistakes in the names first
+    plan(methods, tuned=protocols[0].complete.tuning_budget > 0, swept=swept)  # mistakes in the names first
     for protocol in protocols:
         registry.load("tasks", protocol.task)
     outcomes: list[Outcome] = []
@@ -99,7 +112,7 @@ def _run(protocols: "list[Protocol]", methods: str, folder: Path, device: str, b
         with tables.bars(err) as progress:
             options = Options(out=folder, device=device, batch_size=batch_size, progress=progress)
             for protocol in protocols:
-                outcomes.append(measure(protocol, methods, options))
+                outcomes.append(measure(protocol, methods, options, swept=swept))
     finally:  # the tasks done before an error or Ctrl-C are worth seeing
         if outcomes:
             _report(outcomes, folder)

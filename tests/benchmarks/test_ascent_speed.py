@@ -74,4 +74,4 @@ def test_decode_32_tokens_on_the_testbed(benchmark: Any, name: str) -> None:
     if name != "unsteered":
         edit = ascent(network(int(name[-1]), lm.model.config.hidden_size), 1.0)
         edits = (PlacedEdit(Site("final"), edit),)
-    benchmark(generate_fixed, lm, user("How do I bake bread?"), Steering(edits=edits), 32)
+    benchmark(generate_fixed, lm, [user("How do I bake bread?")], Steering(edits=edits), 32)

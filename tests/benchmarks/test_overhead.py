@@ -61,7 +61,7 @@ def test_decoding_beside_unsteered(benchmark: Any, lm: LanguageModel, name: str)
     new = NEW_TOKENS if benchmark.enabled else 2
 
     def decode(arm: int) -> None:
-        generate_fixed(lm, user("How do I bake bread?"), arms[arm], new)
+        generate_fixed(lm, [user("How do I bake bread?")], arms[arm], new)
 
     def in_turn(i: int) -> float:
         order = (0, 1) if i % 2 else (1, 0)

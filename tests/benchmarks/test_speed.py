@@ -21,7 +21,7 @@ STEERINGS = {
 @pytest.mark.parametrize("name", STEERINGS)
 def test_decode_32_tokens(benchmark: Any, name: str) -> None:
     lm = tiny.language_model("llama")
-    benchmark(generate_fixed, lm, user("Hi"), STEERINGS[name], 32)
+    benchmark(generate_fixed, lm, [user("Hi")], STEERINGS[name], 32)
 
 
 @pytest.mark.parametrize("width", [64, 4096])
