@@ -123,7 +123,7 @@ def _rows(path: Path) -> Iterator[object]:
 
     try:
         yield from _parquet_rows(path) if _suffix(path) == ".parquet" else _json_rows(path)
-    except (OSError, EOFError, zlib.error, ArrowException, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, ArrowException, ValueError, OverflowError, LookupError) as error:
         raise SteerbenchError(f"cannot read {path}: it is damaged or cut off ({error}). Download it again.") from error
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from steerbench import testbed
 from steerbench.errors import SteerbenchError
-from steerbench.intervals import Interval, gaps, holm, intervals, p_values, spread, wilson
+from steerbench.intervals import Gaps, Interval, gaps, holm, intervals, p_values, spread, wilson
 from steerbench.protocol import Difference, differences, fingerprint
 from steerbench.records import METRICS, Record
 
@@ -43,12 +43,23 @@ def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
     model beside it. Raises SteerbenchError that names the field in which two protocols of one task
     differ, and if records of one protocol hold different prompts.
     """
-    records = list({r.identity: r for r in records}.values())  # folders may overlap
-    if not records:
-        raise SteerbenchError("there are no records to rank; make some with `steerbench run`.")
-    groups = sorted(_by(records, lambda r: r.labels["task"]).items())
+    groups = _by_task(records)
     # not `concat`: a column may be empty in one task, as gold is on real data, and have numbers in another
-    return pd.DataFrame(row for _, group in groups for row in _ranked(group)).astype({"rank": "Int64"})
+    return pd.DataFrame(row for group in groups.values() for row in _ranked(group)).astype({"rank": "Int64"})
+
+
+def method_gaps(records: Sequence[Record], metric: str) -> dict[tuple[str, str], Gaps]:
+    """Return by task and name in the leaderboard how far each method is from the unsteered model, prompt by prompt.
+
+    Left out is what has no such metric, or no unsteered record beside each of its seeds. Raises as `leaderboard`.
+    """
+    found = {}
+    for task, group in _by_task(records).items():
+        variants = _variants(group)
+        labels = _labels(variants)
+        over = _over_unsteered(variants, _unsteered(group), metric)
+        found |= {(task, labels[key]): gap for key, gap in over.items()}
+    return found
 
 
 def csv_name(records: Sequence[Record]) -> str:
@@ -66,10 +77,22 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
         raise SteerbenchError(f"cannot write {path}: {error.strerror or error}; choose another file.") from error
 
 
-def _ranked(records: Sequence[Record]) -> list[dict[Hashable, object]]:
+def _by_task(records: Sequence[Record]) -> dict[str, list[Record]]:
+    records = list({r.identity: r for r in records}.values())  # folders may overlap
+    if not records:
+        raise SteerbenchError("there are no records to rank; make some with `steerbench run`.")
+    return dict(sorted(_by(records, lambda r: r.labels["task"]).items()))
+
+
+def _variants(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the records of each row of the table, in order of their seeds. Refuses what was not measured alike."""
     _check_comparable(records)
     in_order = sorted(records, key=lambda r: r.seed)  # numbers are added in it, and the last bit depends on that
-    variants = _by(in_order, lambda r: fingerprint([r.parts, r.steerbench]))
+    return _by(in_order, lambda r: fingerprint([r.parts, r.steerbench]))
+
+
+def _ranked(records: Sequence[Record]) -> list[dict[Hashable, object]]:
+    variants = _variants(records)
     labels = _labels(variants)
     gains = _gains(variants, _unsteered(records))
     ranks = _ranks({key: g for key, g in variants.items() if len(g) == len(records[0].protocol["seeds"])})
@@ -121,12 +144,7 @@ def _ranks(variants: Mapping[str, list[Record]]) -> dict[str, int]:
 
 def _gains(variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record]) -> dict[str, dict[str, float | None]]:
     """Return the columns of the gains of each variant over the unsteered model, where it can be compared."""
-    found = {
-        (name, key): gaps([r.examples for r in group], [unsteered[r.seed].examples for r in group], name)
-        for name in GAINS
-        for key, group in variants.items()
-        if all(_has(r, name) and _has(unsteered.get(r.seed), name) for r in group)
-    }
+    found = {(name, key): gap for name in GAINS for key, gap in _over_unsteered(variants, unsteered, name).items()}
     told = intervals(list(found.values()))  # at once, because resampling is what takes the time
     itself = {key for key, group in variants.items() if all(unsteered.get(r.seed) is r for r in group)}
     p = dict(zip(found, p_values(list(found.values())), strict=True))
@@ -140,6 +158,16 @@ def _gains(variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record]
             tested = (p[name, key], corrected[name, key], *spread(gap.by_seed, sampled=sampled))
             columns[key] |= _of_gain(name, (*interval, *tested))
     return columns
+
+
+def _over_unsteered(
+    variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record], name: str
+) -> dict[str, Gaps]:
+    return {
+        key: gaps([r.examples for r in group], [unsteered[r.seed].examples for r in group], name)
+        for key, group in variants.items()
+        if all(_has(r, name) and _has(unsteered.get(r.seed), name) for r in group)
+    }
 
 
 def _of_gain(name: str, values: Sequence[float | None]) -> dict[str, float | None]:

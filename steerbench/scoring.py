@@ -1,15 +1,15 @@
 """Score the responses of one method: every metric, per test prompt."""
 
 from collections.abc import Sequence
-from math import exp, isfinite
+from math import exp
 
-import numpy as np
 import pandas as pd
 
 from steerbench.bench import Bench
 from steerbench.dialogue import plain_text
 from steerbench.effect import Effect
 from steerbench.metrics import coherence_of, diversity_of, wins
+from steerbench.metrics.per_token import over_tokens
 from steerbench.records import METRICS
 from steerbench.response import Response
 from steerbench.reward import Reward
@@ -72,8 +72,6 @@ def _rewards(bench: Bench, reward: Reward, examples: Sequence[Example], texts: S
 def means(table: pd.DataFrame) -> dict[str, float]:
     """Return every metric that is there: means over responses; KL and perplexity over their tokens."""
     found = {name: float(table[name].mean()) for name in METRICS if name in table and name != "kl"}
-    with_tokens = table[table["tokens"] > 0]
-    if with_tokens.empty:
-        return found
-    kl, nll = (float(np.average(with_tokens[name], weights=with_tokens["tokens"])) for name in ("kl", "nll"))
-    return {**found, **({"kl": kl} if isfinite(kl) else {}), "perplexity": exp(nll)}
+    per_token = over_tokens({"kl": table["kl"], "nll": table["nll"]}, table["tokens"])
+    perplexity = {"perplexity": exp(per_token.pop("nll"))} if "nll" in per_token else {}
+    return {**found, **per_token, **perplexity}

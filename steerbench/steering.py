@@ -194,13 +194,15 @@ class Steering:
             record = json.loads((folder / cls.JSON).read_text(encoding="utf-8"))
             tensors = load_file(folder / cls.TENSORS)
             schema = record["schema_version"]
-        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError, RecursionError) as error:
             raise SteerbenchError(f"{folder} holds no saved steering: {error!r}") from error
         if schema != SCHEMA_VERSION:
             raise SteerbenchError(f"{folder} has schema {schema}, not {SCHEMA_VERSION}; fit it again.")
         try:
             return cls._unpack(record, tensors)
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        except SteerbenchError:
+            raise
+        except Exception as error:  # constructors fail in many ways at arguments that they never gave
             raise SteerbenchError(f"{folder} does not fit the classes it names: {error!r}. Fit it again.") from error
 
     def _pack(self) -> tuple[str, dict[str, Tensor]]:

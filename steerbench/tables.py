@@ -71,6 +71,17 @@ def show(console: Console, table: pd.DataFrame, records: Sequence[Record]) -> No
         console.print()
 
 
+def show_power(console: Console, table: pd.DataFrame) -> None:
+    """Print one table per task: how many prompts it takes."""
+    heads = {"sd": "SD", "n_examples": "prompts", "n_needed": "prompts needed", "smallest": "smallest"}
+    for task, rows in table.groupby("task", sort=True):
+        shown = _empty(str(task), ["method", *heads.values()])
+        for _, row in rows.iterrows():
+            shown.add_row(Text(row["method"]), *(_cell(row[name]) for name in heads))
+        console.print(_fitted(shown, console), crop=False)
+        console.print()
+
+
 def show_checks(console: Console, method: str, results: "Sequence[Result]") -> bool:
     """Print the contract suite's results and return whether an invariant is broken."""
     invariants = dict.fromkeys(r.invariant for r in results)

@@ -12,6 +12,7 @@ from steerbench.effect import effect
 from steerbench.encoder import SentenceEncoder
 from steerbench.generation import generate
 from steerbench.metrics import coherence_of, diversity_of
+from steerbench.metrics.per_token import over_tokens
 from steerbench.protocol import Objective
 from steerbench.steerer import FitContext
 from steerbench.steering import Steering
@@ -25,6 +26,8 @@ class Validation:
     examples: Sequence[Example]
     encoder: SentenceEncoder
     objective: Objective = "reward"
+    with_kl: bool = False
+    """Whether KL(steered || unsteered) per token is measured, which takes two more passes over the responses."""
 
     def scores(self, steering: Steering, context: FitContext) -> dict[str, float]:
         """Return means over the prompts: `score`, which is the objective, and what it is made of.
@@ -50,7 +53,7 @@ class Validation:
 
     def _details(self, steering: Steering, context: FitContext) -> dict[str, Any]:
         sampled = context.decoding.temperature > 0  # greedy responses are the same for every seed
-        key = ("on validation", steering.digest(), context.seed if sampled else None)
+        key = ("on validation", self.with_kl, steering.digest(), context.seed if sampled else None)
         return context.once(key, lambda: self._measure(steering, context))
 
     def _measure(self, steering: Steering, context: FitContext) -> dict[str, Any]:
@@ -67,15 +70,13 @@ class Validation:
         )
         texts = [r.text for r in responses]
         rewards = [float(x) for x in context.reward.score(prompts, texts, context.progress).double()]
-        found = effect(context.lm, prompts, responses, steering, batch_size=context.batch_size)
-        tokens = np.array([len(r.ids) for r in responses], float)
         means = {
             "reward": fmean(rewards),
             "diversity": fmean(map(diversity_of, texts)),
             "coherence": fmean(coherence_of(self.encoder, [plain_text(p) for p in prompts], texts)),
             "length": fmean(r.n_tokens for r in responses),
         }
-        kl = np.array(found.kl)
-        if tokens.any() and np.isfinite(kl[tokens > 0]).all():
-            means["kl"] = float(np.average(kl[tokens > 0], weights=tokens[tokens > 0]))
+        if self.with_kl:
+            found = effect(context.lm, prompts, responses, steering, batch_size=context.batch_size)
+            means |= over_tokens({"kl": found.kl}, [len(r.ids) for r in responses])
         return {"means": means, "rewards": rewards}

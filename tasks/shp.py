@@ -55,7 +55,7 @@ def _prefers_a(row: Mapping[str, Any]) -> bool:
     label, a, b = (_number(row, name) for name in ("labels", "score_A", "score_B"))
     if label not in (0, 1):
         raise Unusable("label is neither 0 nor 1")
-    if (a <= b) if label else (b <= a):
+    if not (a > b if label else b > a):  # no number, NaN, is above none
         raise Unusable("label disagrees with scores")
     return label == 1
 

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from steerbench import __version__
-from steerbench.cli import judging, measuring, plugins, reporting, showing, timing
+from steerbench.cli import judging, measuring, planning, plugins, reporting, showing, timing
 from steerbench.cli.console import complain, err, out
 from steerbench.errors import SteerbenchError
 from steerbench.testbed.commands import app as testbed
@@ -54,6 +54,7 @@ app = typer.Typer(
 app.command()(measuring.run)
 app.command("list")(showing.list_)
 app.command()(showing.leaderboard)
+app.command()(planning.power)
 app.command()(timing.latency)
 app.command()(reporting.report)
 app.command()(showing.generate)

@@ -1,0 +1,89 @@
+"""`steerbench latency`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steerbench.cli.console import complain, err, out, say
+from steerbench.cli.options import Data, Device, Dtype, Methods, Model, NTrain, Plugins, add_plugins, words
+from steerbench.errors import SteerbenchError
+from steerbench.testbed import NAME as TESTBED
+
+
+def latency(
+    methods: Methods = "re_control,static_prompt,caa",
+    model: Model = TESTBED,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="Random weights in place of a model: llama-3-8b, vicuna-7b, falcon-7b, a config.json or its folder."
+        ),
+    ] = None,
+    batch_sizes: Annotated[str, typer.Option(help="Prompts at once, separated by commas.")] = "1,8,32",
+    prompt_tokens: Annotated[str, typer.Option(help="Lengths of prompts, separated by commas.")] = "32,128,512",
+    new_tokens: Annotated[int, typer.Option(help="Tokens of every response.", min=2)] = 64,
+    rounds: Annotated[int, typer.Option(help="Timings of each method in each cell, after one to warm up.", min=1)] = 10,
+    reward_model: Annotated[
+        str | None, typer.Option(help="Reward that methods learn from or choose by; default: the testbed's.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="Task whose training examples methods learn from.")] = "hh_rlhf",
+    data: Data = None,
+    n_train: NTrain = 32,
+    seed: Annotated[int, typer.Option(help="Of the prompts, the order within rounds, and random weights.")] = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("results/latency"),
+    plugin: Plugins = None,
+) -> None:
+    """Time methods beside the unsteered model, for every batch size and length of prompt.
+
+    Methods are fitted on a few training examples, the testbed's unless --data names others: what is learned changes
+    quality, and hardly the cost. So a model with random weights, --config, does as well, and needs no download.
+    """
+    if config is not None and model != TESTBED:
+        raise SteerbenchError("--config makes a model of its own; leave out --model.")
+    add_plugins(plugin)
+    from steerbench import tables
+    from steerbench.latency_grid import Grid
+    from steerbench.latency_records import write_latency
+    from steerbench.latency_run import Subject, measure_latency
+    from steerbench.latency_table import show_latency
+    from steerbench.records import Store
+
+    grid = Grid(
+        batch_sizes=_sizes(batch_sizes, "batch-sizes", "1,8,32"),
+        prompt_tokens=_sizes(prompt_tokens, "prompt-tokens", "32,128,512"),
+        new_tokens=new_tokens,
+        rounds=rounds,
+        seed=seed,
+    )
+    subject = Subject(
+        model=model,
+        config=config,
+        reward_model=reward_model,
+        task=task,
+        data=data,
+        n_train=n_train,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+    )
+    Store(folder).prepare()
+    with tables.bars(err) as progress:
+        record = measure_latency(methods, subject, grid, progress)
+    path = write_latency(record, folder)
+    show_latency(out, record)
+    for method, message in record["failures"].items():
+        complain(f"failed: {method}: {message}")
+    say(f"written: {path}")
+    if record["failures"]:
+        raise typer.Exit(2)
+
+
+def _sizes(text: str, option: str, example: str) -> tuple[int, ...]:
+    """Return the whole numbers of an option, 1 or more. Raises SteerbenchError if one is none."""
+    found = words(text, option, example)
+    if not all(word.isdecimal() and int(word) for word in found):
+        raise SteerbenchError(f"--{option} {text!r} must be whole numbers above 0, separated by commas: {example}.")
+    return tuple(map(int, found))

@@ -1,0 +1,61 @@
+"""How many prompts it takes to see a difference, from how much the differences of measured records vary."""
+
+from collections.abc import Sequence
+from math import ceil, sqrt
+from statistics import NormalDist
+
+import pandas as pd
+
+from steerbench.errors import SteerbenchError
+from steerbench.intervals import Gaps, standard_error
+from steerbench.ranking import method_gaps
+from steerbench.records import Record
+
+
+def power_table(
+    records: Sequence[Record], metric: str, difference: float, *, power: float = 0.8, alpha: float = 0.05
+) -> pd.DataFrame:
+    """Return for each task and method what it takes to see a difference to the unsteered model.
+
+    - `sd`: standard deviation of the paired difference per prompt, that of independent prompts with the same
+      standard error: prompts of one cluster count for less, several responses to a prompt for more
+    - `n_examples`: prompts measured
+    - `n_needed`: prompts with which a true `difference` is found in `power` of all studies, two-sided at `alpha`
+    - `smallest`: difference that the prompts measured would show with that power
+
+    Raises SteerbenchError for numbers out of range, and if no method has the metric beside the unsteered model.
+    """
+    z = _quantiles(power, alpha)
+    if not difference > 0:
+        raise SteerbenchError(f"the difference is {difference}; it must be above 0, in units of {metric}.")
+    rows = [
+        _row(task, method, gap, difference, z)
+        for (task, method), gap in method_gaps(records, metric).items()
+        if gap.values.any()
+    ]
+    if not rows:
+        raise SteerbenchError(
+            f"no record has {metric} beside an unsteered one; give a folder with both, or another --metric."
+        )
+    return pd.DataFrame(rows)
+
+
+def _quantiles(power: float, alpha: float) -> float:
+    if not (0 < alpha < 1 and alpha < power < 1):
+        raise SteerbenchError(f"power {power} and alpha {alpha} must lie between 0 and 1, and power above alpha.")
+    normal = NormalDist()
+    return normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)
+
+
+def _row(task: str, method: str, gap: Gaps, difference: float, z: float) -> dict[str, object]:
+    n = len(set(gap.ids))
+    error = standard_error(gap)
+    sd = error * sqrt(n)
+    return {
+        "task": task,
+        "method": method,
+        "sd": sd,
+        "n_examples": n,
+        "n_needed": max(2, ceil((z * sd / difference) ** 2)),
+        "smallest": z * error,
+    }

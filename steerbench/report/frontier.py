@@ -1,0 +1,64 @@
+"""What a method can be held against: the Pareto front, and best-of-N with its closed forms."""
+
+from collections.abc import Sequence
+from math import log
+from typing import NamedTuple
+
+from steerbench.report.groups import Group
+
+BEST_OF_N = "best_of_n"
+
+
+class Anchor(NamedTuple):
+    """Best-of-N for one N."""
+
+    n: int
+    kl: float
+    """Bound on KL(best-of-N || unsteered), nats per token of a mean response."""
+    value: float
+
+
+def pareto(points: Sequence[tuple[float, float]], lower_x: bool = False) -> list[int]:
+    """Return the indices of points (x, y) that no other beats, by x and then y. Higher is better, x maybe lower.
+
+    A point beats another if it is no worse in both and better in one.
+    """
+    sign = -1.0 if lower_x else 1.0
+    best: float | None = None
+    front: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (-sign * points[i][0], -points[i][1])):
+        x, y = points[i]
+        if best is None or y > best or (front and points[front[-1]] == (x, y)):
+            front.append(i)
+            best = y
+    return sorted(front, key=lambda i: points[i])
+
+
+def best_of_n_kl(n: int) -> float:
+    """Return the upper bound on the KL divergence of best-of-N in nats per response: log N - (N - 1) / N."""
+    return log(n) - (n - 1) / n
+
+
+def best_of_n_win_rate(n: int) -> float:
+    """Return the upper bound on the win rate of best-of-N against one response: N / (N + 1)."""
+    return n / (n + 1)
+
+
+def measured_best_of_n(group: Group, column: str) -> list[Anchor]:
+    """Return the best-of-N methods of a group at the KL of the formula and their measured value, by N."""
+    found = []
+    for row in group.rows:
+        parts = row.records[0].parts
+        n, length, value = parts[0]["hyperparameters"].get("n"), row.number("length"), row.number(column)
+        alone = [part["name"] for part in parts] == [BEST_OF_N]
+        if alone and isinstance(n, int) and n > 0 and length and value is not None:
+            found.append(Anchor(n, best_of_n_kl(n) / length, value))
+    return sorted(found)
+
+
+def win_rate_bound(group: Group) -> list[Anchor]:
+    """Return the bound on the win rate of best-of-N for some N, at the mean length of the unsteered model."""
+    length = next((row.number("length") for row in group.rows if row.is_unsteered), None)
+    if not length:
+        return []
+    return [Anchor(n, best_of_n_kl(n) / length, best_of_n_win_rate(n)) for n in (1, 2, 4, 16, 64, 256)]

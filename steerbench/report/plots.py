@@ -1,0 +1,168 @@
+"""The plots of the page: methods as points, and curves over a hyperparameter. Each gives an `<svg>` element."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from steerbench.report import drawing
+from steerbench.report.drawing import BLUE, CARD, MUTED
+
+Span = tuple[float, float] | None
+"""Both ends of an interval, or none."""
+MARKS = {BLUE: "o", drawing.ORANGE: "D", drawing.RED: "v", drawing.GREEN: "s"}
+"""A shape for each colour, for those who do not see it."""
+_LINEAR = 0.01
+"""Where a logarithmic scale begins; below, down to zero, it is linear."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method in a plot."""
+
+    key: str
+    title: str
+    x: float
+    y: float
+    x_span: Span = None
+    y_span: Span = None
+    colour: str = BLUE
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line through points, each with a short text or an empty one."""
+
+    points: list[tuple[float, float]]
+    colour: str = MUTED
+    dashed: bool = False
+    texts: list[str] = field(default_factory=list)
+    steps: bool = False
+    """Whether it runs level and then up or down, as a Pareto front does."""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Methods in two dimensions."""
+
+    name: str
+    label: str
+    x_label: str
+    y_label: str
+    points: list[Point]
+    lines: list[Line] = field(default_factory=list)
+    front: list[tuple[float, float]] = field(default_factory=list)
+    front_steps: str = "post"
+    diagonal: bool = False
+    log: bool = False
+    """Whether x, zero or more, is drawn on a logarithmic scale beyond `_LINEAR`."""
+
+
+def scatter(plot: Scatter) -> str:
+    """Return the SVG of methods as lettered points with their intervals."""
+    with drawing.style():
+        made, (axes,) = drawing.figure(400, 310, left=0.14, right=0.965, bottom=0.145, top=0.98)
+        axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
+        if plot.log:
+            axes.set_xscale("symlog", linthresh=_LINEAR, linscale=0.5)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        fill(axes, plot)
+        return drawing.inline(made, plot.name, plot.label, {f"p-{p.key}": p.title for p in plot.points})
+
+
+def fill(axes: Any, plot: Scatter) -> None:
+    """Draw what a scatter plot holds into axes."""
+    _limit(axes, plot)
+    if plot.diagonal:
+        axes.axline((0, 0), slope=1, color=MUTED, lw=1, ls=(0, (4, 3)))
+        axes.axhline(0, color=MUTED, lw=0.8)
+        axes.axvline(0, color=MUTED, lw=0.8)
+    if plot.front:
+        x, y = zip(*plot.front, strict=True)
+        axes.plot(x, y, color=drawing.GREEN, lw=1.4, drawstyle=f"steps-{plot.front_steps}", alpha=0.8)
+        axes.plot(x, y, "o", mfc="none", mec=drawing.GREEN, mew=1.4, ms=11)
+    for line in plot.lines:
+        _draw_line(axes, line)
+    for point in plot.points:
+        _draw_point(axes, point)
+    drawing.write_labels(axes, [(p.x, p.y) for p in plot.points], [p.key for p in plot.points])
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small plot among others: lines over a hyperparameter, a dashed level, and marked values of x."""
+
+    name: str
+    label: str
+    lines: list[Line]
+    level: float | None
+    marked: list[float] = field(default_factory=list)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The lowest and the highest value."""
+        values = [y for line in self.lines for _, y in line.points] + ([] if self.level is None else [self.level])
+        return min(values), max(values)
+
+
+def curves(panels: Sequence[Panel]) -> list[str]:
+    """Return the SVG of each panel. All have one vertical scale, so that noise in one does not look like an effect."""
+    ends = [end for panel in panels for end in panel.ends]
+    return [_curve(panel, _padded(ends)) for panel in panels]
+
+
+def _curve(panel: Panel, span: tuple[float, float]) -> str:
+    with drawing.style():
+        made, (axes,) = drawing.figure(250, 170, left=0.15, right=0.97, bottom=0.13, top=0.96)
+        axes.set_ylim(*span)
+        if panel.level is not None:
+            axes.axhline(panel.level, color=MUTED, lw=1, ls=(0, (4, 3)))
+        for x in sorted(set(panel.marked)):
+            axes.axvline(x, color=drawing.GREEN, lw=1.2, alpha=0.5)
+        for line in panel.lines:
+            _draw_line(axes, line, dots=line.colour != MUTED)
+        axes.locator_params(nbins=5)
+        return drawing.inline(made, panel.name, panel.label)
+
+
+def _draw_line(axes: Any, line: Line, dots: bool = True) -> None:
+    x, y = zip(*line.points, strict=True)
+    pattern = (0, (4, 3)) if line.dashed else "-"
+    axes.plot(
+        x,
+        y,
+        color=line.colour,
+        lw=1.2 if dots else 0.8,
+        ls=pattern,
+        marker=MARKS.get(line.colour, ".") if dots else "",
+        ms=3,
+    )
+    for point, text in zip(line.points, line.texts, strict=False):
+        axes.annotate(text, point, (4, -9), textcoords="offset points", fontsize=8.5, color=MUTED)
+
+
+def _draw_point(axes: Any, point: Point) -> None:
+    for span, axis in ((point.x_span, "x"), (point.y_span, "y")):
+        if span:
+            along, across = list(span), [point.y if axis == "x" else point.x] * 2
+            x, y = (along, across) if axis == "x" else (across, along)
+            axes.plot(x, y, color=point.colour, lw=1, alpha=0.45, solid_capstyle="butt")
+    (mark,) = axes.plot(point.x, point.y, MARKS[point.colour], color=point.colour, ms=6, mec=CARD, mew=0.8)
+    mark.set_gid(f"p-{point.key}")
+
+
+def _limit(axes: Any, plot: Scatter) -> None:
+    """Fix both ranges before anything is drawn, because the letters are placed by them."""
+    along = [e for p in plot.points for e in (p.x, *(p.x_span or ()))] + [
+        x for line in plot.lines for x, _ in line.points
+    ]
+    up = [e for p in plot.points for e in (p.y, *(p.y_span or ()))] + [y for line in plot.lines for _, y in line.points]
+    if plot.diagonal:
+        along, up = [*along, 0.0], [*up, 0.0]
+    axes.set_xlim(*((0.0, max(along) * 1.3 or 1.0) if plot.log else _padded(along)))
+    axes.set_ylim(*_padded(up))
+
+
+def _padded(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = 0.06 * (high - low) or 0.5
+    return low - room, high + room

@@ -1,0 +1,589 @@
+"""The report says what the records say, is safe with hostile texts, and is the same file each time."""
+
+import base64
+import csv
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from importlib.resources import files
+from itertools import pairwise
+from math import log
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import Result
+
+from steerbench import Record, SteerbenchError, Store, leaderboard
+from steerbench.report import write_plot, write_report
+from steerbench.report.curves import sweeps, tuned
+from steerbench.report.figures import scatters
+from steerbench.report.frontier import (
+    best_of_n_kl,
+    best_of_n_win_rate,
+    measured_best_of_n,
+    pareto,
+    win_rate_bound,
+)
+from steerbench.report.generations import as_json, generations
+from steerbench.report.groups import Group, grouped, letters
+from steerbench.report.labels import Box, places
+
+Cli = Callable[..., Result]
+N = 8
+HOSTILE = "</script><img src=x onerror=alert(1)>&amp;\u202egnp.exe\u2028`${x}`'\""
+
+
+def make(
+    method: str = "caa",
+    seed: int = 0,
+    lift: float = 1.0,
+    texts: Sequence[str] | None = None,
+    hyperparameters: dict[str, Any] | None = None,
+    tuning: dict[str, Any] | None = None,
+    **protocol: Any,
+) -> Record:
+    """Return a record of eight prompts, whose rewards are `lift` above those of the unsteered model, more or less."""
+    lift = 0.0 if method == "unsteered" else lift
+    noise = np.random.default_rng(sum(map(ord, method)) + seed).normal(0, 0.1, N) * (method != "unsteered")
+    examples = pd.DataFrame(
+        {
+            "id": [f"p{i}" for i in range(N)],
+            "group": [f"g{i}" for i in range(N)],
+            "prompt": [f"Question {i}?" for i in range(N)],
+            "response": list(texts or [f"{method} says {i}" for i in range(N)]),
+            "reward": np.arange(N) / 4 + lift + noise,
+            "held_out_reward": np.arange(N) / 4 + lift / 2 + noise,
+            "gold": np.arange(N) / 4 - lift + noise,
+            "diversity": 0.9 - lift / 10 + noise / 100,
+        }
+    )
+    means = {name: float(examples[name].mean()) for name in ("reward", "held_out_reward", "gold", "diversity")}
+    task = protocol.get("task", "testbed-shp")
+    key = {"task": task, "n_examples": N, "model": "sha256:a", "seeds": [0], "temperature": 0.0, **protocol}
+    values = hyperparameters if hyperparameters is not None else {"strength": lift}
+    return Record(
+        method=method,
+        parts=[{"name": method.split(":", maxsplit=1)[0], "hyperparameters": values, "source": "s"}],
+        protocol=key,
+        seed=seed,
+        steerbench="0.1.0",
+        labels={"task": task, "model": "m", "reward_model": "r", "held_out_reward": "h", "encoder": "e"},
+        metrics={**means, "win_rate": min(1.0, 0.5 + lift / 4), "length": 20.0, "kl": lift**2 / 10},
+        latency={"decode_ratio": 1.0 + lift / 10},
+        counts={"empty reply": 1},
+        truncated=0,
+        environment={"device": "cpu", "threads": 1},
+        seconds={"fit": 1.0},
+        steering="d",
+        created="2026-01-02T03:04:05+00:00",
+        tuning=tuning or {},
+        examples=examples,
+    )
+
+
+def some() -> list[Record]:
+    """Return the records of four methods, two of which cannot be told apart."""
+    twins = [make(f"caa:layer={i}", lift=0.5, hyperparameters={"layer": i}) for i in (1, 2)]
+    twins[1].examples["reward"] = twins[0].examples["reward"]
+    twins[1].metrics["reward"] = twins[0].metrics["reward"]
+    return [make("unsteered"), make("iti", lift=1.5), *twins]
+
+
+def write(records: Sequence[Record], folder: Path) -> Path:
+    for record in records:
+        Store(folder).write(record)
+    return folder
+
+
+def html(records: Sequence[Record], tmp_path: Path, n_examples: int = 64) -> str:
+    write_report([write(records, tmp_path / "runs")], tmp_path / "report.html", n_examples)
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: tags with attributes, texts, scripts, cells of the rankings."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.text = ""
+        self.rankings: list[list[list[tuple[str, str]]]] = []
+        self._script: dict[str, str | None] | None = None
+        self._table = False
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        self._script = found if tag == "script" else self._script
+        if tag == "table":
+            self._table = found.get("class") == "ranking"
+            self.rankings += [[]] * self._table
+        if self._table and tag == "tr":
+            self.rankings[-1] = [*self.rankings[-1], []]
+        if self._table and tag in ("td", "th"):
+            self.rankings[-1][-1].append((found.get("data-sort") or "", ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "script":
+            self._script = None
+        if tag == "table":
+            self._table = False
+
+    def handle_data(self, data: str) -> None:
+        if self._script is not None:
+            self.scripts.append((self._script, data))
+            return
+        self.text += data
+        if self._table and self.rankings[-1] and self.rankings[-1][-1]:
+            sort, text = self.rankings[-1][-1][-1]
+            self.rankings[-1][-1][-1] = (sort, f"{text} {data.strip()}".strip())
+
+    @property
+    def data(self) -> Any:
+        (found,) = [text for attrs, text in self.scripts if attrs.get("type") == "application/json"]
+        return json.loads(found)
+
+
+# the numbers
+
+
+def test_the_ranking_is_the_leaderboard(tmp_path: Path) -> None:
+    page = Page(html(some(), tmp_path))
+    table = leaderboard(some()).set_index("method")
+    (head, *rows) = page.rankings[0]
+    names = [text for _, text in head]
+    assert [row[1][0] for row in rows] == list(table.sort_values("rank", kind="stable").index)
+    for row in rows:
+        values = table.loc[row[1][0]]
+        cells = dict(zip(names, row, strict=True))
+        assert cells["#"][0] == str(values["rank"])
+        for name, column in {"reward": "reward", "gold": "gold", "diversity": "diversity", "KL": "kl"}.items():
+            assert float(cells[name][0]) == pytest.approx(values[column], abs=1e-6)
+            assert cells[name][1].split()[0] == f"{values[column]:.3f}"
+        if row[1][0] != "unsteered":
+            low, high = values["reward_gain_low"], values["reward_gain_high"]
+            assert cells["reward gain"][1] == f"{values['reward_gain']:+.2f} {low:.2f} to {high:.2f}"
+
+
+def test_methods_that_cannot_be_told_apart_share_a_rank(tmp_path: Path) -> None:
+    page = Page(html(some(), tmp_path))
+    ranks = {row[1][0]: row[0][1] for row in page.rankings[0][1:]}
+    assert ranks == {"iti": "1", "caa:layer=1": "=2", "caa:layer=2": "=2", "unsteered": "4"}
+
+
+def test_a_method_without_all_seeds_has_no_rank_and_comes_last(tmp_path: Path) -> None:
+    records = [make(m, s, seeds=[0, 1]) for m in ("unsteered", "caa") for s in (0, 1)] + [make("iti", 0, seeds=[0, 1])]
+    page = Page(html(records, tmp_path))
+    assert page.rankings[0][-1][0] == ("", "–")
+    assert page.rankings[0][-1][1][0] == "iti"
+
+
+def test_a_column_without_numbers_is_not_there(tmp_path: Path) -> None:
+    records = some()
+    for record in records:
+        for name in ("gold", "kl"):
+            record.metrics.pop(name)
+        del record.examples["gold"]
+    text = html(records, tmp_path)
+    names = [name for _, name in Page(text).rankings[0][0]]
+    assert "reward gain" in names
+    assert not {"gold", "gold gain", "KL", "perplexity"} & set(names)
+    assert "Reward gain against KL" not in text
+    assert "Reward gain against diversity" in text
+
+
+def test_records_with_scores_alone_make_a_page(tmp_path: Path) -> None:
+    """No unsteered model, no groups, no texts, no latency: what is there is shown."""
+    record = make()
+    for name in ("group", "prompt", "response"):
+        del record.examples[name]
+    record.latency.clear()
+    record.metrics.clear()
+    record.metrics["reward"] = 1.0
+    page = Page(html([record], tmp_path))
+    assert [name for _, name in page.rankings[0][0]] == ["#", "method", "reward", "fit s", "seeds"]
+    assert not any(tag == "svg" for tag, _ in page.tags)
+    assert not any(attrs.get("id") == "generations" for _, attrs in page.tags)
+
+
+def test_protocols_are_never_ranked_together(tmp_path: Path) -> None:
+    records = [*some(), make("caa", lift=3.0, max_new_tokens=9), make("caa", task="shp", lift=2.0)]
+    page = Page(html(records, tmp_path))
+    assert [len(table) - 1 for table in page.rankings] == [1, 4, 1]
+    assert [table[1][0][1] for table in page.rankings] == ["1", "1", "1"]
+    assert "max_new_tokens: None != 9" in page.text
+    assert "testbed-shp · max_new_tokens 9" in page.text
+    assert {group.task: group.is_testbed for group in grouped(records)} == {"shp": False, "testbed-shp": True}
+
+
+def test_the_warning_of_the_testbed_is_for_the_testbed(tmp_path: Path) -> None:
+    assert "no evidence about your model" in html(some(), tmp_path)
+    assert "no evidence about your model" not in html([make("caa", task="shp")], tmp_path / "real")
+
+
+def test_every_field_of_the_protocol_and_every_trial_is_told(tmp_path: Path) -> None:
+    trials = [
+        {"hyperparameters": {"strength": 0.5}, "score": 0.125, "reward": 1.25, "kl": 0.0625},
+        {"hyperparameters": {"strength": 9.0}, "error": "far too strong"},
+    ]
+    tuning = {"objective": "sum", "split": "validation", "n": 7, "unsteered": {"score": 0.0, "reward": 0.75}}
+    record = make("caa", tuning={**tuning, "trials": trials, "chosen": {"strength": 0.5}}, top_p=0.625)
+    page = Page(html([record], tmp_path))
+    for name, value in record.protocol.items():
+        assert name in page.text
+        assert (value if isinstance(value, str) else json.dumps(value)) in page.text
+    for told in ("strength = 0.5", "0.125", "1.250", "chosen", "far too strong", "objective sum, on 7 validation"):
+        assert told in page.text
+    assert "score 0.000, reward 0.750" in page.text
+
+
+# fronts and curves
+
+
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_front_is_what_nothing_beats(seed: int, lower: bool) -> None:
+    drawn = np.random.default_rng(seed).integers(0, 6, (20, 2)).astype(float)  # whole numbers, so that there are ties
+    points = [(float(x), float(y)) for x, y in drawn]
+
+    def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
+        no_worse_x = a[0] <= b[0] if lower else a[0] >= b[0]
+        return no_worse_x and a[1] >= b[1] and a != b
+
+    naive = {i for i, point in enumerate(points) if not any(beats(other, point) for other in points)}
+    found = pareto(points, lower)
+    assert set(found) == naive
+    assert [points[i] for i in found] == sorted(points[i] for i in naive)
+    assert pareto([], lower) == []
+
+
+def group(records: Sequence[Record]) -> Group:
+    (only,) = grouped(records)
+    return only
+
+
+def test_best_of_n_stands_at_its_closed_form() -> None:
+    anchors = [make(f"best_of_n:n={n}", lift=log(n) / 4, hyperparameters={"n": n}) for n in (8, 2, 4)]
+    other = make("tree", hyperparameters={"n": 16})
+    found = measured_best_of_n(group([make("unsteered"), *anchors, other]), "reward_gain")
+    table = leaderboard([make("unsteered"), *anchors, other]).set_index("method")
+    assert [a.n for a in found] == [2, 4, 8]
+    for anchor in found:
+        assert anchor.kl == pytest.approx((np.log(anchor.n) - 1 + 1 / anchor.n) / 20.0)
+        assert anchor.value == table.loc[f"best_of_n:n={anchor.n}", "reward_gain"]
+    assert best_of_n_kl(1) == 0
+    assert [round(best_of_n_kl(n), 3) for n in (8, 16, 32, 64, 128)] == [1.204, 1.835, 2.497, 3.175, 3.86]
+    assert [round(best_of_n_win_rate(n), 3) for n in (1, 8, 64)] == [0.5, 0.889, 0.985]
+    assert [a.n for a in win_rate_bound(group([make("unsteered")]))] == [1, 2, 4, 16, 64, 256]
+    assert win_rate_bound(group([make("caa")])) == []
+
+
+def test_best_of_n_is_drawn_beside_the_methods() -> None:
+    records = [make("unsteered"), make("caa"), make("best_of_n:n=4", hyperparameters={"n": 4})]
+    notes = {shown.title: shown.note + shown.svg for shown in scatters(group(records))}
+    assert "(log N - (N-1)/N)" in notes["Reward gain against KL"]
+    assert "N=4" in notes["Reward gain against KL"]
+    assert "N/(N+1)" in notes["Win rate against KL"]
+    without = {shown.title: shown.note for shown in scatters(group(records[:2]))}
+    assert "best-of-N" not in without["Reward gain against KL"]
+
+
+def test_records_that_differ_in_one_number_make_a_curve() -> None:
+    swept = [
+        make(f"caa:strength={s}", lift=s, hyperparameters={"strength": s, "layer": 1, "on": True}) for s in (2, 1, 0.5)
+    ]
+    other_layer = make("caa:layer=2", hyperparameters={"strength": 4.0, "layer": 2, "on": True})
+    pair = [make(f"iti:alpha={a}", hyperparameters={"alpha": a}) for a in (1, 2)]
+    (curve,) = sweeps(group([make("unsteered"), *swept, other_layer, *pair]))
+    assert (curve.label, curve.dial, curve.values) == ("caa", "strength", [0.5, 1, 2])
+    assert [row.method for row in curve.rows] == ["caa:strength=0.5", "caa:strength=1", "caa:strength=2"]
+
+
+def test_tuned_records_make_no_sweep() -> None:
+    tuning = {"trials": [{"hyperparameters": {"strength": 1.0}, "score": 1.0}]}
+    records = [make(f"caa:strength={s}", hyperparameters={"strength": s}, tuning=tuning) for s in (1, 2, 3)]
+    assert sweeps(group(records)) == []
+
+
+def test_trials_over_one_number_make_a_curve_of_the_guide() -> None:
+    def tuning(shift: float) -> dict[str, Any]:
+        trials = [
+            {"hyperparameters": {"strength": s}, "score": 0.0, "reward": shift + s, "kl": 1.0} for s in (4.0, 1.0, 2.0)
+        ]
+        failed = {"hyperparameters": {"strength": 8.0}, "error": "too strong"}
+        return {"trials": [*trials, failed], "chosen": {"strength": 4.0}, "unsteered": {"score": 9.0, "reward": shift}}
+
+    (found,) = tuned(group([make("caa", seed, tuning=tuning(seed), seeds=[0, 1]) for seed in (0, 1)]))
+    assert found.values == [1.0, 2.0, 4.0]
+    assert found.mean == [1.5, 2.5, 4.5]
+    assert found.seeds == [[1.0, 2.0, 4.0], [2.0, 3.0, 5.0]]
+    assert (found.unsteered, found.chosen, found.dial) == (0.5, [4.0, 4.0], "strength")
+
+
+def test_trials_over_two_numbers_make_no_curve() -> None:
+    trials = [{"hyperparameters": {"strength": s, "layer": s}, "score": s} for s in (1, 2, 3)]
+    assert tuned(group([make("caa", tuning={"trials": trials, "unsteered": 0.0, "chosen": {}})])) == []
+
+
+def test_over_optimised_methods_are_coloured() -> None:
+    """All methods of these records lose gold where they gain reward, and gain half in the held-out reward."""
+    shown = {s.title: s.svg for s in scatters(group(some()))}
+    gold = shown["Guide against gold, the truth of the testbed"]
+    assert gold.count("var(--red)") > 0
+    assert "var(--orange)" not in gold
+    held_out = shown["Guide against held-out reward"]
+    assert "var(--orange)" in held_out
+    assert "var(--red)" not in held_out
+
+
+def test_labels_do_not_cover_one_another() -> None:
+    points = [(100 + 3.0 * i, 100 + 2.0 * (i % 3)) for i in range(12)]
+    found = places(points, [letters(i) for i in range(12)], Box(0, 0, 300, 300))
+    in_order = sorted(found)
+    assert all(abs(a[0] - b[0]) >= 7.5 or abs(a[1] - b[1]) >= 9 for a, b in pairwise(in_order))
+    assert all(max(abs(x - u), abs(y - v)) <= 60 for (x, y), (u, v) in zip(points, found, strict=True))
+    assert [letters(i) for i in (0, 25, 26, 27, 52, 702)] == ["A", "Z", "AA", "AB", "BA", "AAA"]
+
+
+# safety
+
+
+def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
+    record = make(f"caa:text={HOSTILE}", texts=[HOSTILE] * N)
+    record.examples["prompt"] = HOSTILE
+    record.labels["model"] = HOSTILE
+    record.environment["device"] = HOSTILE
+    page = Page(html([record, make("unsteered")], tmp_path))
+    assert not any(tag == "img" for tag, _ in page.tags)
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+    assert [attrs.get("type") for attrs, _ in page.scripts] == ["application/json", None]
+    (first,) = page.data
+    assert first["prompts"] == [HOSTILE] * N
+    assert HOSTILE in first["texts"]
+    assert HOSTILE in page.text
+
+
+def test_embedded_json_is_ascii_without_markup() -> None:
+    text = as_json({"a": [HOSTILE, "<!--", "]]>", "é\ud800"]})
+    assert text.isascii()
+    assert not set("<>&'") & set(text)
+    assert json.loads(text) == {"a": [HOSTILE, "<!--", "]]>", "é\ud800"]}
+
+
+def test_nothing_is_fetched_and_only_the_own_script_runs(tmp_path: Path) -> None:
+    text = html(some(), tmp_path)
+    page = Page(text)
+    assert "://" not in text
+    assert not {"link", "img", "iframe", "object", "embed", "base", "form-action"} & {tag for tag, _ in page.tags}
+    for name in ("src", "href", "action", "srcset", "xlink:href", "data"):
+        assert all((attrs.get(name) or "#").startswith("#") for _, attrs in page.tags)
+    assert not re.search(r"@import|url\((?!#)", text)
+    (policy,) = [a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    digest = base64.b64encode(hashlib.sha256(page.scripts[-1][1].encode()).digest()).decode()
+    assert policy is not None
+    assert policy.startswith(f"default-src 'none'; script-src 'sha256-{digest}';")
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(tmp_path: Path) -> None:
+    page = Page(html([*some(), *(make(m, task="shp") for m in ("unsteered", "caa"))], tmp_path))
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+    referred = {attrs[name] for _, attrs in page.tags for name in ("href", "xlink:href") if attrs.get(name)}
+    assert {reference.lstrip("#") for reference in referred if reference} <= set(ids)
+
+
+# the generations
+
+
+def test_generations_are_those_of_the_records(tmp_path: Path) -> None:
+    records = [make("unsteered"), make("caa", texts=["same"] * N)]
+    (found,) = Page(html(records, tmp_path)).data
+    assert found["prompts"] == list(records[0].examples["prompt"])
+    for method in found["methods"]:
+        (record,) = [r for r in records if r.method == method["name"]]
+        (run,) = method["runs"]
+        assert (run["seed"], run["sample"]) == (0, 0)
+        assert [found["texts"][row[0]] for row in run["rows"]] == list(record.examples["response"])
+        assert [row[1] for row in run["rows"]] == pytest.approx(list(record.examples["reward"]), abs=1e-4)
+        assert [row[3] for row in run["rows"]] == pytest.approx(list(record.examples["gold"]), abs=1e-4)
+    assert found["texts"].count("same") == 1
+
+
+def test_samples_are_runs_of_their_own() -> None:
+    record = make()
+    twice = pd.concat([record.examples.assign(sample=0), record.examples.assign(sample=1, response="second")])
+    (found,) = generations(grouped([replace(record, examples=twice)]), 64)
+    runs = found["methods"][0]["runs"]
+    assert [run["sample"] for run in runs] == [0, 1]
+    assert {found["texts"][row[0]] for row in runs[1]["rows"]} == {"second"}
+    assert len(found["prompts"]) == N
+
+
+def test_no_more_prompts_than_asked_for_and_the_page_says_so(tmp_path: Path) -> None:
+    page = Page(html(some(), tmp_path, n_examples=3))
+    (found,) = page.data
+    assert len(found["prompts"]) == 3
+    assert all(len(run["rows"]) == 3 for method in found["methods"] for run in method["runs"])
+    assert "the first 3 of 8 prompts are in this file" in " ".join(page.text.split())
+
+
+# the file
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    folder = write([*some(), make("caa", task="shp")], tmp_path / "runs")
+    write_report([folder], tmp_path / "one.html")
+    write_report([folder, folder], tmp_path / "two.html")
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+    write_plot(some(), tmp_path / "one.svg")
+    write_plot(some()[::-1], tmp_path / "two.svg")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_the_settings_of_matplotlib_do_not_matter_and_stay(tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    write_plot(some(), tmp_path / "one.svg")
+    with mpl.rc_context({"font.size": 30.0, "svg.fonttype": "path"}):
+        write_plot(some(), tmp_path / "two.svg")
+        assert mpl.rcParams["font.size"] == 30.0
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_the_plot_names_every_method_once(tmp_path: Path) -> None:
+    others = [make(m, task="testbed-hh_rlhf", lift=0.7) for m in ("unsteered", "iti", "$x_$ é" + "long " * 20)]
+    write_plot([*some(), *others], tmp_path / "plot.svg")
+    root = ElementTree.fromstring((tmp_path / "plot.svg").read_text(encoding="utf-8"))
+    texts = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    for name in ("testbed-shp", "testbed-hh_rlhf", "iti", "caa:layer=1", "gold gain"):
+        assert texts.count(name) == 1
+    assert any(text.startswith("$x_$ \\xe9long") for text in texts)
+    assert "unsteered" not in texts
+
+
+def test_without_gold_the_plot_shows_the_held_out_reward(tmp_path: Path) -> None:
+    records = [make(m, task="shp") for m in ("unsteered", "caa")]
+    for record in records:
+        del record.examples["gold"]
+    write_plot(records, tmp_path / "plot.svg")
+    assert "held-out gain" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    with pytest.raises(SteerbenchError, match="--held-out-reward"):
+        write_plot([make("caa")], tmp_path / "none.svg")
+
+
+def test_a_folder_without_records_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(SteerbenchError, match=r"there are no records in .*steerbench run --out"):
+        write_report([tmp_path], tmp_path / "report.html")
+    with pytest.raises(SteerbenchError, match="is no folder"):
+        write_report([tmp_path / "missing"], tmp_path / "report.html")
+
+
+def test_a_file_that_cannot_be_written_is_a_mistake(tmp_path: Path) -> None:
+    folder = write([make()], tmp_path / "runs")
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "runs", tmp_path / "file" / "report.html"):
+        with pytest.raises(SteerbenchError, match=r"cannot write .*choose another file"):
+            write_report([folder], out)
+
+
+# timings, and what papers reported
+
+
+def timing() -> dict[str, Any]:
+    """Return a record of timings with one cell."""
+    ratio = {"median": 1.25, "low": 1.125, "high": 1.375}
+    arms = [
+        {"method": "unsteered", "ratios": {}},
+        {"method": "iti", "ratios": {"prefill": ratio, "decode": ratio, "total": {**ratio, "low": None}}},
+        {"method": "caa", "problem": "Traceback\nout of memory"},
+    ]
+    return {
+        "kind": "latency",
+        "schema_version": 1,
+        "created": "2026-01-01T00:00:00+00:00",
+        "model": {"name": "timed/lm", "parameters": 7e9, "dtype": "bfloat16", "attention": "sdpa", "weights": "random"},
+        "device": "GPU",
+        "grid": {"new_tokens": 8, "rounds": 3},
+        "cells": [{"batch_size": 2, "prompt_tokens": 32, "arms": arms}],
+    }
+
+
+def test_timings_beside_the_records_are_shown(tmp_path: Path) -> None:
+    assert "Timed apart from quality" not in html(some(), tmp_path)
+    folder = tmp_path / "runs" / "latency"
+    folder.mkdir()
+    (folder / "one.json").write_text(json.dumps(timing()))
+    page = Page(html(some(), tmp_path))
+    for told in ("timed/lm on GPU", "7,000.0 M", "batch 2, prompt 32", "1.25 (1.12 to 1.38)", "out of memory"):
+        assert told in page.text
+    (folder / "two.json").write_text("{")
+    with pytest.raises(SteerbenchError, match=r"two\.json is damaged"):
+        html(some(), tmp_path)
+
+
+def test_reported_numbers_are_marked_and_complete(tmp_path: Path) -> None:
+    text = files("steerbench.report").joinpath("reported.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert list(rows[0]) == ["paper", "model", "task", "method", "metric", "value", "setting"]
+    assert all(all(row.values()) for row in rows)
+    keys = [(row["paper"], row["model"], row["task"], row["method"]) for row in rows]
+    cells: dict[tuple[str, ...], dict[str, float]] = {key: {} for key in keys}
+    for key, row in zip(keys, rows, strict=True):
+        assert row["metric"] not in cells[key]
+        cells[key][row["metric"]] = float(row["value"])
+    judged = [cell for cell in cells.values() if "win - lose, points" in cell]
+    assert len(judged) == 4 * 4 * 3
+    assert all(abs(c["win, %"] - c["lose, %"] - c["win - lose, points"]) < 0.11 for c in judged)
+    page = Page(html(some(), tmp_path))
+    assert "Not comparable with the tables above." in page.text
+    assert "80.3" in page.text
+
+
+# the command
+
+
+def test_the_command_makes_page_and_plot_from_real_records(run_cli: Cli, cli: Cli, tmp_path: Path) -> None:
+    assert run_cli("--methods", "caa,static_prompt").exit_code == 0
+    out, plot = tmp_path / "new" / "report.html", tmp_path / "plot.svg"
+    done = cli("report", tmp_path / "runs", "--out", out, "--examples", 2)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == f"written: {out}\n"
+    page = Page(out.read_text(encoding="utf-8"))
+    table = leaderboard(Store(tmp_path / "runs").records())
+    assert {row[1][0] for row in page.rankings[0][1:]} == set(table["method"])
+    assert len(page.data[0]["prompts"]) == 2
+    refused = cli("report", tmp_path / "runs", "--out", out, "--plot", plot)
+    assert refused.exit_code == 2
+    assert "nothing to plot" in refused.stderr
+
+
+def test_the_command_writes_a_plot(cli: Cli, tmp_path: Path) -> None:
+    folder = write(some(), tmp_path / "runs")
+    done = cli("report", folder, "--out", tmp_path / "report.html", "--plot", tmp_path / "plot.svg")
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "plot.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_help_loads_nothing_heavy_and_a_report_no_models(tmp_path: Path) -> None:
+    folder = write([make()], tmp_path / "runs")
+    code = "import sys; from steerbench.cli import app; app(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
+    heavy = {"matplotlib", "jinja2", "pandas", "numpy", "torch"}
+    for command, banned in (
+        (["report", "--help"], heavy),
+        (["--help"], heavy),
+        (["report", str(folder), "--out", str(tmp_path / "r.html")], {"torch", "transformers", "evaluate"}),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
+        assert not banned & set(done.stdout.splitlines()[-1].split())
