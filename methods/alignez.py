@@ -57,7 +57,7 @@ from steerbench import (
     SteerbenchError,
     Steerer,
     Steering,
-    contrast,
+    contrasts,
     elbow,
     fit_ccs,
     principal_difference,
@@ -97,7 +97,7 @@ class AlignEZ(Steerer):
         written = self_generated(context, self.good, self.bad, self.n_queries).kept
         pairs = [g.ended(context.lm) if self.end_token else g.pair for g in written]
         sites = [Site(self.site, layer) for layer in range(context.lm.n_layers)]
-        read = {layer: contrast(context, site, self.pool, pairs) for layer, site in enumerate(sites)}
+        read = dict(enumerate(contrasts(context, sites, self.pool, pairs).values()))
         edits = self._remove_and_boost(context, read) if self.version == 1 else self._gated(context, read)
         if not edits:
             raise SteerbenchError("alignez: no layer tells good answers from bad ones; use more training examples.")

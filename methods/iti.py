@@ -55,7 +55,7 @@ from steerbench import (
     SteerbenchError,
     Steerer,
     Steering,
-    contrast,
+    contrasts,
     difference_of_means,
 )
 from steerbench.pairs import pairs_from
@@ -109,8 +109,8 @@ class ITI(Steerer):
     def _heads(self, context: FitContext, held_out: Tensor) -> list[Head]:
         """Probe every head of every layer; `held_out` is (pairs,)."""
         heads = []
-        for layer in range(context.lm.n_layers):
-            sides = contrast(context, Site("z", layer), self.pool, self.pairs)
+        sites = [Site("z", layer) for layer in range(context.lm.n_layers)]
+        for layer, sides in enumerate(contrasts(context, sites, self.pool, self.pairs).values()):
             each = by_head(context.lm, sides)
             with context.progress(f"probes z.{layer}", len(each)) as advance:
                 for head, one in enumerate(each):
@@ -137,6 +137,7 @@ class ITI(Steerer):
 
     def _share(self, context: FitContext, vectors: Mapping[Site, Tensor]) -> float:
         """Return the mean over layers of the length of the shift beside the mean length of z."""
-        states = {site: torch.cat(contrast(context, site, self.pool, self.pairs)) for site in vectors}
+        read = contrasts(context, list(vectors), self.pool, self.pairs)
+        states = {site: torch.cat(sides) for site, sides in read.items()}
         shares = [float(v.norm() / states[site].norm(dim=1).mean()) for site, v in vectors.items()]
         return max(sum(shares) / len(shares), 1e-12)

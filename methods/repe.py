@@ -43,7 +43,7 @@ from steerbench import (
     Steerer,
     Steering,
     at_relative_norm,
-    contrast,
+    contrasts,
     difference_of_means,
     principal_difference,
 )
@@ -68,11 +68,10 @@ class RepE(Steerer):
     def fit(self, context: FitContext) -> Steering:
         """Find an axis and its sign in each layer of the band."""
         edits, cosines = [], {}
-        for layer in self._band(context.lm.n_layers):
-            site = Site("resid_post", layer)
-            states = contrast(context, site, self.pool, self.pairs)
+        band = [Site("resid_post", layer) for layer in self._band(context.lm.n_layers)]
+        for site, states in contrasts(context, band, self.pool, self.pairs).items():
             axis = principal_difference(states)
-            cosines[str(layer)] = float(cosine_similarity(axis, difference_of_means(states), dim=0))
+            cosines[str(site.layer)] = float(cosine_similarity(axis, difference_of_means(states), dim=0))
             relative = self.relative_norm is not None
             vector = at_relative_norm(axis, states, self.relative_norm) if relative else self.coefficient * axis
             edits.append(PlacedEdit(site, Add(vector, self.strength), self.scope))

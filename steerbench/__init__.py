@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from steerbench.directions import Contrast as Contrast
     from steerbench.directions import at_relative_norm as at_relative_norm
     from steerbench.directions import contrast as contrast
+    from steerbench.directions import contrasts as contrasts
     from steerbench.directions import difference_of_means as difference_of_means
     from steerbench.directions import principal_difference as principal_difference
     from steerbench.directions import singular_directions as singular_directions
@@ -94,6 +95,7 @@ _HOMES = {
         "Contrast",
         "at_relative_norm",
         "contrast",
+        "contrasts",
         "difference_of_means",
         "principal_difference",
         "singular_directions",

@@ -38,12 +38,19 @@ def contrast(
 
     Raises SteerbenchError where the pool sees nothing that tells the sides apart, or has no reply to read.
     """
+    return contrasts(context, [site], pool, pairs)[site]
+
+
+def contrasts(
+    context: FitContext, sites: Sequence[Site], pool: Pool, pairs: PairSource | Sequence[Pair] = "preferences"
+) -> dict[Site, Contrast]:
+    """Return what `contrast` does for each of several sites, from one pass over each side."""
     source = repr(pairs) if isinstance(pairs, str) else "given"
     pairs = pairs_from(context, pairs) if isinstance(pairs, str) else pairs
     _check(pairs, pool, source)
-    preferred = context.activations(site, [p.chosen for p in pairs], pool)
-    other = context.activations(site, [p.rejected for p in pairs], pool)
-    return Contrast(torch.stack(preferred), torch.stack(other))
+    preferred = context.activations_at(sites, [p.chosen for p in pairs], pool)
+    other = context.activations_at(sites, [p.rejected for p in pairs], pool)
+    return {site: Contrast(torch.stack(preferred[site]), torch.stack(other[site])) for site in sites}
 
 
 def _check(pairs: Sequence[Pair], pool: Pool, source: str) -> None:

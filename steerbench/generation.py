@@ -214,7 +214,6 @@ def _not_finite(source: str) -> SteerbenchError:
     return SteerbenchError(f"{source} gave NaN or infinite logits; lower its strength, or use a wider --dtype.")
 
 
-@torch.no_grad()
 def activations(
     lm: LanguageModel,
     site: Site,
@@ -229,24 +228,41 @@ def activations(
     `all` covers prompt and response, `response_mean` the response alone. Raises SteerbenchError where a pool needs a
     response and there is none.
     """
+    return activations_at(lm, [site], tokens, pool, batch_size=batch_size, progress=progress)[site]
+
+
+@torch.no_grad()
+def activations_at(
+    lm: LanguageModel,
+    sites: Sequence[Site],
+    tokens: Sequence[Tokens],
+    pool: Pool,
+    *,
+    batch_size: int = 16,
+    progress: Progress = silent,
+) -> dict[Site, list[Tensor]]:
+    """Return what `activations` does for each of several sites, from one pass of the model."""
     if pool not in get_args(Pool):
         raise SteerbenchError(suggest("pool", pool, list(get_args(Pool))))
     if pool in ("last_response", "response_mean") and (empty := [i for i, t in enumerate(tokens) if not t.response]):
         raise SteerbenchError(f"pool {pool!r} needs responses; sequence {empty[0]} has none.")
     _check_fit(lm, tokens, 0)
-    place = lm.anatomy.place(site)
+    places = {site: lm.anatomy.place(site) for site in sites}
 
-    def work(rows: list[int]) -> list[Tensor]:
-        states = _read(lm, place, lm.right_padded([tokens[i] for i in rows]))
-        pooled = (_pooled(row, tokens[i], pool) for i, row in zip(rows, states, strict=True))
-        return [row.to("cpu", torch.float32, copy=True) for row in pooled]  # frees the batch
+    def work(rows: list[int]) -> dict[Place, list[Tensor]]:
+        def keep(states: Tensor) -> list[Tensor]:
+            pooled = (_pooled(row, tokens[i], pool) for i, row in zip(rows, states, strict=True))
+            return [row.to("cpu", torch.float32, copy=True) for row in pooled]  # frees the batch
 
-    out: dict[int, Tensor] = {}
-    with progress(f"activations {site}", len(tokens)) as advance:
+        return read(lm.model, list(places.values()), lm.right_padded([tokens[i] for i in rows]), keep)
+
+    out: dict[Site, dict[int, Tensor]] = {site: {} for site in sites}
+    with progress(f"activations {', '.join(map(str, sites))}", len(tokens)) as advance:
         for rows, found in halving(by_length(tokens, batch_size), work):
-            out |= zip(rows, found, strict=True)
+            for site, place in places.items():
+                out[site] |= zip(rows, found[place], strict=True)
             advance(len(rows))
-    return [out[i] for i in range(len(tokens))]
+    return {site: [found[i] for i in range(len(tokens))] for site, found in out.items()}
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ def method_gaps(records: Sequence[Record], metric: str) -> dict[tuple[str, str],
 
     Left out is what has no such metric, or no unsteered record beside each of its seeds. Raises as `leaderboard`.
     """
-    found = {}
+    found: dict[tuple[str, str], Gaps] = {}
     for task, group in _by_task(records).items():
         variants = _variants(group)
         labels = _labels(variants)

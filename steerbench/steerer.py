@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steerbench.dialogue import Dialogue
 from steerbench.errors import SteerbenchError
-from steerbench.generation import Pool, activations, generate, response_states
+from steerbench.generation import Pool, activations_at, generate, response_states
 from steerbench.lm import LanguageModel, Tokens
 from steerbench.progress import Progress, silent
 from steerbench.protocol import Decoding
@@ -94,10 +94,15 @@ class FitContext:
     def activations(self, site: Site, tokens: Sequence[Tokens], pool: Pool) -> list[Tensor]:
         """Return float32 CPU activations, one per sequence: see `steerbench.activations`."""
 
-        def read() -> list[Tensor]:
-            return activations(self.lm, site, tokens, pool, batch_size=self.batch_size, progress=self.progress)
+        return self.activations_at([site], tokens, pool)[site]
 
-        return self.once((site, pool, tuple(tokens)), read)
+    def activations_at(self, sites: Sequence[Site], tokens: Sequence[Tokens], pool: Pool) -> dict[Site, list[Tensor]]:
+        """Return the activations at several sites, read in one pass of the model."""
+        keys = {site: (site, pool, tuple(tokens)) for site in sites}
+        missing = [site for site, key in keys.items() if (__name__, key) not in self._shared]
+        size, progress = self.batch_size, self.progress
+        new = activations_at(self.lm, missing, tokens, pool, batch_size=size, progress=progress) if missing else {}
+        return {site: self.once(key, lambda site=site: new[site]) for site, key in keys.items()}  # type: ignore[misc]
 
     def states(self, site: Site, tokens: Sequence[Tokens]) -> States:
         """Return the states that each response token is drawn from, kept on disk: see `steerbench.States`."""

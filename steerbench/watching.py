@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from steerbench.lm import Batch
 from steerbench.sites import Place
+
+T = TypeVar("T")
 
 
 def hook(place: Place, function: Callable[[Tensor], Tensor | None] | Callable[[Tensor], None]) -> Any:
@@ -44,15 +46,13 @@ class _Seen(Exception):
     """Ends a forward pass as soon as every activation wanted is there."""
 
 
-def read(
-    model: PreTrainedModel, places: Sequence[Place], batch: Batch, keep: Callable[[Tensor], Tensor]
-) -> dict[Place, Tensor]:
+def read(model: PreTrainedModel, places: Sequence[Place], batch: Batch, keep: Callable[[Tensor], T]) -> dict[Place, T]:
     """Run a batch and return what `keep` makes of the activation at each place, (rows, columns, width).
 
     What comes behind the last place is not computed. The model may write into an activation later: a part of one that
     is to be kept while the pass goes on must be copied.
     """
-    found: dict[Place, Tensor] = {}
+    found: dict[Place, T] = {}
 
     def note(place: Place, activation: Tensor) -> None:
         found.setdefault(place, keep(activation.reshape(*batch.input_ids.shape, -1)))

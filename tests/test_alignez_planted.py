@@ -43,7 +43,10 @@ class Planted(FitContext):
 
     sides: Sequence[Contrast]
 
-    def activations(self, site: Site, tokens: Sequence[Tokens], pool: Any) -> list[Tensor]:
+    def activations_at(self, sites: Sequence[Site], tokens: Sequence[Tokens], pool: Any) -> dict[Site, list[Tensor]]:
+        return {site: self._planted(site, tokens, pool) for site in sites}
+
+    def _planted(self, site: Site, tokens: Sequence[Tokens], pool: Any) -> list[Tensor]:
         assert (site.name, pool) == ("mlp_out", "last_response")
         assert site.layer is not None
         return [self.sides[site.layer][t.response[0] - 6][t.response[1]] for t in tokens]

@@ -93,7 +93,7 @@ def test_each_choice_is_in_the_key_and_refused_by_its_name(
 def test_values_of_two_objectives_are_told_apart(protocol: Protocol) -> None:
     """Tuned by the reward, by the sum, and to a KL are three protocols."""
     tuned = replace(protocol, tuning_budget=2, n_validation=2)
-    keys = [load_bench(replace(tuned, **c), Options()).key for c in ({}, {"objective": "sum"}, {"match_kl": 0.1})]  # type: ignore[arg-type]
+    keys = [load_bench(replace(tuned, **c), Options()).key for c in ({}, {"objective": "sum"}, {"match_kl": 0.1})]
     assert [key["objective"] for key in keys] == ["reward", "sum", "kl"]
     assert {d.field for d in differences(keys[0], keys[1])} == {"objective"}
 

@@ -216,7 +216,7 @@ def crafted(
         assert site.layer is not None
         return [state(*rows[t], site.layer).flatten() for t in tokens]
 
-    monkeypatch.setattr(made, "activations", read)
+    monkeypatch.setattr(made, "activations_at", lambda sites, *rest: {site: read(site, *rest) for site in sites})
     return made
 
 

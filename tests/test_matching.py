@@ -135,7 +135,7 @@ def test_a_real_method_is_matched_on_validation_and_measured_on_test(protocol: P
 
 @pytest.mark.parametrize("target", [0.0, -1.0, float("nan"), inf])
 def test_a_target_must_be_positive(target: float) -> None:
-    with pytest.raises(SteerbenchError, match="match_kl is .*; it must be above 0, in nats per token"):
+    with pytest.raises(SteerbenchError, match=r"match_kl is .*; it must be above 0, in nats per token"):
         Protocol(match_kl=target)
 
 

@@ -69,7 +69,10 @@ class Planted(FitContext):
     other: float = QUIET
     """The spread of x."""
 
-    def activations(self, site: Site, tokens: Sequence[Tokens], pool: Pool) -> list[Tensor]:
+    def activations_at(self, sites: Sequence[Site], tokens: Sequence[Tokens], pool: Pool) -> dict[Site, list[Tensor]]:
+        return {site: self._planted(site, tokens, pool) for site in sites}
+
+    def _planted(self, site: Site, tokens: Sequence[Tokens], pool: Pool) -> list[Tensor]:
         u, v = truth(self.seed, site), idle(self.seed, site)
         return [self._state(site, t, u, v) for t in tokens]
 

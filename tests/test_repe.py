@@ -139,8 +139,11 @@ def test_the_mean_that_a_pca_subtracts_is_what_it_finds(llama: LanguageModel, mo
     differences[:, 3] += 5
     differences[:, 7] += 2 * torch.randn(200, generator=draw)
     rows = {pair.chosen: difference for pair, difference in zip(shared.pairs(), differences, strict=True)}
-    read = lambda site, tokens, pool: [rows.get(t, torch.zeros(32)) for t in tokens]  # noqa: E731
-    monkeypatch.setattr(shared, "activations", read)
+
+    def read(sites: list[Site], tokens: list[Tokens], pool: str) -> dict[Site, list[Tensor]]:
+        return {site: [rows.get(t, torch.zeros(32)) for t in tokens] for site in sites}
+
+    monkeypatch.setattr(shared, "activations_at", read)
     steering = load("methods", "repe")(**OF_REPLIES).fit(shared)
     (vector,) = vectors(steering).values()
     centred = PCA(n_components=1).fit(differences.numpy()).components_[0]

@@ -121,10 +121,12 @@ def test_variances_of_fits_and_samples_are_told_apart() -> None:
 
 def test_what_cannot_be_told_is_none() -> None:
     values = np.array([[1.0], [3.0]])
-    assert tuple(spread(values, sampled=False)) == (pytest.approx(sqrt(2)), 0.0)
+    assert list(spread(values, sampled=False)) == pytest.approx([sqrt(2), 0.0])
     assert spread(values, sampled=True) == (None, None)
     assert spread(values[:1], sampled=False) == (None, 0.0)
-    assert tuple(spread(np.array([[1.0, 3.0]]), sampled=True)) == (None, pytest.approx(sqrt(2)))
+    fit, sampling = spread(np.array([[1.0, 3.0]]), sampled=True)
+    assert fit is None
+    assert sampling == pytest.approx(sqrt(2))
 
 
 def table(values: Any, samples: int = 1) -> pd.DataFrame:

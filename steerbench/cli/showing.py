@@ -52,10 +52,14 @@ def _show_card(source: "Source") -> None:
 
 def leaderboard(
     folders: Annotated[list[Path], typer.Argument(help="Folders with records.")],
-    csv: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table, with all columns, to this file.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write Markdown to this file; between marks, if it has them.")
+    ] = None,
 ) -> None:
     """Rank the records in folders. Refuses to rank what was not measured alike."""
     from steerbench import tables
+    from steerbench.markdown import write_markdown
     from steerbench.ranking import leaderboard as rank
     from steerbench.ranking import write_csv
     from steerbench.records import Store
@@ -63,9 +67,10 @@ def leaderboard(
     records = [record for folder in folders for record in Store(folder).records()]
     table = rank(records)
     tables.show(out, table, records)
-    if csv:
-        write_csv(table, csv)
-        say(f"written: {csv}")
+    for path, write in ((csv, write_csv), (markdown, write_markdown)):
+        if path:
+            write(table, path)
+            say(f"written: {path}")
 
 
 def generate(

@@ -16,7 +16,7 @@ _COLUMNS = 3
 _LONGEST = 46
 """Characters of a method's name that fit into a column of the legend."""
 _MEANING = (
-    (drawing.BLUE, "gained on both alike, or more than the guide says"),
+    (drawing.BLUE, "near or above the line: gained as the guide says"),
     (drawing.ORANGE, "gained surely less than the guide says"),
     (drawing.RED, "lost while the guide rose: over-optimised"),
 )
@@ -43,7 +43,7 @@ def readme_plot(groups: Sequence[Group]) -> str:
 def _drawn(panels: Sequence[tuple[Group, list[Point]]], keys: dict[str, str], y_label: str) -> str:
     width = max(2, len(panels)) * _PANEL
     lines = -(-len(keys) // _COLUMNS) + 1
-    height = _HEIGHT + lines * _LINE + 24
+    height = _HEIGHT + lines * _LINE + 30
     foot = (height - _HEIGHT + 50) / height
     made, axes = drawing.figure(
         width, height, len(panels), left=52 / width, right=1 - 14 / width, bottom=foot, top=1 - 26 / height, wspace=0.17
@@ -61,7 +61,7 @@ def _drawn(panels: Sequence[tuple[Group, list[Point]]], keys: dict[str, str], y_
 
 def _legend(made: Figure, keys: dict[str, str], width: float, height: float) -> None:
     per_column = -(-len(keys) // _COLUMNS)
-    top = height - _HEIGHT + 8
+    top = height - _HEIGHT + 2
     for i, (name, key) in enumerate(keys.items()):
         x, y = 16 + (i // per_column) * (width - 24) / _COLUMNS, top - (i % per_column) * _LINE
         made.text(x / width, y / height, key, fontsize=9, color=INK, fontweight="bold")
