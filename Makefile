@@ -10,7 +10,7 @@ INSTALLED = .venv/.installed
 # the test models are tiny: more threads per process cost more than they save
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test check bench clean
+.PHONY: run test check bench results clean
 
 run: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/steerbench run
@@ -25,6 +25,11 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only $(PYTEST_ARGS)
+
+# from the committed records alone; the tests check that what is committed is what this makes
+results: $(INSTALLED)
+	$(BIN)/steerbench leaderboard results/testbed --csv results/leaderboard.csv --markdown README.md
+	$(BIN)/steerbench report results/testbed --out results/report.html --plot results/gains.svg --examples 24
 
 clean:
 	rm -rf .venv build dist steerbench.egg-info .coverage .benchmarks .mypy_cache .ruff_cache .pytest_cache

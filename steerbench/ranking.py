@@ -43,7 +43,7 @@ def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
     model beside it. Raises SteerbenchError that names the field in which two protocols of one task
     differ, and if records of one protocol hold different prompts.
     """
-    groups = _by_task(records)
+    groups = by_task(records)
     # not `concat`: a column may be empty in one task, as gold is on real data, and have numbers in another
     return pd.DataFrame(row for group in groups.values() for row in _ranked(group)).astype({"rank": "Int64"})
 
@@ -54,11 +54,9 @@ def method_gaps(records: Sequence[Record], metric: str) -> dict[tuple[str, str],
     Left out is what has no such metric, or no unsteered record beside each of its seeds. Raises as `leaderboard`.
     """
     found: dict[tuple[str, str], Gaps] = {}
-    for task, group in _by_task(records).items():
-        variants = _variants(group)
-        labels = _labels(variants)
-        over = _over_unsteered(variants, _unsteered(group), metric)
-        found |= {(task, labels[key]): gap for key, gap in over.items()}
+    for task, group in by_task(records).items():
+        over = _over_unsteered(rows_of(group), _unsteered(group), metric)
+        found |= {(task, name): gap for name, gap in over.items()}
     return found
 
 
@@ -77,29 +75,39 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
         raise SteerbenchError(f"cannot write {path}: {error.strerror or error}; choose another file.") from error
 
 
-def _by_task(records: Sequence[Record]) -> dict[str, list[Record]]:
+def by_task(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the records of each task, each once. Raises SteerbenchError if there is none."""
     records = list({r.identity: r for r in records}.values())  # folders may overlap
     if not records:
-        raise SteerbenchError("there are no records to rank; make some with `steerbench run`.")
+        raise SteerbenchError("there are no records; make some with `steerbench run`.")
     return dict(sorted(_by(records, lambda r: r.labels["task"]).items()))
 
 
-def _variants(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Return the records of each row of the table, in order of their seeds. Refuses what was not measured alike."""
+def rows_of(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the records of each row of one task's table by its name, in order of their seeds.
+
+    The name is the method as given, with a hash where its source or version differs between rows. Raises
+    SteerbenchError if the records were not measured alike.
+    """
     _check_comparable(records)
     in_order = sorted(records, key=lambda r: r.seed)  # numbers are added in it, and the last bit depends on that
-    return _by(in_order, lambda r: fingerprint([r.parts, r.steerbench]))
+    variants = _by(in_order, lambda r: fingerprint([r.parts, r.steerbench]))
+    methods = [group[0].method for group in variants.values()]
+    return {
+        group[0].method + (f" #{key[:6]}" if methods.count(group[0].method) > 1 else ""): group
+        for key, group in variants.items()
+    }
 
 
 def _ranked(records: Sequence[Record]) -> list[dict[Hashable, object]]:
-    variants = _variants(records)
-    labels = _labels(variants)
-    gains = _gains(variants, _unsteered(records))
-    ranks = _ranks({key: g for key, g in variants.items() if len(g) == len(records[0].protocol["seeds"])})
-    rows = [_row(labels[key], ranks.get(key), group, gains[key]) for key, group in variants.items()]
-    table = pd.DataFrame(rows).sort_values(["reward", "method"], ascending=[False, True])
-    rows_in_order: list[dict[Hashable, object]] = table.to_dict("records")
-    return rows_in_order
+    rows = rows_of(records)
+    gains = _gains(rows, _unsteered(records))
+    ranks = _ranks({name: g for name, g in rows.items() if len(g) == len(records[0].protocol["seeds"])})
+    table = pd.DataFrame(_row(name, ranks.get(name), group, gains[name]) for name, group in rows.items())
+    in_order: list[dict[Hashable, object]] = table.sort_values(["reward", "method"], ascending=[False, True]).to_dict(
+        "records"
+    )
+    return in_order
 
 
 def _check_comparable(records: Sequence[Record]) -> None:
@@ -219,15 +227,6 @@ def _row(
         "held_out_model": first.labels["held_out_reward"],
         "device": " / ".join(sorted({r.environment["device"] for r in records})),
         "protocol": fingerprint(first.protocol)[:12],
-    }
-
-
-def _labels(variants: dict[str, list[Record]]) -> dict[str, str]:
-    """Name the rows: by the method as given, and by a hash too where its source or version differs between rows."""
-    methods = [group[0].method for group in variants.values()]
-    return {
-        key: group[0].method + (f" #{key[:6]}" if methods.count(group[0].method) > 1 else "")
-        for key, group in variants.items()
     }
 
 

@@ -5,9 +5,10 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from steerbench.protocol import Key, fingerprint
 
 SCHEMA_VERSION = 1
 _PARTIAL = ".partial-"
+_STALE = 3600
+"""Seconds after which nobody is still writing a record: it takes moments."""
 
 METRICS = {
     "reward": "mean score by the guiding reward model",
@@ -106,9 +109,17 @@ class Store:
         """Make the folder and check that it can be written, before anything is measured. Raises SteerbenchError."""
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_stale()
             probe = self.folder / f"{_PARTIAL}{uuid.uuid4().hex}"
             probe.mkdir()
             probe.rmdir()
+
+    def _remove_stale(self) -> None:
+        """Remove what processes left that were killed while they wrote."""
+        for partial in self.folder.glob(f"{_PARTIAL}*"):
+            with suppress(OSError):  # another process may be removing it
+                if time.time() - partial.stat().st_mtime > _STALE:
+                    shutil.rmtree(partial)
 
     def find(self, identity: str) -> Record | None:
         """Return the record with an identity, or None."""

@@ -61,11 +61,11 @@ def show(console: Console, table: pd.DataFrame, records: Sequence[Record]) -> No
     """Print one table per task, what was measured, and what was left out."""
     for task, rows in table.groupby("task", sort=True):
         first = next(r for r in records if r.labels["task"] == task)
-        console.print(_fitted(_table(str(task), rows), console), crop=False)
+        console.print(fitted(_table(str(task), rows), console), crop=False)
         gains = _gains(rows)
         if not gains.empty:
             console.print()
-            console.print(_fitted(_gain_table(gains, console), console), crop=False)
+            console.print(fitted(_gain_table(gains, console), console), crop=False)
         for line in _notes(first, rows, has_gains=not gains.empty):
             console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
         console.print()
@@ -75,10 +75,10 @@ def show_power(console: Console, table: pd.DataFrame) -> None:
     """Print one table per task: how many prompts it takes."""
     heads = {"sd": "SD", "n_examples": "prompts", "n_needed": "prompts needed", "smallest": "smallest"}
     for task, rows in table.groupby("task", sort=True):
-        shown = _empty(str(task), ["method", *heads.values()])
+        shown = empty_table(str(task), ["method", *heads.values()])
         for _, row in rows.iterrows():
             shown.add_row(Text(row["method"]), *(_cell(row[name]) for name in heads))
-        console.print(_fitted(shown, console), crop=False)
+        console.print(fitted(shown, console), crop=False)
         console.print()
 
 
@@ -105,7 +105,7 @@ def show_checks(console: Console, method: str, results: "Sequence[Result]") -> b
 
 def _table(task: str, rows: pd.DataFrame) -> Table:
     present = {name: head for name, head in _COLUMNS.items() if rows[name].notna().any()}
-    table = _empty(task, list(present.values()))
+    table = empty_table(task, list(present.values()))
     for _, row in rows.iterrows():
         table.add_row(*(Text(_cell(row[name])) for name in present))  # Text: a method may hold [mark-up]
     return table
@@ -123,7 +123,7 @@ def _gain_table(gains: pd.DataFrame, console: Console) -> Table:
     """Return gains with their intervals, with as many decimals as fit into the terminal, or into 80."""
     present = [name for name in GAINS if f"{name}_gain" in gains]
     for digits in _DIGITS:
-        table = _empty("over unsteered, 95 % interval", ["method", *(_COLUMNS[name] for name in present)])
+        table = empty_table("over unsteered, 95 % interval", ["method", *(_COLUMNS[name] for name in present)])
         for _, row in gains.iterrows():
             table.add_row(*map(Text, [row["method"], *(_gain(row, name, digits) for name in present)]))
         if _narrowest(table, console) <= max(80, console.width):
@@ -139,7 +139,7 @@ def _gain(row: pd.Series, name: str, digits: int) -> str:
     return f"{mean:+z.{digits}f} ({ends})"
 
 
-def _empty(title: str, heads: Sequence[str]) -> Table:
+def empty_table(title: str, heads: Sequence[str]) -> Table:
     """Return a table without rows, whose column `method` may fold."""
     table = Table(
         title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
@@ -150,7 +150,7 @@ def _empty(title: str, heads: Sequence[str]) -> Table:
     return table
 
 
-def _fitted(table: Table, console: Console) -> Table:
+def fitted(table: Table, console: Console) -> Table:
     """Fold names of methods to the width of the terminal, but never cut a number, however narrow it is."""
     if _natural(table, console) > console.width:
         table.width = max(console.width, _narrowest(table, console))

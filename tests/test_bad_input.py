@@ -465,7 +465,7 @@ def test_interrupted_between_two_methods_nothing_is_lost(
 
 
 def test_a_folder_without_records_is_told(cli: Cli, tmp_path: Path) -> None:
-    refused(cli("leaderboard", tmp_path), "there are no records to rank; make some with `steerbench run`.")
+    refused(cli("leaderboard", tmp_path), "there are no records; make some with `steerbench run`.")
     refused(cli("leaderboard", tmp_path / "none"), "is no folder; `steerbench run --out FOLDER` makes one")
     refused(cli("leaderboard", __file__), "is no folder")
 

@@ -129,7 +129,7 @@ GOOD = {
         """,
         "text: str = 'Be kind: \"say\" a+b, c = 1.'\noff: ClassVar[Mapping[str, Any]] = {'text': ''}",
     ),
-    "best_of_n": method(
+    "best_of_two": method(
         CHOOSE,
         CHOICE.format("return int(reward.score([dialogue] * len(candidates), candidates).argmax())"),
         CANDIDATES,

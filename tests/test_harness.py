@@ -211,13 +211,13 @@ def test_methods_learn_from_train_alone_and_share_what_was_computed(
 
 def test_activations_are_computed_once(protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    original = generation.activations
+    original = generation.activations_at
 
-    def count(lm: Any, site: Any, tokens: Any, pool: Any, **kwargs: Any) -> Any:
-        calls.append(f"{site} {pool}")
-        return original(lm, site, tokens, pool, **kwargs)
+    def count(lm: Any, sites: Any, tokens: Any, pool: Any, **kwargs: Any) -> Any:
+        calls.extend(f"{site} {pool}" for site in sites)
+        return original(lm, sites, tokens, pool, **kwargs)
 
-    monkeypatch.setattr("steerbench.steerer.activations", count)
+    monkeypatch.setattr("steerbench.steerer.activations_at", count)
     run(protocol, "caa,random_direction,caa:strength=2", Options(out=tmp_path))
     assert calls == ["resid_post.1 response_mean"] * 2  # chosen and rejected
 

@@ -21,11 +21,11 @@ import pytest
 from scipy.stats import binomtest
 from typer.testing import Result
 
-from steerbench import Record, SteerbenchError, Store, judge_client
+from steerbench import Record, SteerbenchError, Store
 from steerbench.cli import judging
-from steerbench.judge import ASKED, TEMPLATE_HASH, Question, Replies, ask, verdict
-from steerbench.judge_client import LONGEST_WAIT, TRIES, connect
-from steerbench.judgements import COLUMNS, Pair, load_judgements, pairs, win_rates
+from steerbench.judge import ASKED, TEMPLATE_HASH, Question, Replies, ask, client, verdict
+from steerbench.judge.client import LONGEST_WAIT, TRIES, connect
+from steerbench.judge.judgements import COLUMNS, Pair, load_judgements, pairs, win_rates
 from steerbench.protocol import fingerprint
 
 Cli = Callable[..., Result]
@@ -106,7 +106,7 @@ def server() -> Iterator[FakeJudge]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Nobody waits; what would have been waited for is noted. No proxy, and no key."""
     waited: list[float] = []
-    monkeypatch.setattr(judge_client, "_pause", lambda _, seconds: waited.append(seconds))
+    monkeypatch.setattr(client, "_pause", lambda _, seconds: waited.append(seconds))
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     return waited
@@ -405,7 +405,7 @@ def test_an_answer_that_breaks_off_is_tried_again(server: FakeJudge, tmp_path: P
 def test_a_server_that_is_too_slow_is_tried_again(
     server: FakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge_client, "TIMEOUT", 0.2)
+    monkeypatch.setattr(client, "TIMEOUT", 0.2)
     done = threading.Event()
     left = [1]
 
@@ -694,7 +694,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "unlike": (lambda: pairs([two()[0], record("caa", texts("c", 6), model="other")]), "not measured alike.*model"),
     "unknown": (lambda: pairs(two(), methods=["caq"]), "unknown method 'caq'.*'caa'"),
     "unknown against": (lambda: pairs(two(), against="unsterred"), "Did you mean 'unsteered'"),
-    "no records": (lambda: pairs([]), "no records to judge"),
+    "no records": (lambda: pairs([]), "there are no records"),
     "alone": (lambda: pairs(two()[:1]), "no method to hold against 'unsteered'"),
     "without its seed": (lambda: pairs([*two(), record("caa", texts("c", 6), seed=1)]), "no 'unsteered' of its task"),
     "other prompts": (

@@ -25,16 +25,15 @@ from steerbench import (
     SteerbenchError,
     Steering,
     Turn,
-    clocks,
     latency,
-    latency_grid,
     tiny,
 )
-from steerbench.fixed_prompts import fixed_prompts
-from steerbench.latency import Timing
-from steerbench.latency_grid import AGAIN, Grid, grid_prompts, orders, ratio, time_grid
-from steerbench.latency_records import load_latency, write_latency
-from steerbench.shapes import SHAPES, _made, _read, random_model
+from steerbench.latency import Timing, clocks
+from steerbench.latency import grid as grids
+from steerbench.latency.grid import AGAIN, Grid, grid_prompts, orders, ratio, time_grid
+from steerbench.latency.prompts import fixed_prompts
+from steerbench.latency.records import load_latency, write_latency
+from steerbench.latency.shapes import SHAPES, _made, _read, random_model
 from steerbench.testbed import Testbed, named
 from steerbench.tiny import VowelReward
 
@@ -112,7 +111,7 @@ def test_arms_are_timed_in_turns_and_compared_within_rounds(
         cost = 1 + len(steering.edits) / 2
         return Timing(slow, slow + slow * cost * (new - 1), peak=len(calls))
 
-    monkeypatch.setattr(latency_grid, "timed", fake)
+    monkeypatch.setattr(grids, "timed", fake)
     (cell,) = run(llama, grid(batch_sizes=(2,), new_tokens=5, rounds=6), one=SHIFT, two=SHIFT + SHIFT)
     rounds = [calls[i : i + 4] for i in range(0, len(calls), 4)]
     assert len(rounds) == 7  # the first warms up
@@ -227,7 +226,7 @@ def test_a_method_without_memory_in_one_cell_stops_no_other(
             raise error
         return real(lm, dialogues, steering, *rest)
 
-    monkeypatch.setattr(latency_grid, "timed", timed)
+    monkeypatch.setattr(grids, "timed", timed)
     cells = run(llama, grid(batch_sizes=(1, 2, 3)), shift=SHIFT, plain=Steering())
     assert [("problem" in by_method(cell)["shift"]) for cell in cells] == [False, True, False]
     assert by_method(cells[1])["shift"] == {"method": "shift", "prompt_tokens": 24, "problem": "out of memory"}
@@ -245,7 +244,7 @@ def test_without_the_unsteered_model_a_cell_is_empty(llama: LanguageModel, monke
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
         return Timing(1.0, 2.0, 3.0)
 
-    monkeypatch.setattr(latency_grid, "timed", timed)
+    monkeypatch.setattr(grids, "timed", timed)
     cells = run(llama, grid(batch_sizes=(2, 1)), shift=SHIFT)
     assert cells[0]["arms"][0]["problem"] == "out of memory"
     assert {arm["problem"] for arm in cells[0]["arms"]} <= {"out of memory", "the unsteered model: out of memory"}
@@ -424,7 +423,7 @@ def test_a_method_that_cannot_be_fitted_fails_alone(cli: Cli, config: Path) -> N
 def test_mistakes_are_told_before_anything_is_timed(
     cli: Cli, tmp_path: Path, args: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latency_grid, "timed", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(grids, "timed", lambda *_: pytest.fail("timed"))
     found = cli("latency", *args, "--out", tmp_path / "out")
     assert found.exit_code == 2
     assert message in found.stderr

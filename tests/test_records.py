@@ -1,7 +1,9 @@
 """Records are whole or absent, keyed by content, and never overwritten."""
 
 import json
+import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,3 +128,13 @@ def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(tmp_pa
 def test_a_missing_folder_names_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(SteerbenchError, match="steerbench run --out"):
         Store(tmp_path / "none").records()
+
+
+def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    for name, age in ((".partial-old", 7200), (".partial-new", 60)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "record.json").write_text("{")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    kept = Store(tmp_path).write(make())
+    Store(tmp_path).prepare()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".partial-new", kept.name]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from steerbench.judge import Cost, Question, Replies
-    from steerbench.judge_client import Endpoint
+    from steerbench.judge.client import Endpoint
 
 
 def judge(
@@ -42,8 +42,8 @@ def judge(
 ) -> None:
     """Let a language model judge responses beside those of the unsteered model, in both orders."""
     from steerbench.judge import Replies, cost
-    from steerbench.judge_client import connect
-    from steerbench.judgements import WIN_RATES, pairs, win_rates
+    from steerbench.judge.client import connect
+    from steerbench.judge.judgements import WIN_RATES, pairs, win_rates
     from steerbench.ranking import write_csv
     from steerbench.records import Store
     from steerbench.spec import parse
@@ -96,7 +96,7 @@ def _on_terminal() -> bool:
 def _ask(questions: "list[Question]", server: "Endpoint", replies: "Replies", workers: int) -> None:
     from steerbench import tables
     from steerbench.judge import ask
-    from steerbench.judge_client import KEPT
+    from steerbench.judge.client import KEPT
 
     try:
         with tables.bars(err) as progress:
@@ -111,18 +111,18 @@ def _ask(questions: "list[Question]", server: "Endpoint", replies: "Replies", wo
 def _show(table: "pd.DataFrame") -> None:
     from pandas import isna
 
-    from steerbench.tables import _empty, _fitted
+    from steerbench.tables import empty_table, fitted
 
     heads = ["method", "win", "95 % interval", "n", "agree", "first", "failed", "equal"]
     for task, rows in table.groupby("task", sort=True):
         title = f"{task}: win rate over {rows['against'].iloc[0]}, by {rows['judge_model'].iloc[0]}"
-        shown = _empty(escape(title), heads)
+        shown = empty_table(escape(title), heads)
         for _, row in rows.iterrows():
             ends = "–" if isna(row["low"]) else f"{row['low']:.3f} to {row['high']:.3f}"
             rates = ["–" if isna(row[name]) else f"{row[name]:.3f}" for name in ("win_rate", "consistency", "first")]
             cells = [row["method"], rates[0], ends, row["n"], *rates[1:], row["failed"], row["identical"]]
             shown.add_row(*(Text(str(cell)) for cell in cells))  # Text: a method may hold [mark-up]
-        out.print(_fitted(shown, out), crop=False)
+        out.print(fitted(shown, out), crop=False)
         out.print()
     out.print(
         "agree: share of pairs on which both orders agree; first: share of the response shown first among verdicts "

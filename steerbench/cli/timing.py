@@ -45,10 +45,10 @@ def latency(
         raise SteerbenchError("--config makes a model of its own; leave out --model.")
     add_plugins(plugin)
     from steerbench import tables
-    from steerbench.latency_grid import Grid
-    from steerbench.latency_records import write_latency
-    from steerbench.latency_run import Subject, measure_latency
-    from steerbench.latency_table import show_latency
+    from steerbench.latency.grid import Grid
+    from steerbench.latency.records import write_latency
+    from steerbench.latency.run import Subject, measure_latency
+    from steerbench.latency.table import show_latency
     from steerbench.records import Store
 
     grid = Grid(

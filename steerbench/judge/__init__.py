@@ -15,7 +15,7 @@ from threading import Event, Lock
 from typing import Final, Literal, NamedTuple
 
 from steerbench.errors import SteerbenchError
-from steerbench.judge_client import KEPT, Endpoint, Reply, Unusable
+from steerbench.judge.client import KEPT, Endpoint, Reply, Unusable
 from steerbench.progress import Progress, silent
 from steerbench.protocol import fingerprint
 

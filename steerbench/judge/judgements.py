@@ -16,7 +16,7 @@ from steerbench.errors import SteerbenchError, suggest
 from steerbench.intervals import paired_interval, wilson
 from steerbench.judge import TEMPLATE_HASH, Question, Replies, Verdict
 from steerbench.protocol import fingerprint
-from steerbench.ranking import _by, _check_comparable, _labels
+from steerbench.ranking import by_task, rows_of
 from steerbench.records import Record
 
 WIN_RATES: Final = "win_rates.csv"
@@ -51,11 +51,7 @@ def pairs(
     methods means all. Raises SteerbenchError for unknown names, for records of one task that were not measured alike,
     and for a seed of a method without a record to hold it against.
     """
-    if not records:
-        raise SteerbenchError("there are no records to judge; make some with `steerbench run`.")
-    unique = {r.identity: r for r in records}  # folders may overlap
-    tasks = sorted(_by(unique.values(), lambda r: r.labels["task"]).items())
-    variants = {task: _variants(group) for task, group in tasks}
+    variants = {task: rows_of(group) for task, group in by_task(records).items()}
     known = {name for rows in variants.values() for label, group in rows.items() for name in (label, group[0].method)}
     for name in {against, *methods}:
         if name not in known:
@@ -64,14 +60,6 @@ def pairs(
     if not found:
         raise SteerbenchError(f"there is no method to hold against {against!r}; give records of one, or another name.")
     return found
-
-
-def _variants(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Return the rows of the leaderboard of one task, by their names."""
-    _check_comparable(records)
-    rows = _by(sorted(records, key=lambda r: r.seed), lambda r: fingerprint([r.parts, r.steerbench]))
-    labels = _labels(rows)
-    return {labels[key]: group for key, group in rows.items()}
 
 
 def _of_task(

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from steerbench.clocks import conditions
 from steerbench.dialogue import Dialogue
 from steerbench.errors import SteerbenchError
-from steerbench.fixed_prompts import fixed_prompts
 from steerbench.harness import UNSTEERED
 from steerbench.latency import Timing, figures, timed
+from steerbench.latency.clocks import conditions
+from steerbench.latency.prompts import fixed_prompts
 from steerbench.lm import LanguageModel
 from steerbench.progress import Progress, silent
 from steerbench.reward import Reward

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import steerbench
 from steerbench import registry, testbed
-from steerbench.clocks import driver
 from steerbench.data import folder_of, load_data
 from steerbench.errors import SteerbenchError
 from steerbench.harness import plan
 from steerbench.latency import memory_of
-from steerbench.latency_grid import Grid, grid_prompts, reason, time_grid
-from steerbench.latency_records import KIND, SCHEMA_VERSION
+from steerbench.latency.clocks import driver
+from steerbench.latency.grid import Grid, grid_prompts, reason, time_grid
+from steerbench.latency.records import KIND, SCHEMA_VERSION
+from steerbench.latency.shapes import RandomModel, random_model
 from steerbench.lm import LanguageModel
 from steerbench.machine import device_label, dtype_of, environment, pick_device, use_threads
 from steerbench.method import Method
@@ -23,7 +24,6 @@ from steerbench.progress import Progress, silent
 from steerbench.protocol import Decoding, Protocol
 from steerbench.reward import RewardModel
 from steerbench.selection import fitting, prompt_limit
-from steerbench.shapes import RandomModel, random_model
 from steerbench.steerer import FitContext
 from steerbench.steering import Steering
 
@@ -38,7 +38,7 @@ class Subject:
 
     model: str = testbed.NAME
     config: str | None = None
-    """A shape of `steerbench.shapes.SHAPES`, or a config.json: in place of the model, one with random weights."""
+    """A shape of `shapes.SHAPES`, or a config.json: in place of the model, one with random weights."""
     reward_model: str | None = None
     task: str = "hh_rlhf"
     data: Path | None = None

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steerbench.harness import UNSTEERED
-from steerbench.latency_grid import AGAIN, RATIOS
+from steerbench.latency.grid import AGAIN, RATIOS
 
 _HEADS = ("method", "prompt", "prefill ms", "×", "ms/token", "×", "total ×", "MB")
 
