@@ -63,7 +63,7 @@ def run(
     top_p: Annotated[float, typer.Option(help="1 switches off.")] = 1.0,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    batch_size: BatchSize = 16,
+    batch_size: BatchSize = 32,
     folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("runs"),
     plugin: Plugins = None,
 ) -> None:
