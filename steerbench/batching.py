@@ -3,7 +3,6 @@
 import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -100,49 +99,6 @@ def _tell(too_many: int, n_rows: int) -> None:
         f"Lower --batch-size to begin with fewer.",
         stacklevel=2,
     )
-
-
-class WholeBatches:
-    """Shows an observer whole batches, each name once, also where a batch goes through in parts.
-
-    Parts are kept on the CPU and right padded with zeros. What was shown before the memory ran out is not shown again.
-    """
-
-    def __init__(self, see: Seen, batches: Iterable[list[int]]) -> None:
-        self._see = see
-        self._batch_of = {row: batch for batch in batches for row in batch}
-        self._shown: set[Any] = set()
-        self._parts: list[dict[Any, tuple[torch.Tensor, torch.Tensor]]] = []
-
-    @contextmanager
-    def seeing(self, rows: Sequence[int]) -> Iterator[Seen]:
-        """Yield the observer of a pass over a batch or a part of it; of a pass that fails no part is kept."""
-        batch = self._batch_of[rows[0]]
-        if len(rows) == len(batch):
-            yield self._show
-        else:
-            part: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
-            yield lambda name, *both: part.update({name: (both[0].cpu().clone(), both[1].cpu().clone())})
-            self._parts.append(part)
-        if rows[-1] == batch[-1]:
-            self._show_parts()
-            self._shown, self._parts = set(), []
-
-    def _show(self, name: Any, before: torch.Tensor, after: torch.Tensor) -> None:
-        self._see(name, before, after)
-        self._shown.add(name)
-
-    def _show_parts(self) -> None:
-        for name in self._parts[0] if self._parts else ():
-            if name not in self._shown:
-                before, after = zip(*(part[name] for part in self._parts), strict=True)
-                self._see(name, _stacked(before), _stacked(after))
-
-
-def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Join (rows, columns, width) tensors by their rows, right padded to the most columns."""
-    columns = max(part.shape[1] for part in parts)
-    return torch.cat([nn.functional.pad(part, (0, 0, 0, columns - part.shape[1])) for part in parts])
 
 
 @torch.inference_mode()

@@ -17,9 +17,9 @@ class Knob(NamedTuple):
     values: Sequence[Any]
 
     @property
-    def is_number(self) -> bool:
-        """Whether all its values are numbers."""
-        return all(isinstance(v, int | float) and not isinstance(v, bool) for v in self.values)
+    def is_strength(self) -> bool:
+        """Whether all its values are numbers above zero, written as fractions: what can be moved without steps."""
+        return all(isinstance(v, float) and v > 0 for v in self.values)
 
 
 Knobs = Mapping[str, Knob]
@@ -53,8 +53,11 @@ def searched(method: Method, knobs: Knobs) -> dict[str, Any]:
 
 
 def strength_of(method: Method) -> tuple[str, Knob] | None:
-    """Return what sets how strongly a method acts: the first number that it searches. None where there is none."""
-    return next(((label, knob) for label, knob in knobs_of(method).items() if knob.is_number), None)
+    """Return what sets how strongly a method acts: the first of what it searches that is a number above zero.
+
+    Whole numbers are none: layers and counts cannot be moved without steps. None where there is none.
+    """
+    return next(((label, knob) for label, knob in knobs_of(method).items() if knob.is_strength), None)
 
 
 def sweep(method: Method) -> list[Method]:

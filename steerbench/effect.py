@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from steerbench.batching import halving
 from steerbench.dialogue import Dialogue
-from steerbench.generation import response_logits
+from steerbench.generation import batch_logits
 from steerbench.lm import LanguageModel, Tokens, by_length
 from steerbench.progress import Progress, silent
 from steerbench.response import Response
@@ -49,8 +50,9 @@ def effect(
     """Compare the steered with the unsteered model, token by token, on responses that the steering gave.
 
     The unsteered model sees the plain prompt. Distributions are those of the model before temperature, top-k and top-p.
-    Where candidates are chosen among, their KL per response (`DecodePart.sequence_kl`) is spread over its tokens. NaN
-    stands for a response without tokens, and for a KL that is not known. The report, empty for a steering that changes
+    Where unsteered candidates are chosen among, their KL per response (`DecodePart.sequence_kl`, which is to what they
+    are drawn from) is spread over its tokens. NaN stands for a response without tokens, and for a KL that is not known,
+    as that of a choice among steered candidates. The report, empty for a steering that changes
     no distribution, and where no response has a token, holds
 
     - `tokens`: how many there are
@@ -63,34 +65,45 @@ def effect(
     per_token = replace(steering, decode=None)
     found: dict[int, _Compared] = {}
     norms: dict[str, list[Tensor]] = {}
+
+    def work(rows: list[int]) -> tuple[list[_Compared], dict[str, list[Tensor]]]:
+        return _compare(lm, [plain[i] for i in rows], [seen[i] for i in rows], per_token)
+
     with progress("effect", len(given)) as advance:
-        for rows in by_length(seen, batch_size):
-            compared = _compare(lm, [plain[i] for i in rows], [seen[i] for i in rows], per_token, norms)
+        for rows, (compared, new) in halving(by_length(seen, batch_size), work):
             found |= {given[i]: one for i, one in zip(rows, compared, strict=True)}
+            norms |= {site: norms.get(site, []) + values for site, values in new.items()}
             advance(len(rows))
-    shared = steering.decode.sequence_kl if steering.decode else 0.0
+    shared = _chosen_kl(steering)
     everyone = range(len(responses))
     kl = [_mean(found[i].kl) + _spread(shared, len(found[i].kl)) if i in found else nan for i in everyone]
     nll = [_mean(found[i].nll) if i in found else nan for i in everyone]
-    silent_steering = per_token == Steering() or not found
-    return Effect(kl, nll, {} if silent_steering else _report(list(found.values()), norms))
+    nothing = per_token == Steering() or not found
+    return Effect(kl, nll, {} if nothing else _report(list(found.values()), norms))
+
+
+def _chosen_kl(steering: Steering) -> float | None:
+    """Return what a choice among candidates adds to the KL of a response; None where it is not known."""
+    if steering.decode is None or steering.decode.candidates == 1:
+        return 0.0
+    steered = replace(steering, decode=None) != Steering()
+    return None if steered else steering.decode.sequence_kl
 
 
 def _compare(
-    lm: LanguageModel,
-    plain: Sequence[Tokens],
-    seen: Sequence[Tokens],
-    steering: Steering,
-    norms: dict[str, list[Tensor]],
-) -> list[_Compared]:
-    """Compare the responses of one batch, given behind the plain prompts and behind those that the steering makes."""
-    before = dict(response_logits(lm, plain, batch_size=len(plain)))
+    lm: LanguageModel, plain: Sequence[Tokens], seen: Sequence[Tokens], steering: Steering
+) -> tuple[list[_Compared], dict[str, list[Tensor]]]:
+    """Compare the responses of one batch, given behind the plain prompts and behind those that the steering makes.
+
+    Return also |h' - h| / |h| at each site, for each response in the order of `seen`.
+    """
+    norms: dict[str, list[Tensor]] = {}
+    before = list(batch_logits(lm, plain))
     if steering == Steering():
-        return [_compared(before[i], before[i], t.response) for i, t in enumerate(plain)]
-    observe = partial(_note_norms, norms, seen)
-    after = response_logits(lm, seen, steering, batch_size=len(seen), observe=observe)
-    found = {i: _compared(logits, before.pop(i), seen[i].response) for i, logits in after}
-    return [found[i] for i in range(len(seen))]
+        return [_compared(row, row, t.response) for row, t in zip(before, plain, strict=True)], norms
+    after = batch_logits(lm, seen, steering, partial(_note_norms, norms, seen))
+    rows = zip(after, before, seen, strict=True)
+    return [_compared(steered, unsteered, t.response) for steered, unsteered, t in rows], norms
 
 
 def _compared(steered: Tensor, unsteered: Tensor, response: Sequence[int]) -> _Compared:

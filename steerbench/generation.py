@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from steerbench.batching import WholeBatches, halving
+from steerbench.batching import halving
 from steerbench.dialogue import Dialogue
+from steerbench.drawing import sampling
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.folding import folded
 from steerbench.hooks import Observer, Positions, steered
@@ -51,14 +51,15 @@ def generate(  # noqa: PLR0913 - the settings of one call, each by name
     prompt does not fit the context or an edit gives NaN.
     """
     if steering.decode is None:
-        return _draw(lm, dialogues, steering, decoding, (seed, sample), batch_size, use_cache, progress)
+        return _draw(lm, dialogues, steering, decoding, (seed, "sample", sample), batch_size, use_cache, progress)
     if reward is None:
         raise SteerbenchError("this steering chooses among candidates and needs a reward model; give one.")
     count = steering.decode.candidates
     if decoding.temperature == 0 and count > 1:
         raise SteerbenchError("greedy candidates are all alike; to choose among them, set --temperature above 0.")
-    numbers = range(sample * count, (sample + 1) * count)
-    draws = [_draw(lm, dialogues, steering, decoding, (seed, k), batch_size, use_cache, progress) for k in numbers]
+    # draws of their own: one that is also the unsteered response could never lose against it
+    names = [("sample", sample)] if count == 1 else [("candidate", sample, k) for k in range(count)]
+    draws = [_draw(lm, dialogues, steering, decoding, (seed, *n), batch_size, use_cache, progress) for n in names]
     return [_choose(steering, d, list(c), reward) for d, c in zip(dialogues, zip(*draws, strict=True), strict=True)]
 
 
@@ -96,7 +97,7 @@ def _draw(  # noqa: PLR0913, PLR0917
     dialogues: Sequence[Dialogue],
     steering: Steering,
     decoding: Decoding,
-    seed: tuple[int, int],
+    seed: tuple[Any, ...],
     batch_size: int,
     use_cache: bool,
     progress: Progress,
@@ -106,7 +107,7 @@ def _draw(  # noqa: PLR0913, PLR0917
 
     def work(rows: list[int]) -> list[list[int]]:
         batch = lm.left_padded([tokens[i] for i in rows])
-        generators = [generator_for(seed[0], "sample", seed[1], dialogues[i]) for i in rows]
+        generators = [generator_for(*seed, dialogues[i]) for i in rows]
         return _generate_batch(lm, batch, steering, decoding, generators, use_cache)
 
     responses: dict[int, Response] = {}
@@ -139,7 +140,7 @@ def _generate_batch(
     watches = _Watch(_state_source(steering)), _Watch("a logits processor")
     parts = [part.processor(lm, batch.input_ids, batch.attention_mask) for part in steering.logits]
     watched_parts = [watches[0], *parts, watches[1]] if parts else [watches[0]]
-    processors = LogitsProcessorList([*watched_parts, *_sampling(decoding, generators)])
+    processors = LogitsProcessorList([*watched_parts, *sampling(decoding, generators)])
     positions = Positions(batch, lm.end_ids, cached=use_cache)
     with folded(lm.anatomy, steering.edits) as edits, steered(lm.model, lm.anatomy, edits, positions):
         ids = lm.model.generate(
@@ -154,31 +155,6 @@ def _generate_batch(
     for watch in watches:
         watch.check()
     return [row[batch.input_ids.shape[1] :] for row in ids.tolist()]
-
-
-def _sampling(decoding: Decoding, generators: Sequence[torch.Generator]) -> list[LogitsProcessor]:
-    if decoding.temperature == 0:
-        return []
-    processors: list[LogitsProcessor] = [TemperatureLogitsWarper(float(decoding.temperature))]
-    if decoding.top_k:
-        processors.append(TopKLogitsWarper(decoding.top_k))
-    if decoding.top_p < 1:
-        processors.append(TopPLogitsWarper(decoding.top_p))
-    return [*processors, _Draw(generators)]
-
-
-class _Draw(LogitsProcessor):
-    """Draws each row's token with its own generator and leaves it as the only choice for the greedy search."""
-
-    def __init__(self, generators: Sequence[torch.Generator]) -> None:
-        self._generators = generators
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in self._generators])
-        cumulative = scores.double().softmax(-1).cumsum(-1)
-        target = draws.to(scores.device)[:, None] * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, target, right=True).clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
 
 
 class _Watch(LogitsProcessor):
@@ -324,19 +300,13 @@ def _pooled(states: Tensor, tokens: Tokens, pool: Pool) -> Tensor:
 
 @torch.no_grad()
 def response_logits(
-    lm: LanguageModel,
-    tokens: Sequence[Tokens],
-    steering: Steering = Steering(),
-    *,
-    batch_size: int = 16,
-    observe: Observer | None = None,
+    lm: LanguageModel, tokens: Sequence[Tokens], steering: Steering = Steering(), *, batch_size: int = 16
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (index, logits) for each sequence, longest first: (response tokens, vocabulary), float32.
 
     Teacher forced, with the scopes of cached decoding. The steering's prompt part is not applied: the prompt is given.
-    `observe` sees every site that is edited, batch by batch, also where the memory holds no more than parts of a batch.
     """
-    yield from _teacher_forced(lm, tokens, steering, batch_size, observe, lambda i, logits: logits)
+    yield from _teacher_forced(lm, tokens, steering, batch_size, lambda i, logits: logits)
 
 
 def _teacher_forced(
@@ -344,30 +314,39 @@ def _teacher_forced(
     tokens: Sequence[Tokens],
     steering: Steering,
     batch_size: int,
-    observe: Observer | None,
     keep: Callable[[int, Tensor], T],
 ) -> Iterator[tuple[int, T]]:
     """Yield (index, `keep(index, logits)`) for each sequence; see `response_logits`."""
+
+    def work(rows: list[int]) -> list[tuple[int, T]]:
+        logits = batch_logits(lm, [tokens[i] for i in rows], steering)
+        return [(i, keep(i, row)) for i, row in zip(rows, logits, strict=True)]
+
+    for _, found in halving(by_length(tokens, batch_size), work):
+        yield from found
+        del found  # makes room for the next batch
+
+
+@torch.no_grad()
+def batch_logits(
+    lm: LanguageModel, tokens: Sequence[Tokens], steering: Steering = Steering(), observe: Observer | None = None
+) -> Iterator[Tensor]:
+    """Yield what `response_logits` does for one batch, in order, whether it fits into the memory or not.
+
+    `observe` sees every site that is edited before anything is yielded.
+    """
     if steering.decode is not None:
         raise SteerbenchError("a steering that chooses among candidates gives no probability to a given response.")
     _check_fit(lm, tokens, 0)
     # what is folded is neither to be seen nor kept from what stands behind an end token
     hooked = observe is not None or any(set(t.response[:-1]) & set(lm.end_ids) for t in tokens)
-    batches = list(by_length(tokens, batch_size))
-    whole = WholeBatches(observe, batches) if observe else None
-
-    def work(rows: list[int]) -> list[tuple[int, T]]:
-        batch = lm.right_padded([tokens[i] for i in rows])
-        positions = Positions(batch, lm.end_ids, cached=False)
-        folding = nullcontext(steering.edits) if hooked else folded(lm.anatomy, steering.edits)
-        with whole.seeing(rows) if whole else nullcontext() as see:
-            with folding as edits, steered(lm.model, lm.anatomy, edits, positions, see):
-                out = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-            return [(i, keep(i, _given_logits(lm, tokens[i], steering, row))) for i, row in zip(rows, out, strict=True)]
-
-    for _, found in halving(batches, work):
-        yield from found
-        del found  # makes room for the next batch
+    batch = lm.right_padded(tokens)
+    positions = Positions(batch, lm.end_ids, cached=False)
+    folding = nullcontext(steering.edits) if hooked else folded(lm.anatomy, steering.edits)
+    with folding as edits, steered(lm.model, lm.anatomy, edits, positions, observe):
+        out = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    for one, row in zip(tokens, out, strict=True):
+        yield _given_logits(lm, one, steering, row)
 
 
 def _given_logits(lm: LanguageModel, tokens: Tokens, steering: Steering, row: Tensor) -> Tensor:
@@ -399,5 +378,5 @@ def log_probs(
         target = torch.tensor(tokens[i].response, device=logits.device, dtype=torch.long)[:, None]
         return logits.log_softmax(-1).gather(-1, target)[:, 0].cpu()
 
-    out = dict(_teacher_forced(lm, tokens, steering, batch_size, None, chosen))
+    out = dict(_teacher_forced(lm, tokens, steering, batch_size, chosen))
     return [out[i] for i in range(len(tokens))]

@@ -17,7 +17,7 @@ from steerbench.candidates import sweep
 from steerbench.effect import Effect, effect
 from steerbench.errors import SteerbenchError
 from steerbench.generation import generate
-from steerbench.latency import latency
+from steerbench.latency.timing import latency
 from steerbench.machine import OUT_OF_MEMORY, environment
 from steerbench.matching import match
 from steerbench.method import Method
@@ -77,7 +77,7 @@ def run(protocol: Protocol, methods: str, options: Options = Options(), *, swept
 def plan(methods: str, *, tuned: bool = False, swept: bool = False) -> list[Method]:
     """Read and build the methods, the unsteered model first. Raises SteerbenchError before anything heavy is loaded."""
     if tuned and swept:
-        raise SteerbenchError("--sweep measures every strength, so that nothing is left to tune; drop --tune.")
+        raise SteerbenchError("--sweep measures every strength, so nothing is left to set; drop --tune and --match-kl.")
     found = [Method(spec, build(spec)) for spec in [*parse(UNSTEERED), *parse(methods)]]
     found = [one for method in found for one in sweep(method)] if swept else found
     chosen: dict[str, Method] = {}

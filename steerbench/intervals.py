@@ -81,18 +81,23 @@ def intervals(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[Int
 
 
 def p_values(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[float]:
-    """Return for each difference the two-sided p-value of a sign-flip test: that steering changes nothing on average.
+    """Return for each difference the two-sided p-value of a sign-flip test: that steering changes nothing.
 
     Without an effect, the differences of a whole cluster could as well have the other sign; p is the share of random
-    signs that give a mean at least as far from zero, the signs observed among them.
+    signs that give a mean at least as far from zero, the signs observed among them. So what is tested is that
+    differences are symmetric about zero, which is more than a mean of zero.
     """
     if not found:
         return []
-    sums, _ = _clusters(found)
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(n_resamples, sums.shape[1]))
-    exact = _addable(sums)
-    flipped, observed = np.abs(exact @ signs.T), np.abs(exact.sum(axis=1, keepdims=True))
-    return [float(p) for p in ((flipped >= observed).sum(axis=1) + 1) / (n_resamples + 1)]
+    sums = _addable(_clusters(found)[0])
+    observed = np.abs(sums.sum(axis=1, keepdims=True))
+    generator, as_far = np.random.default_rng(0), np.ones(len(sums))
+    at_once = max(1, _AT_ONCE // sums.shape[1])
+    for start in range(0, n_resamples, at_once):
+        size = (min(at_once, n_resamples - start), sums.shape[1])
+        signs = 2.0 * generator.integers(0, 2, size, dtype=np.int8) - 1.0
+        as_far += (np.abs(sums @ signs.T) >= observed).sum(axis=1)
+    return [float(p) for p in as_far / (n_resamples + 1)]
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -138,12 +143,14 @@ def spread(by_seed: Any, *, sampled: bool) -> Spread:
     return Spread(sqrt(max(0.0, between)), sqrt(within))
 
 
-def standard_error(found: Gaps) -> float:
-    """Return the standard error of a mean difference, prompts of one cluster counted as dependent."""
+def standard_error(found: Gaps) -> float | None:
+    """Return the standard error of a mean difference between clusters of prompts; None where there is one alone."""
     sums, sizes = _clusters([found])
-    residuals = sums[0] - sizes * found.values.mean()
     n = len(sizes)
-    return sqrt(float(residuals @ residuals) * n / max(1, n - 1)) / float(sizes.sum())
+    if n == 1:
+        return None
+    residuals = sums[0] - sizes * found.values.mean()
+    return sqrt(float(residuals @ residuals) * n / (n - 1)) / float(sizes.sum())
 
 
 def _by_id(table: pd.DataFrame) -> pd.DataFrame:

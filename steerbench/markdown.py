@@ -53,7 +53,7 @@ def _of_task(task: str, rows: pd.DataFrame) -> str:
     lines = [_line(heads), _line(["--:", ":--", *["--:"] * (len(heads) - 2)])]
     for row in rows.to_dict("records"):
         rank = "–" if pd.isna(row["rank"]) else str(row["rank"])
-        cells = [_gain(row, name) for name in gains] + [_mean(row[name], name) for name in means]
+        cells = [_gain(row, name) for name in gains] + [_mean(row, name) for name in means]
         lines.append(_line([rank, f"`{row['method']}`", *cells]))
     return "\n".join(lines)
 
@@ -70,5 +70,8 @@ def _gain(row: Mapping[Any, Any], name: str) -> str:
     return shown if pd.isna(low) else f"{shown} ({low:z.2f} to {high:z.2f})"
 
 
-def _mean(value: float, name: str) -> str:
-    return "–" if pd.isna(value) else f"{value:.{_DECIMALS.get(name, 2)}f}"
+def _mean(row: Mapping[Any, Any], name: str) -> str:
+    if pd.isna(row[name]):
+        return "–"
+    unmatched = name == "kl" and row["matched"] is False
+    return f"{row[name]:.{_DECIMALS.get(name, 2)}f}{' (not matched)' if unmatched else ''}"

@@ -29,13 +29,14 @@ def power_table(
     if not difference > 0:
         raise SteerbenchError(f"the difference is {difference}; it must be above 0, in units of {metric}.")
     rows = [
-        _row(task, method, gap, difference, z)
+        _row(task, method, gap, error, difference, z)
         for (task, method), gap in method_gaps(records, metric).items()
-        if gap.values.any()
+        if (error := standard_error(gap))
     ]
     if not rows:
         raise SteerbenchError(
-            f"no record has {metric} beside an unsteered one; give a folder with both, or another --metric."
+            f"no record has {metric}, differing over several posts or openings, beside an unsteered one; give a folder "
+            f"with both, or another --metric."
         )
     return pd.DataFrame(rows)
 
@@ -47,9 +48,8 @@ def _quantiles(power: float, alpha: float) -> float:
     return normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)
 
 
-def _row(task: str, method: str, gap: Gaps, difference: float, z: float) -> dict[str, object]:
+def _row(task: str, method: str, gap: Gaps, error: float, difference: float, z: float) -> dict[str, object]:
     n = len(set(gap.ids))
-    error = standard_error(gap)
     sd = error * sqrt(n)
     return {
         "task": task,

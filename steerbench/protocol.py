@@ -87,6 +87,8 @@ class Protocol:
             raise SteerbenchError("tuning_budget must be 0 or more, and n_validation at least 1.")
         if self.objective not in get_args(Objective):
             raise SteerbenchError(suggest("objective", self.objective, list(get_args(Objective))))
+        if self.objective != "reward" and (not self.tuning_budget or self.match_kl is not None):
+            raise SteerbenchError(f"objective {self.objective!r} is for tuning; add --tune 8, and drop --match-kl.")
         if self.match_kl is not None and not 0 < self.match_kl < inf:
             raise SteerbenchError(f"match_kl is {self.match_kl}; it must be above 0, in nats per token, such as 0.1.")
         if self.n_samples < 1 or (self.n_samples > 1 and not self.decoding.temperature):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from steerbench import testbed
 from steerbench.errors import SteerbenchError
-from steerbench.intervals import Gaps, Interval, gaps, holm, intervals, p_values, spread, wilson
+from steerbench.intervals import N_RESAMPLES, Gaps, Interval, gaps, holm, intervals, p_values, spread, wilson
 from steerbench.protocol import Difference, differences, fingerprint
 from steerbench.records import METRICS, Record
 
@@ -19,6 +19,8 @@ GAINS = ("reward", "held_out_reward", "gold")
 """Metrics that have a gain over the unsteered model, such as `reward_gain` with `reward_gain_low` and `_high`."""
 _ENDS = ("", "_low", "_high", "_p", "_p_holm", "_fit_sd", "_sampling_sd")
 GAIN_COLUMNS = tuple(f"{name}_gain{end}" for name in GAINS for end in _ENDS)
+LEVEL = 0.05
+"""Chance of one false claim among all pairs of methods of a task."""
 RATES = (
     "win_rate",
     "win_rate_preferred",
@@ -35,13 +37,13 @@ LATENCY = ("decode_ratio", "prefill_ratio", "prefill_ms", "decode_ms_per_token",
 def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
     """Return one row per task and method, in order of reward within a task; means over seeds.
 
-    `rank` is 1 + the number of methods whose reward on the same prompts is higher, with a 95 % interval of the
-    difference above zero: methods that cannot be told apart share a rank. A method without all the protocol's seeds
-    has none. Gains over the unsteered model have 95 % intervals (bootstrap over the test prompts), p-values (sign
-    flips), alone and corrected for the number of methods in the task (Holm), and standard deviations between fits and
-    between samples: see `steerbench.intervals`. All are empty where a seed of the method has no record of the unsteered
-    model beside it. Raises SteerbenchError that names the field in which two protocols of one task
-    differ, and if records of one protocol hold different prompts.
+    `rank` is 1 + the number of methods that are surely better: whose reward on the same prompts is higher, by a
+    sign-flip test corrected for the number of pairs (Holm, 5 %). Two methods of different ranks may still not be told
+    apart from each other. A method without all the protocol's seeds has none. Gains over the unsteered model have 95 %
+    intervals (bootstrap over the test prompts), p-values (sign flips), alone and corrected for the number of methods
+    in the task (Holm), and standard deviations between fits and between samples: see `steerbench.intervals`. All are
+    empty where a seed of the method has no record of the unsteered model beside it. Raises SteerbenchError that names
+    the field in which two protocols of one task differ, and if records of one protocol hold different prompts.
     """
     groups = by_task(records)
     # not `concat`: a column may be empty in one task, as gold is on real data, and have numbers in another
@@ -102,7 +104,7 @@ def rows_of(records: Sequence[Record]) -> dict[str, list[Record]]:
 def _ranked(records: Sequence[Record]) -> list[dict[Hashable, object]]:
     rows = rows_of(records)
     gains = _gains(rows, _unsteered(records))
-    ranks = _ranks({name: g for name, g in rows.items() if len(g) == len(records[0].protocol["seeds"])})
+    ranks = ranks_of({name: g for name, g in rows.items() if len(g) == len(records[0].protocol["seeds"])})
     table = pd.DataFrame(_row(name, ranks.get(name), group, gains[name]) for name, group in rows.items())
     in_order: list[dict[Hashable, object]] = table.sort_values(["reward", "method"], ascending=[False, True]).to_dict(
         "records"
@@ -133,20 +135,20 @@ def _unsteered(records: Sequence[Record]) -> dict[int, Record]:
     return {record.seed: record for record in sorted(found, key=lambda r: (r.created, r.identity))}
 
 
-def _ranks(variants: Mapping[str, list[Record]]) -> dict[str, int]:
-    """Return for each variant 1 + the number of those that are surely better, on the same prompts and seeds."""
+def ranks_of(variants: Mapping[str, list[Record]]) -> dict[str, int]:
+    """Return for each row 1 + the number of those that are surely better, on the same prompts and seeds."""
     groups = {key: group for key, group in variants.items() if all(_has(r, "reward") for r in group)}
     first = next(iter(groups.values()), [])
     over_first = {
         key: gaps([r.examples for r in group], [r.examples for r in first], "reward") for key, group in groups.items()
     }
     pairs = list(combinations(over_first, 2))
-    told = intervals([over_first[a]._replace(values=over_first[a].values - over_first[b].values) for a, b in pairs])
+    apart = [over_first[a]._replace(values=over_first[a].values - over_first[b].values) for a, b in pairs]
+    enough = max(N_RESAMPLES, round(2 * len(pairs) / LEVEL))  # the smallest p must survive the correction
     ranks = dict.fromkeys(over_first, 1)
-    for (a, b), (_, low, high) in zip(pairs, told, strict=True):
-        if low is not None and high is not None:
-            ranks[b] += low > 0
-            ranks[a] += high < 0
+    for (a, b), gap, p in zip(pairs, apart, holm(p_values(apart, enough)), strict=True):
+        if p <= LEVEL:
+            ranks[b if gap.values.mean() > 0 else a] += 1
     return ranks
 
 
@@ -156,14 +158,14 @@ def _gains(variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record]
     told = intervals(list(found.values()))  # at once, because resampling is what takes the time
     itself = {key for key, group in variants.items() if all(unsteered.get(r.seed) is r for r in group)}
     p = dict(zip(found, p_values(list(found.values())), strict=True))
-    corrected = _corrected({pair: value for pair, value in p.items() if pair[1] not in itself})
+    corrected = _corrected({pair: value for pair, value in p.items() if variants[pair[1]][0].method != UNSTEERED})
     columns: dict[str, dict[str, float | None]] = {key: dict.fromkeys(GAIN_COLUMNS) for key in variants}
     for ((name, key), gap), interval in zip(found.items(), told, strict=True):
         if key in itself:
             columns[key] |= _of_gain(name, Interval(0.0, 0.0, 0.0))
         else:
             sampled = variants[key][0].protocol["temperature"] > 0
-            tested = (p[name, key], corrected[name, key], *spread(gap.by_seed, sampled=sampled))
+            tested = (p[name, key], corrected.get((name, key)), *spread(gap.by_seed, sampled=sampled))
             columns[key] |= _of_gain(name, (*interval, *tested))
     return columns
 
@@ -196,8 +198,21 @@ def _has(record: Record | None, name: str) -> bool:
     return record is not None and {"id", "group", name} <= {*record.examples} and record.examples[name].notna().all()
 
 
+def _n_clusters(record: Record) -> int:
+    """Return how many posts or openings the test prompts are about."""
+    table = record.examples
+    return int(table["group"].nunique()) if "group" in table else int(record.protocol["n_examples"])
+
+
+def _matched(records: Sequence[Record]) -> bool | None:
+    """Tell whether every seed met the KL that the protocol asks for; None where it asks for none."""
+    if records[0].protocol.get("match_kl") is None or records[0].method == UNSTEERED:
+        return None
+    return all(r.tuning.get("matched", False) for r in records)
+
+
 def _rates(metrics: Mapping[str, float | None], n: int) -> dict[str, float | None]:
-    """Return Wilson's intervals of the shares of prompts. Seeds and samples do not count as further prompts."""
+    """Return Wilson's intervals of shares among `n` clusters of prompts. Seeds and samples make no more of them."""
     ends: dict[str, float | None] = {}
     for name in RATES:
         rate = metrics[name]
@@ -217,9 +232,10 @@ def _row(
         "method": label,
         **metrics,
         **gains,
-        **_rates(metrics, first.protocol["n_examples"]),
+        **_rates(metrics, _n_clusters(first)),
         **{name: _mean(r.latency.get(name) for r in records) for name in LATENCY},
         "fit_seconds": _mean(r.seconds.get("fit") for r in records),
+        "matched": _matched(records),
         "seeds": len(records),
         "n_examples": first.protocol["n_examples"],
         "model": first.labels["model"],

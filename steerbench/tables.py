@@ -27,11 +27,13 @@ _COLUMNS = {
     "held_out_reward": "held",
     "gold": "gold",
     "win_rate": "win",
-    "win_rate_preferred": "win/pref",
+    "worse": "worse",
+    "kl": "KL",
     "diversity": "div.",
     "coherence": "coh.",
     "length": "length",
     "decode_ratio": "time ×",
+    "matched": "matched",
 }
 """What the terminal shows; the CSV has all columns."""
 _NARROW = 8

@@ -67,7 +67,8 @@ def none_measured(method: Method, trials: Sequence[Mapping[str, Any]]) -> Steerb
     """Return the error of a method none of whose candidates could be measured."""
     first = ", ".join(f"{name}={value}" for name, value in trials[0]["hyperparameters"].items())
     return SteerbenchError(
-        f"none of the {len(trials)} trials of {method.spec} could be measured; the first, {first}: {trials[0]['error']}"
+        f"none of the {len(trials)} trials of {method.spec} could be measured; the first, {first}: "
+        f"{trials[0].get('error', 'its KL is not known.')}"
     )
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from steerbench import cli as commands
 from steerbench import harness, registry, tiny
 from steerbench.cli import console
-from steerbench.latency import latency
+from steerbench.latency.timing import latency
 from steerbench.lm import LanguageModel
 from steerbench.protocol import Decoding, Protocol
 from steerbench.testbed import commands as testbed_commands
@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def protocol(world: Path) -> Protocol:
     """A run on the tiny world that takes about a second."""
     return Protocol(

@@ -21,6 +21,7 @@ from steerbench import (
     response_logits,
     tiny,
 )
+from steerbench.generation import batch_logits
 
 EXAMPLES = tiny.examples()[:6]
 TOKENS = [Tokens((5, 6, 7), (8, 9)), Tokens((10,), (11, 12, 13)), Tokens((40, 41, 42, 43), (44,))]
@@ -77,7 +78,7 @@ def observed(lm: LanguageModel, steering: Steering) -> Seen:
         seen.setdefault(str(site), []).append((before[0].clone(), after[0].clone()))  # Falcon adds in place
 
     for tokens in TOKENS:
-        list(response_logits(lm, [tokens], steering, observe=note))
+        list(batch_logits(lm, [tokens], steering, note))
     return seen
 
 

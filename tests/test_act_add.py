@@ -27,6 +27,7 @@ from steerbench import (
     tiny,
     user,
 )
+from steerbench.generation import batch_logits
 
 PROMPTS: list[Dialogue] = [user("How do I bake a cake?"), user("Hi"), user("")]
 GREEDY = Decoding(max_new_tokens=6)
@@ -175,7 +176,7 @@ def test_positions_outside_are_unchanged_at_that_layer(lm: LanguageModel) -> Non
     steering = fit(lm, layer=1, first=2)
     for tokens in TOKENS:
         seen: list[tuple[Site, Tensor, Tensor]] = []
-        list(response_logits(lm, [tokens], steering, observe=lambda *row, seen=seen: seen.append(row)))
+        list(batch_logits(lm, [tokens], steering, lambda *row, seen=seen: seen.append(row)))
         ((site, before, after),) = seen
         assert site == Site("resid_pre", 1)
         end = min(len(tokens.prompt), 6)

@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from steerbench import Decoding, FitContext, LanguageModel, Reward, SteerbenchError, Steering, generate, tiny, user
+from steerbench import (
+    DecodePart,
+    Decoding,
+    Dialogue,
+    FitContext,
+    LanguageModel,
+    Reward,
+    SteerbenchError,
+    Steering,
+    generate,
+    tiny,
+    user,
+)
 from steerbench.spec import build, parse
 
 PROMPTS = [user("How do I bake a cake?"), user("Hi"), user("Why is the sky blue?")]
@@ -24,19 +36,38 @@ def scores(texts: Sequence[str]) -> list[float]:
     return [float(x) for x in tiny.VowelReward().score([()] * len(texts), texts)]
 
 
-def test_it_is_the_best_of_independent_draws(llama: LanguageModel) -> None:
-    draws = [[r.text for r in generate(llama, PROMPTS, decoding=SAMPLED, sample=k)] for k in range(4)]
-    chosen = generate(llama, PROMPTS, best_of(4), SAMPLED, reward=tiny.VowelReward())
+class Pick(DecodePart):
+    """Keeps one candidate by its number, so that a test sees all of them."""
+
+    def __init__(self, candidates: int, number: int) -> None:
+        self.candidates, self.number = candidates, number
+
+    def choose(self, dialogue: Dialogue, candidates: Sequence[str], reward: Reward) -> int:
+        return self.number
+
+
+def candidates(lm: LanguageModel, n: int, sample: int = 0) -> list[list[str]]:
+    """Return the texts of each candidate, one list per number."""
+    picks = [Steering(decode=Pick(n, k)) for k in range(n)]
+    drawn = [generate(lm, PROMPTS, pick, SAMPLED, sample=sample, reward=tiny.VowelReward()) for pick in picks]
+    return [[r.text for r in responses] for responses in drawn]
+
+
+@pytest.mark.parametrize("sample", [0, 1])
+def test_it_is_the_best_of_independent_draws(llama: LanguageModel, sample: int) -> None:
+    draws = candidates(llama, 4, sample)
+    chosen = generate(llama, PROMPTS, best_of(4), SAMPLED, sample=sample, reward=tiny.VowelReward())
     for texts, response in zip(zip(*draws, strict=True), chosen, strict=True):
         assert response.text == texts[int(np.argmax(scores(texts)))]
-    assert len({texts for row in draws for texts in row}) > 6
+    assert len({text for row in draws for text in row}) > 6
 
 
-def test_another_sample_shares_no_draw(llama: LanguageModel) -> None:
-    """The second sample of the best of 2 is the best of the draws 2 and 3."""
-    draws = [[r.text for r in generate(llama, PROMPTS, decoding=SAMPLED, sample=k)] for k in (2, 3)]
-    chosen = generate(llama, PROMPTS, best_of(2), SAMPLED, sample=1, reward=tiny.VowelReward())
-    assert [r.text for r in chosen] == [texts[int(np.argmax(scores(texts)))] for texts in zip(*draws, strict=True)]
+def test_no_candidate_is_a_response_of_the_model_itself(llama: LanguageModel) -> None:
+    """Against one of its own candidates it could not lose."""
+    plain = [[r.text for r in generate(llama, PROMPTS, decoding=SAMPLED, sample=k)] for k in range(3)]
+    drawn = [row for sample in range(2) for row in candidates(llama, 3, sample)]
+    for position in range(len(PROMPTS)):
+        assert len({row[position] for row in plain + drawn}) == 9
 
 
 def test_one_is_the_model_itself_even_when_greedy(llama: LanguageModel) -> None:
@@ -64,8 +95,8 @@ class Constant(Reward):
 
 
 def test_of_equal_rewards_the_first_is_kept(llama: LanguageModel) -> None:
-    first = generate(llama, PROMPTS, decoding=SAMPLED)
-    assert generate(llama, PROMPTS, best_of(3), SAMPLED, reward=Constant()) == first
+    chosen = generate(llama, PROMPTS, best_of(3), SAMPLED, reward=Constant())
+    assert [r.text for r in chosen] == candidates(llama, 3)[0]
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 64])
@@ -89,7 +120,7 @@ def test_the_kl_is_below_its_bound_and_the_win_rate_is_the_closed_form(n: int) -
 def test_measured_wins_over_one_draw_follow_the_closed_form(llama: LanguageModel) -> None:
     prompts = [user(f"Question {i}?") for i in range(150)]
     chosen = scores([r.text for r in generate(llama, prompts, best_of(3), SAMPLED, reward=tiny.VowelReward())])
-    other = scores([r.text for r in generate(llama, prompts, decoding=SAMPLED, sample=10)])
+    other = scores([r.text for r in generate(llama, prompts, decoding=SAMPLED)])
     wins = np.mean([(a > b) + 0.5 * (a == b) for a, b in zip(chosen, other, strict=True)])
     assert wins <= 3 / 4 + 0.08, "the bound, and three standard errors"
     assert wins > 0.6

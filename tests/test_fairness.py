@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_records import make
 
 from steerbench import Decoding, Options, Protocol, Record, SteerbenchError, generate, harness, leaderboard, run, tiny
 from steerbench.bench import load_bench
 from steerbench.intervals import Gaps, intervals, p_values
-from steerbench.latency import latency
+from steerbench.latency.timing import latency
 from steerbench.protocol import differences
+from steerbench.ranking import ranks_of
 
 # Every choice of a protocol
 
@@ -63,16 +65,7 @@ def changed(protocol: Protocol, world: Path, tmp_path: Path) -> dict[str, tuple[
 
 
 @pytest.fixture(scope="module")
-def unsteered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, world: Path) -> Record:
-    protocol = Protocol(
-        model=str(world / "lm"),
-        reward_model=str(world / "reward"),
-        encoder=str(world / "encoder"),
-        data=world / "hh_rlhf.jsonl",
-        n_examples=4,
-        n_train=6,
-        decoding=Decoding(max_new_tokens=6),
-    )
+def unsteered(protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Record:
     return run(protocol, "unsteered", Options(out=tmp_path_factory.mktemp("runs"))).records[0]
 
 
@@ -145,14 +138,14 @@ def test_the_device_changes_no_score(protocol: Protocol, tmp_path: Path) -> None
 
 
 def test_the_unsteered_model_beats_itself_in_one_study_of_twenty() -> None:
-    """200 studies of the unsteered model against itself with another sampling seed, 40 prompts each."""
+    """200 studies of the unsteered model against itself with another sampling seed, 60 prompts each."""
     lm, reward = tiny.language_model(), tiny.VowelReward()
-    prompts = [e.prompt for e in tiny.examples()[:40]]
-    ids = [str(i) for i in range(40)]
-    sampled = Decoding(max_new_tokens=4, temperature=1.0)
+    prompts = [e.prompt for e in tiny.examples()[:60]]
+    ids = [str(i) for i in range(60)]
+    sampled = Decoding(max_new_tokens=8, temperature=1.0)
 
     def rewards(sample: int) -> Any:
-        texts = [r.text for r in generate(lm, prompts, decoding=sampled, sample=sample, batch_size=40)]
+        texts = [r.text for r in generate(lm, prompts, decoding=sampled, sample=sample, batch_size=60)]
         return reward.score(prompts, texts).double().numpy()
 
     studies = [rewards(2 * k) - rewards(2 * k + 1) for k in range(200)]
@@ -162,7 +155,21 @@ def test_the_unsteered_model_beats_itself_in_one_study_of_twenty() -> None:
     outside = np.mean([not (i.low <= 0 <= i.high) for i in intervals(found, 2000)])  # type: ignore[operator]
     noise = 3 * np.sqrt(0.05 * 0.95 / 200)
     assert significant == pytest.approx(0.05, abs=noise)
-    assert outside == pytest.approx(0.05, abs=noise + 0.015), "a bootstrap of 40 is a little too narrow"
+    assert outside == pytest.approx(0.05, abs=noise + 0.015), "a bootstrap of 60 is a little too narrow"
+
+
+def test_methods_that_do_nothing_share_the_first_rank() -> None:
+    """Twelve methods that draw from one distribution: in at most one study of twenty is any surely better."""
+    ids = [f"p{i}" for i in range(100)]
+    found = []
+    for study in range(40):
+        draws = np.random.default_rng(study).normal(size=(12, 100))
+        rows = {
+            str(i): [replace(make(str(i)), examples=pd.DataFrame({"id": ids, "group": ids, "reward": row}))]
+            for i, row in enumerate(draws)
+        }
+        found.append(set(ranks_of(rows).values()) == {1})
+    assert np.mean(found) >= 0.85
 
 
 def test_another_sample_is_another_draw_and_the_same_one_again(llama: Any) -> None:

@@ -27,7 +27,7 @@ from steerbench import (
     user,
 )
 from steerbench.folding import folded
-from steerbench.generation import _generate_batch
+from steerbench.generation import _generate_batch, batch_logits
 from steerbench.hooks import Positions, steered
 
 SEQUENCES = [Tokens((5,), (6, 7, 8)), Tokens((30, 9, 10, 11), (12,)), Tokens((13, 14), (15, 16))]
@@ -256,7 +256,7 @@ def test_quantised_and_foreign_projections_are_left_to_hooks(llama: LanguageMode
 def test_an_observer_sees_what_would_be_folded(llama: LanguageModel) -> None:
     seen: list[str] = []
     steering = Steering(edits=(add(llama, "z"), add(llama, "attn_out")))
-    list(response_logits(llama, SEQUENCES, steering, observe=lambda site, before, after: seen.append(str(site))))
+    list(batch_logits(llama, SEQUENCES, steering, lambda site, before, after: seen.append(str(site))))
     assert sorted(seen) == ["attn_out.1", "z.1"]
 
 

@@ -34,7 +34,8 @@ from steerbench import (
     tiny,
     user,
 )
-from steerbench.generation import _sampling, activations, generate_fixed
+from steerbench.drawing import sampling
+from steerbench.generation import activations, generate_fixed
 from steerbench.progress import Progress, silent
 from steerbench.seeds import generator_for
 from steerbench.sites import SITE_NAMES
@@ -228,7 +229,7 @@ def test_sampling_follows_its_law(settings: dict[str, Any]) -> None:
     decoding = Decoding(**{"temperature": 1.0} | settings)
     n = 20_000
     rows = LOGITS.expand(n, -1)
-    for processor in _sampling(decoding, [generator_for(0, i) for i in range(n)]):
+    for processor in sampling(decoding, [generator_for(0, i) for i in range(n)]):
         rows = processor(torch.zeros(n, 1, dtype=torch.long), rows)
     assert (rows.isfinite().sum(1) == 1).all()
     counts = torch.bincount(rows.argmax(-1), minlength=len(LOGITS)).double()

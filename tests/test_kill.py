@@ -16,7 +16,7 @@ import pytest
 from typer.testing import Result
 
 from steerbench import Decoding, Options, Protocol, Record, Store, harness, run
-from steerbench.latency import latency
+from steerbench.latency.timing import latency
 
 METHODS = "static_prompt,caa"
 
@@ -25,7 +25,7 @@ import os, signal, sys
 from functools import partial
 from pathlib import Path
 from steerbench import Decoding, Options, Protocol, harness, run
-from steerbench.latency import latency
+from steerbench.latency.timing import latency
 
 world, out, methods = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 protocol = Protocol(
@@ -64,7 +64,7 @@ from functools import partial
 from pathlib import Path
 from steerbench import harness
 from steerbench.cli import app
-from steerbench.latency import latency
+from steerbench.latency.timing import latency
 
 out, n, args = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 harness.latency = partial(latency, new_tokens=2, rounds=1)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from steerbench import Add, DecodePart, LanguageModel, PlacedEdit, Reward, Site, Steering, user
-from steerbench import latency as module
 from steerbench.errors import SteerbenchError
 from steerbench.generation import generate_fixed
+from steerbench.latency import timing as module
 from steerbench.machine import device_label, dtype_of, environment, peak_memory_mb, pick_device, use_threads
 from steerbench.tiny import VowelReward
 

@@ -24,6 +24,7 @@ def table() -> pd.DataFrame:
         "diversity": 0.8,
         "length": 46.6,
         "decode_ratio": 1.1,
+        "matched": [True, False, False, None],
     }
     methods = ["caa", "static_prompt:text=a|b", "iti", "unsteered"]
     ranks = pd.array([1, 2, None, 2], dtype="Int64")
@@ -35,7 +36,7 @@ def test_a_table_reads_as_it_should(table: pd.DataFrame) -> None:
         "| # | shp | reward | win | worse | KL | div. | length | time × |",
         "| --: | :-- | --: | --: | --: | --: | --: | --: | --: |",
         "| 1 | `caa` | **+0.51** (0.40 to 0.60) | 0.50 | 0.25 | 0.123 | 0.80 | 47 | 1.10 |",
-        r"| 2 | `static_prompt:text=a\|b` | +0.00 (-0.10 to 0.10) | 0.50 | 0.25 | 0.200 | 0.80 | 47 | 1.10 |",
+        r"| 2 | `static_prompt:text=a\|b` | +0.00 (-0.10 to 0.10) | 0.50 | 0.25 | 0.200 (not matched) | 0.80 | 47 | 1.10 |",  # noqa: E501
         "| – | `iti` | +0.20 | 0.50 | 0.25 | – | 0.80 | 47 | 1.10 |",
         "| 2 | `unsteered` |  | 0.50 | 0.25 | 0.000 | 0.80 | 47 | 1.10 |",
     ]

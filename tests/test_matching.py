@@ -10,7 +10,7 @@ import pytest
 from typer.testing import Result
 
 from steerbench import Decoding, FitContext, Options, Protocol, Store, harness, matching, run, tiny
-from steerbench.candidates import strength_of, sweep
+from steerbench.candidates import Knob, strength_of, sweep
 from steerbench.errors import SteerbenchError
 from steerbench.matching import match
 from steerbench.steering import Steering
@@ -98,6 +98,20 @@ def test_a_strength_that_cannot_be_measured_is_too_strong(context: FitContext, m
         solved(lambda _: inf, 0.2, context, monkeypatch)
 
 
+def test_a_kl_that_nobody_knows_is_told_at_once(context: FitContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def attempt(one: Any, *_: Any) -> dict[str, Any]:
+        asked.append(one)
+        return {"score": 1.0}
+
+    monkeypatch.setattr(matching, "attempt", attempt)
+    scores: Any = Scores(lambda s: s)
+    with pytest.raises(SteerbenchError, match=r"none of the 1 trials of caa could be measured.*its KL is not known"):
+        match(harness.plan("caa", tuned=True)[-1], context, scores, 0.2, 8)
+    assert len(asked) == 1
+
+
 def test_a_method_without_a_strength_comes_back_as_it_is(context: FitContext) -> None:
     method = harness.plan("static_prompt", tuned=True)[-1]
     scores: Any = Scores(lambda s: s)
@@ -113,6 +127,12 @@ def test_the_strength_of_a_composition_is_the_first_number_that_is_left() -> Non
     assert names("static_prompt+caa") == "caa.relative_norm"
     assert names("caa:relative_norm=1+repe") == "repe.relative_norm"
     assert names("best_of_n") is None
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2), (-0.5, 0.5, 1.0), (0.0, 0.5), ("a", "b"), (True, False)])
+def test_layers_signs_and_switches_are_no_strengths(values: tuple[Any, ...]) -> None:
+    assert not Knob(0, "x", values).is_strength
+    assert Knob(0, "x", (0.5, 1.0)).is_strength
 
 
 def test_a_real_method_is_matched_on_validation_and_measured_on_test(protocol: Protocol, tmp_path: Path) -> None:

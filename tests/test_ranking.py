@@ -1,6 +1,5 @@
 """The leaderboard ranks what was measured alike, and says which field differs otherwise."""
 
-import importlib.util
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -9,18 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from made_records import make
 from rich.console import Console
 
 from steerbench import Record, SteerbenchError, leaderboard, tables
 from steerbench.intervals import paired_interval
 from steerbench.ranking import write_csv
-
-spec = importlib.util.spec_from_file_location("test_records", Path(__file__).with_name("test_records.py"))
-assert spec
-assert spec.loader
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-make: Any = module.make
 
 
 def both(method: str, **protocol: Any) -> list[Record]:

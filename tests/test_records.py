@@ -10,32 +10,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from made_records import make
 
-from steerbench import Record, SteerbenchError, Store
+from steerbench import SteerbenchError, Store
 from steerbench.records import identity, read
-
-
-def make(method: str = "caa", seed: int = 0, **protocol: Any) -> Record:
-    """Return a small record of a protocol with two seeds."""
-    key = {"task": "shp", "n_examples": 2, "model": "sha256:a", "seeds": [0, 1], "temperature": 0.0, **protocol}
-    reward = {"unsteered": 0.5, "caa": 1.5}.get(method, 1.0) + seed
-    return Record(
-        method=method,
-        parts=[{"name": method, "hyperparameters": {"strength": 1.0}, "source": "s"}],
-        protocol=key,
-        seed=seed,
-        steerbench="0.1.0",
-        labels={"task": key["task"], "model": "m", "reward_model": "r", "held_out_reward": "", "encoder": "e"},
-        metrics={"reward": reward, "win_rate": 0.5},
-        latency={"decode_ratio": 1.1},
-        counts={"empty reply": 1},
-        truncated=0,
-        environment={"device": "cpu"},
-        seconds={"fit": 1.0},
-        steering="d",
-        created="2026-01-01T00:00:00+00:00",
-        examples=pd.DataFrame({"id": ["a", "b"], "group": ["a", "b"], "reward": [reward, reward]}),
-    )
 
 
 def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -7,153 +7,23 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from importlib.resources import files
-from itertools import pairwise
-from math import log
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
-import numpy as np
 import pandas as pd
 import pytest
+from report_pages import HOSTILE, N, Page, html, make, some, write
 from typer.testing import Result
 
-from steerbench import Record, SteerbenchError, Store, leaderboard
+from steerbench import SteerbenchError, Store, leaderboard
 from steerbench.report import write_plot, write_report
-from steerbench.report.curves import sweeps, tuned
-from steerbench.report.figures import scatters
-from steerbench.report.frontier import (
-    best_of_n_kl,
-    best_of_n_win_rate,
-    measured_best_of_n,
-    pareto,
-    win_rate_bound,
-)
 from steerbench.report.generations import as_json, generations
-from steerbench.report.groups import Group, grouped, letters
-from steerbench.report.labels import Box, places
+from steerbench.report.groups import grouped
 
 Cli = Callable[..., Result]
-N = 8
-HOSTILE = "</script><img src=x onerror=alert(1)>&amp;\u202egnp.exe\u2028`${x}`'\""
-
-
-def make(
-    method: str = "caa",
-    seed: int = 0,
-    lift: float = 1.0,
-    texts: Sequence[str] | None = None,
-    hyperparameters: dict[str, Any] | None = None,
-    tuning: dict[str, Any] | None = None,
-    **protocol: Any,
-) -> Record:
-    """Return a record of eight prompts, whose rewards are `lift` above those of the unsteered model, more or less."""
-    lift = 0.0 if method == "unsteered" else lift
-    noise = np.random.default_rng(sum(map(ord, method)) + seed).normal(0, 0.1, N) * (method != "unsteered")
-    examples = pd.DataFrame(
-        {
-            "id": [f"p{i}" for i in range(N)],
-            "group": [f"g{i}" for i in range(N)],
-            "prompt": [f"Question {i}?" for i in range(N)],
-            "response": list(texts or [f"{method} says {i}" for i in range(N)]),
-            "reward": np.arange(N) / 4 + lift + noise,
-            "held_out_reward": np.arange(N) / 4 + lift / 2 + noise,
-            "gold": np.arange(N) / 4 - lift + noise,
-            "diversity": 0.9 - lift / 10 + noise / 100,
-        }
-    )
-    means = {name: float(examples[name].mean()) for name in ("reward", "held_out_reward", "gold", "diversity")}
-    task = protocol.get("task", "testbed-shp")
-    key = {"task": task, "n_examples": N, "model": "sha256:a", "seeds": [0], "temperature": 0.0, **protocol}
-    values = hyperparameters if hyperparameters is not None else {"strength": lift}
-    return Record(
-        method=method,
-        parts=[{"name": method.split(":", maxsplit=1)[0], "hyperparameters": values, "source": "s"}],
-        protocol=key,
-        seed=seed,
-        steerbench="0.1.0",
-        labels={"task": task, "model": "m", "reward_model": "r", "held_out_reward": "h", "encoder": "e"},
-        metrics={**means, "win_rate": min(1.0, 0.5 + lift / 4), "length": 20.0, "kl": lift**2 / 10},
-        latency={"decode_ratio": 1.0 + lift / 10},
-        counts={"empty reply": 1},
-        truncated=0,
-        environment={"device": "cpu", "threads": 1},
-        seconds={"fit": 1.0},
-        steering="d",
-        created="2026-01-02T03:04:05+00:00",
-        tuning=tuning or {},
-        examples=examples,
-    )
-
-
-def some() -> list[Record]:
-    """Return the records of four methods, two of which cannot be told apart."""
-    twins = [make(f"caa:layer={i}", lift=0.5, hyperparameters={"layer": i}) for i in (1, 2)]
-    twins[1].examples["reward"] = twins[0].examples["reward"]
-    twins[1].metrics["reward"] = twins[0].metrics["reward"]
-    return [make("unsteered"), make("iti", lift=1.5), *twins]
-
-
-def write(records: Sequence[Record], folder: Path) -> Path:
-    for record in records:
-        Store(folder).write(record)
-    return folder
-
-
-def html(records: Sequence[Record], tmp_path: Path, n_examples: int = 64) -> str:
-    write_report([write(records, tmp_path / "runs")], tmp_path / "report.html", n_examples)
-    return (tmp_path / "report.html").read_text(encoding="utf-8")
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page: tags with attributes, texts, scripts, cells of the rankings."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[tuple[dict[str, str | None], str]] = []
-        self.text = ""
-        self.rankings: list[list[list[tuple[str, str]]]] = []
-        self._script: dict[str, str | None] | None = None
-        self._table = False
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        self.tags.append((tag, found))
-        self._script = found if tag == "script" else self._script
-        if tag == "table":
-            self._table = found.get("class") == "ranking"
-            self.rankings += [[]] * self._table
-        if self._table and tag == "tr":
-            self.rankings[-1] = [*self.rankings[-1], []]
-        if self._table and tag in ("td", "th"):
-            self.rankings[-1][-1].append((found.get("data-sort") or "", ""))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "script":
-            self._script = None
-        if tag == "table":
-            self._table = False
-
-    def handle_data(self, data: str) -> None:
-        if self._script is not None:
-            self.scripts.append((self._script, data))
-            return
-        self.text += data
-        if self._table and self.rankings[-1] and self.rankings[-1][-1]:
-            sort, text = self.rankings[-1][-1][-1]
-            self.rankings[-1][-1][-1] = (sort, f"{text} {data.strip()}".strip())
-
-    @property
-    def data(self) -> Any:
-        (found,) = [text for attrs, text in self.scripts if attrs.get("type") == "application/json"]
-        return json.loads(found)
 
 
 # the numbers
@@ -249,114 +119,6 @@ def test_every_field_of_the_protocol_and_every_trial_is_told(tmp_path: Path) -> 
     assert "score 0.000, reward 0.750" in page.text
 
 
-# fronts and curves
-
-
-@pytest.mark.parametrize("lower", [False, True])
-@pytest.mark.parametrize("seed", range(5))
-def test_the_front_is_what_nothing_beats(seed: int, lower: bool) -> None:
-    drawn = np.random.default_rng(seed).integers(0, 6, (20, 2)).astype(float)  # whole numbers, so that there are ties
-    points = [(float(x), float(y)) for x, y in drawn]
-
-    def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
-        no_worse_x = a[0] <= b[0] if lower else a[0] >= b[0]
-        return no_worse_x and a[1] >= b[1] and a != b
-
-    naive = {i for i, point in enumerate(points) if not any(beats(other, point) for other in points)}
-    found = pareto(points, lower)
-    assert set(found) == naive
-    assert [points[i] for i in found] == sorted(points[i] for i in naive)
-    assert pareto([], lower) == []
-
-
-def group(records: Sequence[Record]) -> Group:
-    (only,) = grouped(records)
-    return only
-
-
-def test_best_of_n_stands_at_its_closed_form() -> None:
-    anchors = [make(f"best_of_n:n={n}", lift=log(n) / 4, hyperparameters={"n": n}) for n in (8, 2, 4)]
-    other = make("tree", hyperparameters={"n": 16})
-    found = measured_best_of_n(group([make("unsteered"), *anchors, other]), "reward_gain")
-    table = leaderboard([make("unsteered"), *anchors, other]).set_index("method")
-    assert [a.n for a in found] == [2, 4, 8]
-    for anchor in found:
-        assert anchor.kl == pytest.approx((np.log(anchor.n) - 1 + 1 / anchor.n) / 20.0)
-        assert anchor.value == table.loc[f"best_of_n:n={anchor.n}", "reward_gain"]
-    assert best_of_n_kl(1) == 0
-    assert [round(best_of_n_kl(n), 3) for n in (8, 16, 32, 64, 128)] == [1.204, 1.835, 2.497, 3.175, 3.86]
-    assert [round(best_of_n_win_rate(n), 3) for n in (1, 8, 64)] == [0.5, 0.889, 0.985]
-    assert [a.n for a in win_rate_bound(group([make("unsteered")]))] == [1, 2, 4, 16, 64, 256]
-    assert win_rate_bound(group([make("caa")])) == []
-
-
-def test_best_of_n_is_drawn_beside_the_methods() -> None:
-    records = [make("unsteered"), make("caa"), make("best_of_n:n=4", hyperparameters={"n": 4})]
-    notes = {shown.title: shown.note + shown.svg for shown in scatters(group(records))}
-    assert "(log N - (N-1)/N)" in notes["Reward gain against KL"]
-    assert "N=4" in notes["Reward gain against KL"]
-    assert "N/(N+1)" in notes["Win rate against KL"]
-    without = {shown.title: shown.note for shown in scatters(group(records[:2]))}
-    assert "best-of-N" not in without["Reward gain against KL"]
-
-
-def test_records_that_differ_in_one_number_make_a_curve() -> None:
-    swept = [
-        make(f"caa:strength={s}", lift=s, hyperparameters={"strength": s, "layer": 1, "on": True}) for s in (2, 1, 0.5)
-    ]
-    other_layer = make("caa:layer=2", hyperparameters={"strength": 4.0, "layer": 2, "on": True})
-    pair = [make(f"iti:alpha={a}", hyperparameters={"alpha": a}) for a in (1, 2)]
-    (curve,) = sweeps(group([make("unsteered"), *swept, other_layer, *pair]))
-    assert (curve.label, curve.dial, curve.values) == ("caa", "strength", [0.5, 1, 2])
-    assert [row.method for row in curve.rows] == ["caa:strength=0.5", "caa:strength=1", "caa:strength=2"]
-
-
-def test_tuned_records_make_no_sweep() -> None:
-    tuning = {"trials": [{"hyperparameters": {"strength": 1.0}, "score": 1.0}]}
-    records = [make(f"caa:strength={s}", hyperparameters={"strength": s}, tuning=tuning) for s in (1, 2, 3)]
-    assert sweeps(group(records)) == []
-
-
-def test_trials_over_one_number_make_a_curve_of_the_guide() -> None:
-    def tuning(shift: float) -> dict[str, Any]:
-        trials = [
-            {"hyperparameters": {"strength": s}, "score": 0.0, "reward": shift + s, "kl": 1.0} for s in (4.0, 1.0, 2.0)
-        ]
-        failed = {"hyperparameters": {"strength": 8.0}, "error": "too strong"}
-        return {"trials": [*trials, failed], "chosen": {"strength": 4.0}, "unsteered": {"score": 9.0, "reward": shift}}
-
-    (found,) = tuned(group([make("caa", seed, tuning=tuning(seed), seeds=[0, 1]) for seed in (0, 1)]))
-    assert found.values == [1.0, 2.0, 4.0]
-    assert found.mean == [1.5, 2.5, 4.5]
-    assert found.seeds == [[1.0, 2.0, 4.0], [2.0, 3.0, 5.0]]
-    assert (found.unsteered, found.chosen, found.dial) == (0.5, [4.0, 4.0], "strength")
-
-
-def test_trials_over_two_numbers_make_no_curve() -> None:
-    trials = [{"hyperparameters": {"strength": s, "layer": s}, "score": s} for s in (1, 2, 3)]
-    assert tuned(group([make("caa", tuning={"trials": trials, "unsteered": 0.0, "chosen": {}})])) == []
-
-
-def test_over_optimised_methods_are_coloured() -> None:
-    """All methods of these records lose gold where they gain reward, and gain half in the held-out reward."""
-    shown = {s.title: s.svg for s in scatters(group(some()))}
-    gold = shown["Guide against gold, the truth of the testbed"]
-    assert gold.count("var(--red)") > 0
-    assert "var(--orange)" not in gold
-    held_out = shown["Guide against held-out reward"]
-    assert "var(--orange)" in held_out
-    assert "var(--red)" not in held_out
-
-
-def test_labels_do_not_cover_one_another() -> None:
-    points = [(100 + 3.0 * i, 100 + 2.0 * (i % 3)) for i in range(12)]
-    found = places(points, [letters(i) for i in range(12)], Box(0, 0, 300, 300))
-    in_order = sorted(found)
-    assert all(abs(a[0] - b[0]) >= 7.5 or abs(a[1] - b[1]) >= 9 for a, b in pairwise(in_order))
-    assert all(max(abs(x - u), abs(y - v)) <= 60 for (x, y), (u, v) in zip(points, found, strict=True))
-    assert [letters(i) for i in (0, 25, 26, 27, 52, 702)] == ["A", "Z", "AA", "AB", "BA", "AAA"]
-
-
 # safety
 
 
@@ -450,37 +212,6 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     write_plot(some(), tmp_path / "one.svg")
     write_plot(some()[::-1], tmp_path / "two.svg")
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
-
-
-def test_the_settings_of_matplotlib_do_not_matter_and_stay(tmp_path: Path) -> None:
-    import matplotlib as mpl
-
-    write_plot(some(), tmp_path / "one.svg")
-    with mpl.rc_context({"font.size": 30.0, "svg.fonttype": "path"}):
-        write_plot(some(), tmp_path / "two.svg")
-        assert mpl.rcParams["font.size"] == 30.0
-    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
-
-
-def test_the_plot_names_every_method_once(tmp_path: Path) -> None:
-    others = [make(m, task="testbed-hh_rlhf", lift=0.7) for m in ("unsteered", "iti", "$x_$ é" + "long " * 20)]
-    write_plot([*some(), *others], tmp_path / "plot.svg")
-    root = ElementTree.fromstring((tmp_path / "plot.svg").read_text(encoding="utf-8"))
-    texts = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
-    for name in ("testbed-shp", "testbed-hh_rlhf", "iti", "caa:layer=1", "gold gain"):
-        assert texts.count(name) == 1
-    assert any(text.startswith("$x_$ \\xe9long") for text in texts)
-    assert "unsteered" not in texts
-
-
-def test_without_gold_the_plot_shows_the_held_out_reward(tmp_path: Path) -> None:
-    records = [make(m, task="shp") for m in ("unsteered", "caa")]
-    for record in records:
-        del record.examples["gold"]
-    write_plot(records, tmp_path / "plot.svg")
-    assert "held-out gain" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
-    with pytest.raises(SteerbenchError, match="--held-out-reward"):
-        write_plot([make("caa")], tmp_path / "none.svg")
 
 
 def test_a_folder_without_records_is_a_mistake(tmp_path: Path) -> None:

@@ -1,12 +1,11 @@
 """The report in a real browser: it opens from a file, sorts, filters, fetches nothing, and fits a phone."""
 
-import importlib.util
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from report_pages import HOSTILE, N, make, write
 
 from steerbench import Record
 from steerbench.report import write_report
@@ -16,16 +15,6 @@ from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
-
-spec = importlib.util.spec_from_file_location("test_report", Path(__file__).with_name("test_report.py"))
-assert spec
-assert spec.loader
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-make: Any = module.make
-write: Any = module.write
-HOSTILE: str = module.HOSTILE
-N: int = module.N
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 OPTIONS = (

@@ -1,6 +1,5 @@
 """p-values, corrections, rates, seeds and power: against theory, scipy and simulation."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from math import sqrt
@@ -10,19 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from made_records import make
 from scipy.stats import binomtest, permutation_test, ttest_1samp
 from typer.testing import Result
 
 from steerbench import Record, SteerbenchError, Store
 from steerbench.intervals import Gaps, gaps, holm, p_values, spread, standard_error, wilson
 from steerbench.power import power_table
-
-spec = importlib.util.spec_from_file_location("test_records", Path(__file__).with_name("test_records.py"))
-assert spec
-assert spec.loader
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-make: Any = module.make
 
 
 def gap(values: Any, groups: Any = None) -> Gaps:
@@ -164,6 +157,13 @@ def records(sd: float, n: int = 200) -> list[Record]:
     return [replace(make("unsteered"), examples=plain), replace(make("caa"), examples=steered)]
 
 
+def test_one_post_alone_has_no_standard_error(tmp_path: Path) -> None:
+    assert standard_error(gap(normal(7, 8), np.zeros(8))) is None
+    alone = [replace(r, examples=r.examples.assign(group="one")) for r in records(1.5)]
+    with pytest.raises(SteerbenchError, match="differing over several posts or openings"):
+        power_table(alone, "reward", 0.4)
+
+
 def test_as_many_prompts_as_needed_see_the_difference_in_four_of_five_studies() -> None:
     (row,) = power_table(records(1.5), "reward", 0.4).to_dict("records")
     n = row["n_needed"]
@@ -189,7 +189,7 @@ def test_the_smallest_difference_is_that_of_the_prompts_measured() -> None:
         ({"power": 1.0}, "must lie between 0 and 1"),
         ({"alpha": 0.0}, "must lie between 0 and 1"),
         ({"power": 0.01}, "power above alpha"),
-        ({"metric": "gold"}, "no record has gold beside an unsteered one"),
+        ({"metric": "gold"}, "no record has gold, differing over several posts or openings, beside an unsteered one"),
     ],
 )
 def test_mistakes_are_told(options: dict[str, Any], message: str) -> None:

@@ -20,9 +20,9 @@ import torch
 from steerbench.dialogue import Dialogue
 from steerbench.errors import SteerbenchError
 from steerbench.harness import UNSTEERED
-from steerbench.latency import Timing, figures, timed
 from steerbench.latency.clocks import conditions
 from steerbench.latency.prompts import fixed_prompts
+from steerbench.latency.timing import Timing, figures, timed
 from steerbench.lm import LanguageModel
 from steerbench.progress import Progress, silent
 from steerbench.reward import Reward

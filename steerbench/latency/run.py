@@ -12,11 +12,11 @@ from steerbench import registry, testbed
 from steerbench.data import folder_of, load_data
 from steerbench.errors import SteerbenchError
 from steerbench.harness import plan
-from steerbench.latency import memory_of
 from steerbench.latency.clocks import driver
 from steerbench.latency.grid import Grid, grid_prompts, reason, time_grid
 from steerbench.latency.records import KIND, SCHEMA_VERSION
 from steerbench.latency.shapes import RandomModel, random_model
+from steerbench.latency.timing import memory_of
 from steerbench.lm import LanguageModel
 from steerbench.machine import device_label, dtype_of, environment, pick_device, use_threads
 from steerbench.method import Method

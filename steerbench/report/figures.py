@@ -53,13 +53,13 @@ def trial_panels(group: Group) -> list[Shown]:
 def verdict(x: float, y: float, x_span: Span, y_span: Span) -> str:
     """Return the colour of a method by its gain on the guide (x) and on what it did not see (y).
 
-    Red where the guide surely rose and the other surely fell, orange where the other gained surely less, else blue.
+    Red where the guide surely rose and the other surely fell, orange where the guide alone surely rose, else blue.
+    Signs alone count, because the two have units of their own.
     """
-    x_low = x_span[0] if x_span else x
-    y_high = y_span[1] if y_span else y
-    if x_low > 0 > y_high:
-        return RED
-    return ORANGE if y_high < x else BLUE
+    x_low, (y_low, y_high) = x_span[0] if x_span else x, y_span or (y, y)
+    if x_low <= 0 or y_low > 0:
+        return BLUE
+    return RED if y_high < 0 else ORANGE
 
 
 def truth_points(group: Group, column: str) -> list[Point]:
@@ -81,8 +81,8 @@ def _truth(group: Group, column: str, title: str) -> Shown | None:
     name = f"{group.name}-{column}"
     plot = Scatter(name, title, _NAMES[GAIN], _NAMES[column], points, diagonal=True)
     note = (
-        "Dashed: both gain alike. Orange diamonds gained less than the guide says, red triangles lost while the guide "
-        "rose: over-optimised. The two scores have units of their own, so near the line means little."
+        "Dashed: equal numbers, though the two scores have units of their own. Orange diamonds surely rose on the "
+        "guide alone, red triangles fell while the guide rose: over-optimised."
     )
     return Shown(title, scatter(plot), note)
 
@@ -115,7 +115,7 @@ def _kl(group: Group) -> Shown | None:
         _steps(lower=True),
         log=True,
     )
-    beside = " Orange, dashed: best-of-N at its bound, (log N - (N-1)/N) / mean length." if anchors else ""
+    beside = " Orange, dashed: best-of-N at its bound, (log N - (N-1)/N) per response." if anchors else ""
     joined = " Grey lines join one method at several strengths." if any(line.points for line in swept) else ""
     return Shown("Reward gain against KL", scatter(plot), _FRONT + beside + joined)
 

@@ -45,20 +45,24 @@ def best_of_n_win_rate(n: int) -> float:
 
 
 def measured_best_of_n(group: Group, column: str) -> list[Anchor]:
-    """Return the best-of-N methods of a group at the KL of the formula and their measured value, by N."""
+    """Return the best-of-N methods of a group at their KL bound per token and their measured value, by N."""
     found = []
     for row in group.rows:
         parts = row.records[0].parts
-        n, length, value = parts[0]["hyperparameters"].get("n"), row.number("length"), row.number(column)
+        n, kl, value = parts[0]["hyperparameters"].get("n"), row.number("kl"), row.number(column)
         alone = [part["name"] for part in parts] == [BEST_OF_N]
-        if alone and isinstance(n, int) and n > 0 and length and value is not None:
-            found.append(Anchor(n, best_of_n_kl(n) / length, value))
+        if alone and isinstance(n, int) and n > 0 and kl is not None and value is not None:
+            found.append(Anchor(n, kl, value))
     return sorted(found)
 
 
 def win_rate_bound(group: Group) -> list[Anchor]:
-    """Return the bound on the win rate of best-of-N for some N, at the mean length of the unsteered model."""
+    """Return the bound on the win rate of best-of-N for some N, at the mean length of the unsteered model.
+
+    Empty where responses are not drawn from the distribution that KL is measured by.
+    """
     length = next((row.number("length") for row in group.rows if row.is_unsteered), None)
-    if not length:
+    drawn = {"temperature": 1, "top_k": 0, "top_p": 1}
+    if not length or any(group.first.protocol.get(name) != value for name, value in drawn.items()):
         return []
     return [Anchor(n, best_of_n_kl(n) / length, best_of_n_win_rate(n)) for n in (1, 2, 4, 16, 64, 256)]

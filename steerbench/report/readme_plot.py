@@ -16,9 +16,9 @@ _COLUMNS = 3
 _LONGEST = 46
 """Characters of a method's name that fit into a column of the legend."""
 _MEANING = (
-    (drawing.BLUE, "near or above the line: gained as the guide says"),
-    (drawing.ORANGE, "gained surely less than the guide says"),
-    (drawing.RED, "lost while the guide rose: over-optimised"),
+    (drawing.BLUE, "rose with the guide, or the guide did not rise"),
+    (drawing.ORANGE, "only the guide surely rose"),
+    (drawing.RED, "fell while the guide rose: over-optimised"),
 )
 
 

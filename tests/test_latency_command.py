@@ -1,0 +1,281 @@
+"""`steerbench latency`: the models it makes, the command, the records, the machine. No test waits for a clock."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import FalconConfig, T5Config
+from typer.testing import Result
+
+from steerbench import SteerbenchError, Steering, tiny
+from steerbench.latency import clocks, timing
+from steerbench.latency import grid as grids
+from steerbench.latency.grid import AGAIN
+from steerbench.latency.records import load_latency, write_latency
+from steerbench.latency.shapes import SHAPES, _made, _read, random_model
+
+Cli = Callable[..., Result]
+
+CPU = torch.device("cpu")
+SMALL = {
+    "model_type": "llama",
+    "vocab_size": 4100,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "eos_token_id": 7,
+}
+PLUGIN = """
+from dataclasses import dataclass
+from steerbench import FitContext, Steerer, Steering
+@dataclass(frozen=True, kw_only=True)
+class Broken(Steerer):
+    off = {}
+    def fit(self, context: FitContext) -> Steering:
+        raise ZeroDivisionError("my own fault")
+"""
+
+
+def by_method(cell: dict[str, Any]) -> dict[str, Any]:
+    return {arm["method"]: arm for arm in cell["arms"]}
+
+
+# shapes
+
+
+def test_the_shapes_are_as_large_as_the_published_models() -> None:
+    sizes = {"llama-3-8b": 8_030_261_248, "vicuna-7b": 6_738_415_616, "falcon-7b": 6_921_720_704}
+    for name in SHAPES:
+        shape = _read(name)
+        model = _made(name, shape, torch.device("meta"), shape.dtype, seed=0)
+        assert sum(p.numel() for p in model.parameters()) == sizes[name]
+        assert {p.dtype for p in model.parameters()} == {{"vicuna-7b": torch.float16}.get(name, torch.bfloat16)}
+        assert {p.device.type for p in model.parameters()} == {"meta"}  # made there, and nowhere before
+        assert model.generation_config.eos_token_id is None
+    assert (shape.multi_query, shape.parallel_attn, shape.rotary) == (True, True, True)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Return the folder of a small configuration."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SMALL))
+    return folder
+
+
+def test_random_weights_come_from_the_seed_alone(config: Path) -> None:
+    state = torch.get_rng_state()
+    models = [random_model(str(config / "config.json"), device=CPU, seed=seed).model for seed in (0, 0, 1)]
+    assert torch.equal(torch.get_rng_state(), state)
+    one, same, other = (model.get_input_embeddings().weight for model in models)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert random_model(str(config), device=CPU).dtype == torch.float32
+    assert random_model(str(config), device=CPU, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_ids_that_the_tokenizer_lacks_are_read_as_others(config: Path) -> None:
+    lm = random_model(str(config), device=CPU)
+    known = len(lm.tokenizer)
+    word = lm.tokenizer(" bread", add_special_tokens=False)["input_ids"][0]
+    assert lm.cut([word + known, word]) == lm.cut([word, word])
+    assert lm.cut([word + known]).text
+
+
+def test_what_is_no_configuration_is_said(tmp_path: Path, config: Path) -> None:
+    named = "llama-3-8b, vicuna-7b, falcon-7b"
+    with pytest.raises(SteerbenchError, match=f"'llama-3-9b' is none of {named}; give one of {named}"):
+        random_model("llama-3-9b", device=CPU)
+    with pytest.raises(SteerbenchError, match=r"has no config\.json; give one of llama-3-8b"):
+        random_model(str(tmp_path), device=CPU)
+    (config / "config.json").write_text(json.dumps(SMALL | {"vocab_size": 300}))
+    with pytest.raises(SteerbenchError, match=r"a vocabulary of 300, and the testbed's tokenizer.* needs 4096"):
+        random_model(str(config), device=CPU)
+    (config / "config.json").write_text("{")
+    with pytest.raises(SteerbenchError, match=r"config\.json cannot be read"):
+        random_model(str(config), device=CPU)
+    T5Config(d_model=32).save_pretrained(config)
+    with pytest.raises(SteerbenchError, match="no causal language model can be made from --config"):
+        random_model(str(config), device=CPU)
+
+
+# the command
+
+
+def timings(cli: Cli, config: Path, *args: object) -> Result:
+    small = ["--batch-sizes", 2, "--prompt-tokens", 32, "--new-tokens", 2, "--rounds", 2, "--n-train", 6]
+    return cli("latency", "--config", config, *small, "--out", config / "out", *args)
+
+
+def test_a_configuration_alone(cli: Cli, config: Path) -> None:
+    found = timings(cli, config, "--methods", "caa,iti+static_prompt,re_control", "--batch-sizes", "1,2")
+    assert found.exit_code == 0, found.output
+    (record,) = load_latency(config / "out")
+    (path,) = (config / "out").iterdir()
+    assert path.name.startswith("small--")
+    assert f"written: {path}" in found.stdout
+    assert "small: batch 2, 32 prompt tokens" in found.stdout
+    assert "The weights are random" in found.stdout
+    assert "Noise: unsteered beside itself came out prefill" in found.stdout
+    assert record["model"]["weights"] == "random"
+    assert (record["model"]["vocabulary"], record["model"]["layers"]) == (4100, 2)
+    assert (record["model"]["dtype"], record["model"]["attention"]) == ("float32", "sdpa")
+    assert list(record["methods"]) == ["caa", "iti+static_prompt", "re_control"]
+    assert [part["name"] for part in record["methods"]["iti+static_prompt"]] == ["iti", "static_prompt"]
+    assert record["machine"]["threads"] == torch.get_num_threads()
+    assert record["grid"]["rounds"] == 2
+    assert [(cell["batch_size"], cell["prompt_tokens"]) for cell in record["cells"]] == [(1, 32), (2, 32)]
+    for cell in record["cells"]:
+        arms = by_method(cell)
+        assert list(arms) == ["unsteered", AGAIN, *record["methods"]]
+        assert arms["iti+static_prompt"]["prompt_tokens"] > 32 == arms["caa"]["prompt_tokens"]
+        for arm in arms.values():
+            assert len(arm["seconds"]["first"]) == len(arm["seconds"]["all"]) == 2
+            assert set(arm["ratios"]) == (set() if arm["method"] == "unsteered" else {"prefill", "decode", "total"})
+            assert min(arm[n] for n in ("prefill_ms", "decode_ms_per_token", "tokens_per_s", "peak_memory_mb")) > 0
+
+
+def test_another_family_in_half_precision(cli: Cli, tmp_path: Path) -> None:
+    FalconConfig(vocab_size=4096, hidden_size=32, num_hidden_layers=2, num_attention_heads=4).save_pretrained(tmp_path)
+    found = timings(cli, tmp_path, "--methods", "caa", "--dtype", "bfloat16")
+    assert found.exit_code == 0, found.output
+    (record,) = load_latency(tmp_path / "out")
+    assert (record["model"]["type"], record["model"]["dtype"]) == ("falcon", "bfloat16")
+
+
+def test_a_trained_model_of_a_folder(cli: Cli, world: Path, tmp_path: Path) -> None:
+    small = ["--batch-sizes", 1, "--prompt-tokens", "24,300", "--new-tokens", 2, "--rounds", 1, "--n-train", 4]
+    found = cli("latency", "--model", world / "lm", "--methods", "caa", *small, "--out", tmp_path)
+    assert found.exit_code == 0, found.output
+    assert "unsteered, unsteered (again), caa: 300 prompt tokens and 2 new ones do not fit the context" in found.stdout
+    (record,) = load_latency(tmp_path)
+    assert record["model"]["weights"] == "trained"
+    assert by_method(record["cells"][0])["caa"]["ratios"]["total"]["low"] is None  # a single round
+    assert "random" not in found.stdout
+
+
+def test_a_method_that_cannot_be_fitted_fails_alone(cli: Cli, config: Path) -> None:
+    plugin = config / "broken.py"
+    plugin.write_text(PLUGIN)
+    found = timings(cli, config, "--plugin", plugin, "--methods", "broken,static_prompt")
+    assert found.exit_code == 2
+    (record,) = load_latency(config / "out")
+    assert "ZeroDivisionError: my own fault" in record["failures"]["broken"]
+    assert list(by_method(record["cells"][0])) == ["unsteered", AGAIN, "static_prompt"]
+    alone = timings(cli, config, "--plugin", plugin, "--methods", "broken")
+    assert alone.exit_code == 2
+    assert "no method could be fitted. broken: Traceback" in alone.stderr
+    assert len(load_latency(config / "out")) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--config", "llama"), "'llama' is none of llama-3-8b, vicuna-7b, falcon-7b"),
+        (("--config", "vicuna-7b", "--model", "org/name"), "leave out --model"),
+        (("--batch-sizes", "1,two"), "--batch-sizes '1,two' must be whole numbers above 0"),
+        (("--prompt-tokens", "0"), "--prompt-tokens '0' must be whole numbers above 0"),
+        (("--methods", "nonsense"), "nonsense"),
+        (("--prompt-tokens", "2"), "raise --prompt-tokens from 2"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_timed(
+    cli: Cli, tmp_path: Path, args: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grids, "timed", lambda *_: pytest.fail("timed"))
+    found = cli("latency", *args, "--out", tmp_path / "out")
+    assert found.exit_code == 2
+    assert message in found.stderr
+    assert found.stdout == ""
+
+
+# records
+
+
+def record(**more: Any) -> dict[str, Any]:
+    made = {"kind": "latency", "schema_version": 1, "created": "2030-01-02T03:04:05+00:00", "device": "Some GPU, 80GB"}
+    return made | {"model": {"name": "org/some-model"}} | more
+
+
+def test_records_are_whole_and_never_overwritten(tmp_path: Path) -> None:
+    later = record(created="2031-01-01T00:00:00+00:00")
+    paths = {write_latency(r, tmp_path / "out") for r in (later, record(), record(cells=[]))}
+    assert len(paths) == 3
+    assert {path.parent for path in paths} == {tmp_path / "out"}
+    assert {path for path in (tmp_path / "out").iterdir()} == paths
+    names = sorted(path.name.rpartition("-")[0] for path in paths)
+    assert names[0] == "org-some-model--Some-GPU-80GB--20300102T030405"
+    assert load_latency(tmp_path / "out")[-1] == later
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_latency(record(cells=[float("nan")]), tmp_path / "out")
+    assert {path for path in (tmp_path / "out").iterdir()} == paths
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SteerbenchError, match="is no folder"):
+        load_latency(tmp_path / "none")
+    assert load_latency(tmp_path) == []
+    for text, message in (("{", "is damaged"), ("[]", "is no record of timings"), (json.dumps({}), "is no record")):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(SteerbenchError, match=message):
+            load_latency(tmp_path)
+    (tmp_path / "a.json").write_text(json.dumps(record(schema_version=2)))
+    with pytest.raises(SteerbenchError, match="with schema 1"):
+        load_latency(tmp_path)
+    with pytest.raises(SteerbenchError, match="choose another folder with --out"):
+        write_latency(record(), tmp_path / "a.json")
+
+
+# the machine
+
+
+def test_the_clocks_of_a_gpu_come_from_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def answer(command: list[str], **_: Any) -> Any:
+        asked.append(command)
+        clocks_ = "1980, 2619, 345.12, [N/A]\n"
+        return SimpleNamespace(stdout="570.1\n" if "driver_version" in command[2] else clocks_)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="12-34"))
+    monkeypatch.setattr(subprocess, "run", answer)
+    gpu = torch.device("cuda", 1)
+    found = clocks.conditions(gpu)
+    assert {k: found[k] for k in ("sm_mhz", "memory_mhz", "power_w")} == {
+        "sm_mhz": 1980,
+        "memory_mhz": 2619,
+        "power_w": 345.12,
+    }
+    assert "celsius" not in found
+    assert clocks.driver(gpu) == {"cuda": str(torch.version.cuda), "driver": "570.1"}
+    assert {command[1] for command in asked} == {"--id=GPU-12-34"}
+
+    def missing(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert "sm_mhz" not in clocks.conditions(gpu)
+    assert clocks.driver(gpu)["driver"] == "unknown"
+    assert clocks.driver(CPU) == {}
+    assert clocks.conditions(CPU).keys() <= {"load_average", "cpu_mhz"}
+
+
+def test_the_peak_of_an_earlier_run_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, torch.device]] = []
+    for name in ("reset_peak_memory_stats", "synchronize", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device, name=name: asked.append((name, device)) or 2**20)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(timing, "generate_fixed", lambda *_: asked.append(("run", _[0].device)))
+    gpu = torch.device("cuda")
+    lm: Any = SimpleNamespace(device=gpu)
+    assert timing.timed(lm, [], Steering(), tiny.VowelReward(), 2).peak == 1
+    once = ["synchronize", "run", "synchronize"]
+    assert [name for name, _ in asked] == ["reset_peak_memory_stats", *once, *once, "max_memory_allocated"]
