@@ -379,7 +379,7 @@ def test_best_of_n_chooses_by_reward(llama: LanguageModel) -> None:
     assert [r.text for r in chosen] == [sorted(c)[-1] for c in LongestOf.seen]
     assert all(len(set(c)) == 3 for c in LongestOf.seen)
     plain = generate(llama, RAGGED, decoding=SAMPLED)
-    assert [c[0] for c in LongestOf.seen] == [r.text for r in plain]  # best of one is plain sampling
+    assert not any(r.text in c for r, c in zip(plain, LongestOf.seen, strict=True))  # it could not lose against one
     assert chosen == generate(llama, RAGGED, steering, SAMPLED, reward=Last(), batch_size=1)
 
 

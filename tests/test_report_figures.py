@@ -14,7 +14,8 @@ from report_pages import make, some
 from steerbench import Record, SteerbenchError, leaderboard
 from steerbench.report import write_plot
 from steerbench.report.curves import sweeps, tuned
-from steerbench.report.figures import scatters
+from steerbench.report.drawing import BLUE, ORANGE, RED
+from steerbench.report.figures import scatters, verdict
 from steerbench.report.frontier import best_of_n_kl, best_of_n_win_rate, measured_best_of_n, pareto, win_rate_bound
 from steerbench.report.groups import Group, grouped, letters
 from steerbench.report.labels import Box, places
@@ -51,13 +52,18 @@ def test_best_of_n_stands_at_its_closed_form() -> None:
     table = leaderboard([make("unsteered"), *anchors, other]).set_index("method")
     assert [a.n for a in found] == [2, 4, 8]
     for anchor in found:
-        assert anchor.kl == pytest.approx((np.log(anchor.n) - 1 + 1 / anchor.n) / 20.0)
-        assert anchor.value == table.loc[f"best_of_n:n={anchor.n}", "reward_gain"]
+        row = table.loc[f"best_of_n:n={anchor.n}"]
+        assert (anchor.kl, anchor.value) == (row["kl"], row["reward_gain"])
     assert best_of_n_kl(1) == 0
     assert [round(best_of_n_kl(n), 3) for n in (8, 16, 32, 64, 128)] == [1.204, 1.835, 2.497, 3.175, 3.86]
     assert [round(best_of_n_win_rate(n), 3) for n in (1, 8, 64)] == [0.5, 0.889, 0.985]
     assert [a.n for a in win_rate_bound(group([make("unsteered")]))] == [1, 2, 4, 16, 64, 256]
     assert win_rate_bound(group([make("caa")])) == []
+
+
+@pytest.mark.parametrize("decoding", [{"temperature": 0.0}, {"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 5}])
+def test_no_bound_is_drawn_where_responses_are_drawn_otherwise(decoding: dict[str, Any]) -> None:
+    assert win_rate_bound(group([make("unsteered", **decoding)])) == []
 
 
 def test_best_of_n_is_drawn_beside_the_methods() -> None:
@@ -114,8 +120,23 @@ def test_over_optimised_methods_are_coloured() -> None:
     assert gold.count("var(--red)") > 0
     assert "var(--orange)" not in gold
     held_out = shown["Guide against held-out reward"]
-    assert "var(--orange)" in held_out
+    assert "var(--blue)" in held_out
     assert "var(--red)" not in held_out
+
+
+@pytest.mark.parametrize(
+    ("guide", "other", "colour"),
+    [
+        ((0.5, 1.5), (0.1, 0.9), BLUE),
+        ((0.5, 1.5), (-0.1, 0.9), ORANGE),
+        ((0.5, 1.5), (-0.9, -0.1), RED),
+        ((-0.5, 1.5), (-0.9, -0.1), BLUE),
+        ((-0.5, -0.1), (-0.9, -0.1), BLUE),
+    ],
+)
+def test_signs_alone_decide_the_colour(guide: tuple[float, float], other: tuple[float, float], colour: str) -> None:
+    assert verdict(sum(guide) / 2, sum(other) / 2, guide, other) == colour
+    assert verdict(1.0, -1.0, None, None) == RED
 
 
 def test_labels_do_not_cover_one_another() -> None:

@@ -42,7 +42,8 @@ def make(
     )
     means = {name: float(examples[name].mean()) for name in ("reward", "held_out_reward", "gold", "diversity")}
     task = protocol.get("task", "testbed-shp")
-    key = {"task": task, "n_examples": N, "model": "sha256:a", "seeds": [0], "temperature": 0.0, **protocol}
+    drawn = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    key = {"task": task, "n_examples": N, "model": "sha256:a", "seeds": [0], **drawn, **protocol}
     values = hyperparameters if hyperparameters is not None else {"strength": lift}
     return Record(
         method=method,
