@@ -108,10 +108,8 @@ def test_the_same_command_again_measures_nothing(run_cli: Cli, tmp_path: Path) -
 
 def test_one_method_in_two_spellings_is_one_row(run_cli: Cli) -> None:
     done = run_cli("--methods", "unsteered,caa,caa:strength=1,caa:strength=1.0")
-    assert [row[:2] for row in sorted(rows(done.stdout), key=lambda row: row[1])] in (
-        [["1", "caa"], ["2", "unsteered"]],
-        [["2", "caa"], ["1", "unsteered"]],
-    )
+    ranked = [row[:2] for row in sorted(rows(done.stdout), key=lambda row: row[1])]
+    assert ranked == [["1", "caa"], ["1", "unsteered"]]  # four prompts tell nothing apart
     assert "2 records in" in done.stdout
 
 

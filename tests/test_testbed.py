@@ -269,7 +269,7 @@ def test_testbed_and_real_data_are_never_in_one_ranking(cli: Cli, tmp_path: Path
     assert (tmp_path / "leaderboard.csv").is_file()
     table = leaderboard(Store(tmp_path).records())
     assert table.groupby("task")["gold"].count().to_dict() == {"hh_rlhf": 0, "testbed-hh_rlhf": 2}
-    assert [set(rows["rank"]) for _, rows in table.groupby("task")] == [{1, 2}, {1, 2}]
+    assert [set(rows["rank"]) for _, rows in table.groupby("task")] == [{1}, {1}]  # ranked apart; two prompts are few
 
 
 def test_generate_needs_no_model(cli: Cli) -> None:

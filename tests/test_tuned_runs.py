@@ -176,3 +176,18 @@ def test_options_out_of_range_are_refused(run_cli: Callable[..., Result], option
     done = run_cli("--methods", "unsteered", option)
     assert done.exit_code == 2
     assert option.partition("=")[0] in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"objective": "rewards", "tuning_budget": 2}, "objective 'rewards'.*reward"),
+        ({"objective": "sum"}, "objective 'sum' is for tuning; add --tune 8, and drop --match-kl"),
+        ({"objective": "sum", "tuning_budget": 2, "match_kl": 0.1}, "is for tuning; add --tune 8, and drop --match-kl"),
+        ({"n_samples": 2}, "more than 1 needs a temperature above 0: greedy responses are all alike"),
+        ({"n_samples": 0}, "n_samples is 0; it must be 1 or more"),
+    ],
+)
+def test_choices_that_do_not_go_together_are_refused(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(SteerbenchError, match=message):
+        Protocol(**choices)

@@ -53,13 +53,13 @@ def trial_panels(group: Group) -> list[Shown]:
 def verdict(x: float, y: float, x_span: Span, y_span: Span) -> str:
     """Return the colour of a method by its gain on the guide (x) and on what it did not see (y).
 
-    Red where the guide surely rose and the other surely fell, orange where the guide alone surely rose, else blue.
-    Signs alone count, because the two have units of their own.
+    Red where the other surely fell and the guide did not, orange where the guide alone surely rose, else blue. Signs
+    alone count, because the two have units of their own.
     """
-    x_low, (y_low, y_high) = x_span[0] if x_span else x, y_span or (y, y)
-    if x_low <= 0 or y_low > 0:
-        return BLUE
-    return RED if y_high < 0 else ORANGE
+    (x_low, x_high), (y_low, y_high) = x_span or (x, x), y_span or (y, y)
+    if y_high < 0 <= x_high:
+        return RED
+    return ORANGE if x_low > 0 >= y_low else BLUE
 
 
 def truth_points(group: Group, column: str) -> list[Point]:
@@ -82,7 +82,7 @@ def _truth(group: Group, column: str, title: str) -> Shown | None:
     plot = Scatter(name, title, _NAMES[GAIN], _NAMES[column], points, diagonal=True)
     note = (
         "Dashed: equal numbers, though the two scores have units of their own. Orange diamonds surely rose on the "
-        "guide alone, red triangles fell while the guide rose: over-optimised."
+        "guide alone, red triangles surely fell and the guide did not: over-optimised."
     )
     return Shown(title, scatter(plot), note)
 

@@ -16,9 +16,9 @@ _COLUMNS = 3
 _LONGEST = 46
 """Characters of a method's name that fit into a column of the legend."""
 _MEANING = (
-    (drawing.BLUE, "rose with the guide, or the guide did not rise"),
+    (drawing.BLUE, "as the guide says, or better"),
     (drawing.ORANGE, "only the guide surely rose"),
-    (drawing.RED, "fell while the guide rose: over-optimised"),
+    (drawing.RED, "surely fell, and the guide did not: over-optimised"),
 )
 
 
