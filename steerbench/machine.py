@@ -13,8 +13,8 @@ from steerbench.errors import SteerbenchError, suggest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OUT_OF_MEMORY = "the GPU is out of memory; lower --batch-size or --max-new-tokens, or take smaller models."
-SMALL = 30_000_000
-"""Parameters below which one thread beats several: the threads would mostly wait for each other."""
+TINY, SMALL = 1_000_000, 30_000_000
+"""Parameters below which one thread, and two threads, beat more: they would mostly wait for each other."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -42,7 +42,7 @@ def dtype_of(name: str) -> torch.dtype | None:
 def use_threads(n_parameters: int, device: torch.device) -> int:
     """Set and return the number of CPU threads that suits a model of that size on that device."""
     if device.type == "cpu" and n_parameters < SMALL and not os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(1)
+        torch.set_num_threads(1 if n_parameters < TINY else min(2, os.cpu_count() or 1))
     return torch.get_num_threads()
 
 

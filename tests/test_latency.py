@@ -1,5 +1,6 @@
 """Timing: what is timed, in which order, and how the figures are made from it. No test waits for a clock."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,11 +89,16 @@ def test_threads_suit_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     use_threads(10**9, torch.device("cpu"))
     assert chosen == []
-    use_threads(10**6, torch.device("cpu"))
-    assert chosen == [1]
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    use_threads(10**5, torch.device("cpu"))
+    use_threads(4 * 10**6, torch.device("cpu"))
+    assert chosen == [1, 2]
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    use_threads(4 * 10**6, torch.device("cpu"))
+    assert chosen == [1, 2, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    use_threads(10**6, torch.device("cpu"))
-    assert chosen == [1]
+    use_threads(10**5, torch.device("cpu"))
+    assert chosen == [1, 2, 1]
 
 
 def test_the_machine_is_named() -> None:
