@@ -22,6 +22,7 @@ from steerbench import SteerbenchError, Store, leaderboard
 from steerbench.report import write_plot, write_report
 from steerbench.report.generations import as_json, generations
 from steerbench.report.groups import grouped
+from steerbench.report.ranking_table import ranking
 
 Cli = Callable[..., Result]
 
@@ -318,3 +319,12 @@ def test_help_loads_nothing_heavy_and_a_report_no_models(tmp_path: Path) -> None
     ):
         done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
         assert not banned & set(done.stdout.splitlines()[-1].split())
+
+
+def test_whether_the_kl_was_matched_is_shown(tmp_path: Path) -> None:
+    told: dict[str, Any] = {"match_kl": 0.1}
+    records = [make("unsteered", **told), make("caa", tuning={"matched": True}, **told), make("iti", **told)]
+    (only,) = grouped(records)
+    table = ranking(only)
+    place = [column.name for column in table.columns].index("matched")
+    assert {row.method: cells[place].text for row, _, cells in table.rows} == {"unsteered": "–", "caa": "1", "iti": "0"}

@@ -39,8 +39,9 @@ class Row:
         return self.records[0].method == UNSTEERED
 
     def number(self, column: str) -> float | None:
-        """Return a number of the leaderboard, or None where it has none."""
-        return finite(self.values.get(column))
+        """Return a number of the leaderboard, 1 and 0 for true and false, or None where it has none."""
+        value = self.values.get(column)
+        return float(value) if isinstance(value, bool) else finite(value)
 
 
 @dataclass(frozen=True)

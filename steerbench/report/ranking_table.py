@@ -63,6 +63,7 @@ _COLUMNS = (
     Column("coherence", "coherence", METRICS["coherence"]),
     Column("length", "length", METRICS["length"], 1),
     Column("kl", "KL", METRICS["kl"]),
+    Column("matched", "KL matched", "1 where every seed met the KL asked for, on validation prompts; 0 where not", 0),
     Column("perplexity", "perplexity", METRICS["perplexity"], 2),
     Column("decode_ratio", "time ×", "decoding time per token beside that of the unsteered model, batch of one", 2),
     Column("reward_gain_fit_sd", "fit sd", "standard deviation of the reward gain between fits"),
