@@ -22,7 +22,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	HF_HUB_OFFLINE=1 $(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only $(PYTEST_ARGS)
 
 # from the committed records alone; the tests check that what is committed is what this makes
 results: $(INSTALLED)
