@@ -27,7 +27,6 @@ _COLUMNS = {
     "held_out_reward": "held",
     "gold": "gold",
     "win_rate": "win",
-    "worse": "worse",
     "kl": "KL",
     "diversity": "div.",
     "coherence": "coh.",
