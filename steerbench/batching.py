@@ -15,6 +15,9 @@ Side = Literal["left", "right"]
 Seen = Callable[[Any, torch.Tensor, torch.Tensor], None]
 """Sees what was read or changed where: a name, and the activations before and after, (rows, columns, width) each."""
 
+_NO_ROOM = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What messages say of CUDA and MPS, of a CPU, of matrix products."""
+
 
 class Tokens(NamedTuple):
     """Token ids of texts."""
@@ -64,7 +67,7 @@ def halving(batches: Iterable[list[int]], work: Callable[[list[int]], T]) -> Ite
             rows = left[:limit]
             try:
                 found = work(rows)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 limit, too_many = _half(len(rows), error), too_many or len(rows)
             else:
                 if too_many:
@@ -76,14 +79,19 @@ def halving(batches: Iterable[list[int]], work: Callable[[list[int]], T]) -> Ite
             _free()  # not earlier: the error holds the frames of what failed, and they its tensors
 
 
-def _half(n_rows: int, error: RuntimeError) -> int:
+def _half(n_rows: int, error: RuntimeError | MemoryError) -> int:
     """Return half of a batch that did not fit. Raises the error again if it is another one, or if one row is left."""
-    known = isinstance(error, torch.OutOfMemoryError)
-    if not known and "out of memory" not in str(error):  # `CUDA out of memory`, `MPS backend out of memory`
+    if not is_out_of_memory(error):
         raise error
     if n_rows == 1:
-        raise error if known else torch.OutOfMemoryError(str(error)) from error
+        raise error if isinstance(error, torch.OutOfMemoryError) else torch.OutOfMemoryError(str(error)) from error
     return n_rows // 2
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell a lack of memory, of the GPU or the machine, from other errors: torch has no class of its own for all."""
+    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_ROOM)
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _free() -> None:

@@ -6,6 +6,7 @@ from functools import partial
 from math import nan
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,9 +15,13 @@ from steerbench.dialogue import Dialogue
 from steerbench.generation import batch_logits
 from steerbench.lm import LanguageModel, Tokens, by_length
 from steerbench.progress import Progress, silent
+from steerbench.protocol import Decoding
 from steerbench.response import Response
 from steerbench.sites import Site
 from steerbench.steering import Steering
+
+WHOLE = Decoding(temperature=1.0)
+"""Draws from the distribution of the model as it is."""
 
 
 class Effect(NamedTuple):
@@ -44,6 +49,7 @@ def effect(
     responses: Sequence[Response],
     steering: Steering,
     *,
+    decoding: Decoding = WHOLE,
     batch_size: int = 16,
     progress: Progress = silent,
 ) -> Effect:
@@ -51,9 +57,10 @@ def effect(
 
     The unsteered model sees the plain prompt. Distributions are those of the model before temperature, top-k and top-p.
     Where unsteered candidates are chosen among, their KL per response (`DecodePart.sequence_kl`, which is to what they
-    are drawn from) is spread over its tokens. NaN stands for a response without tokens, and for a KL that is not known,
-    as that of a choice among steered candidates. The report, empty for a steering that changes
-    no distribution, and where no response has a token, holds
+    are drawn from) is spread over its tokens. NaN stands for a response without tokens, and for a KL that is not known:
+    that of a choice among steered candidates, or among those that `decoding` draws from anything but the distribution
+    of the model. The report, empty for a steering that changes no distribution, and where no response has a token,
+    holds
 
     - `tokens`: how many there are
     - `argmax_changed`: share of them at which the unsteered model would put another token first
@@ -74,7 +81,7 @@ def effect(
             found |= {given[i]: one for i, one in zip(rows, compared, strict=True)}
             norms |= {site: norms.get(site, []) + values for site, values in new.items()}
             advance(len(rows))
-    shared = _chosen_kl(steering)
+    shared = _chosen_kl(steering, decoding)
     everyone = range(len(responses))
     kl = [_mean(found[i].kl) + _spread(shared, len(found[i].kl)) if i in found else nan for i in everyone]
     nll = [_mean(found[i].nll) if i in found else nan for i in everyone]
@@ -82,12 +89,13 @@ def effect(
     return Effect(kl, nll, {} if nothing else _report(list(found.values()), norms))
 
 
-def _chosen_kl(steering: Steering) -> float | None:
+def _chosen_kl(steering: Steering, decoding: Decoding) -> float | None:
     """Return what a choice among candidates adds to the KL of a response; None where it is not known."""
     if steering.decode is None or steering.decode.candidates == 1:
         return 0.0
+    whole = replace(decoding, max_new_tokens=WHOLE.max_new_tokens) == WHOLE
     steered = replace(steering, decode=None) != Steering()
-    return None if steered else steering.decode.sequence_kl
+    return steering.decode.sequence_kl if whole and not steered else None
 
 
 def _compare(
@@ -141,4 +149,5 @@ def _report(compared: Sequence[_Compared], norms: dict[str, list[Tensor]]) -> di
 
 
 def _summary(values: Tensor) -> dict[str, float]:
-    return {"mean": float(values.mean()), "p95": float(values.quantile(0.95))}
+    p95 = np.quantile(values.numpy(), 0.95)  # torch's takes no more than 2**24 values
+    return {"mean": float(values.mean()), "p95": float(p95)}

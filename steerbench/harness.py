@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pandas as pd
-import torch
 
 import steerbench
+from steerbench.batching import is_out_of_memory
 from steerbench.bench import Bench, Options, load_bench
 from steerbench.candidates import sweep
 from steerbench.effect import Effect, effect
@@ -22,6 +22,7 @@ from steerbench.machine import OUT_OF_MEMORY, environment
 from steerbench.matching import match
 from steerbench.method import Method
 from steerbench.protocol import Protocol, fingerprint
+from steerbench.ranking import UNSTEERED
 from steerbench.records import Record, Store, identity
 from steerbench.response import Response
 from steerbench.scoring import means, score
@@ -30,8 +31,6 @@ from steerbench.steerer import FitContext
 from steerbench.steering import Steering
 from steerbench.tuning import Tuned, tune
 from steerbench.validation import Validation
-
-UNSTEERED = "unsteered"
 
 
 class Failure(NamedTuple):
@@ -125,7 +124,7 @@ def _reason(error: Exception) -> str:
     """Return the message of a user's mistake, and the whole traceback of anything else: a bug, mostly of the method."""
     if isinstance(error, SteerbenchError):
         return str(error)
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return OUT_OF_MEMORY
     return "".join(traceback.format_exception(error)).strip()
 
@@ -207,7 +206,15 @@ def _responses(bench: Bench, steering: Steering, seed: int) -> list[Response]:
 
 def _effect(bench: Bench, responses: Sequence[Response], steering: Steering) -> Effect:
     options, prompts = bench.options, [e.prompt for e in bench.test_examples]
-    return effect(bench.lm, prompts, responses, steering, batch_size=options.batch_size, progress=options.progress)
+    return effect(
+        bench.lm,
+        prompts,
+        responses,
+        steering,
+        decoding=bench.protocol.decoding,
+        batch_size=options.batch_size,
+        progress=options.progress,
+    )
 
 
 def _parts(bench: Bench, method: Method) -> list[dict[str, Any]]:

@@ -12,6 +12,10 @@ import pandas as pd
 from steerbench.errors import SteerbenchError
 
 N_RESAMPLES = 10_000
+TOLERANCE = 1e-4
+"""Scores so near are equal: a model gives equal texts in different batches scores that differ by about 1e-5."""
+_ROUNDED = ("reward", "held_out_reward")
+"""Scores of a model, which rounds them otherwise in another batch."""
 _AT_ONCE = 250_000
 """Numbers of one array of resamples: few enough for the cache of a processor, which is also the fastest."""
 _BITS = 36
@@ -52,14 +56,25 @@ def paired_interval(
 def gaps(steered: Sequence[pd.DataFrame], unsteered: Sequence[pd.DataFrame], column: str) -> Gaps:
     """Return how much higher a column is on each prompt than without steering: each seed beside its own, then averaged.
 
-    Raises SteerbenchError if the tables do not hold the same prompts.
+    Rewards that differ by at most `TOLERANCE` are equal, as in the win rate: that is the rounding of a batch, and would
+    break ties. Raises SteerbenchError if the tables do not hold the same prompts.
     """
     first = _by_id(unsteered[0])
     ids = list(first["id"])
     seeds = [_values(s, ids, column) - _values(u, ids, column) for s, u in zip(steered, unsteered, strict=True)]
+    if column in _ROUNDED:
+        seeds = [_settled(row) for row in seeds]
     samples = _samples(first)
     by_seed = [[float(row[samples == k].mean()) for k in np.unique(samples)] for row in seeds]
     return Gaps(ids, list(first["group"]), np.mean(seeds, axis=0), np.array(by_seed))
+
+
+def between(one: Gaps, other: Gaps) -> Gaps:
+    """Return how much higher the rewards of one method are than those of another, from how far both are from a third.
+
+    `by_seed` is that of `one`.
+    """
+    return one._replace(values=_settled(one.values - other.values))
 
 
 def intervals(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[Interval]:
@@ -165,6 +180,10 @@ def _values(table: pd.DataFrame, ids: list[str], column: str) -> Any:
     table = _by_id(table)
     _check_same(list(table["id"]), ids)
     return table[column].to_numpy(float)
+
+
+def _settled(differences: Any) -> Any:
+    return np.where(np.abs(differences) <= TOLERANCE, 0.0, differences)
 
 
 def _check_same(ids: list[str], others: list[str]) -> None:

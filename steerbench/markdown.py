@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 
 from steerbench.errors import SteerbenchError
+from steerbench.output import write_whole
+from steerbench.ranking import UNSTEERED
 
 START, END = "<!-- leaderboard: written by steerbench leaderboard --markdown -->", "<!-- end of leaderboard -->"
 SIGNIFICANT = 0.05
@@ -33,17 +35,20 @@ def markdown(table: pd.DataFrame) -> str:
 
 def write_markdown(table: pd.DataFrame, path: Path) -> None:
     """Write the tables to a file; if it has the marks `START` and `END`, between them, and the rest stays as it is."""
+    before, start, rest = (_text(path) or f"{START}{END}\n").partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise SteerbenchError(f"{path} has no place for the tables; put {START} and {END} on lines of their own.")
     text = f"{START}\n\n{markdown(table)}\n\n{END}"
+    write_whole(path, before + (text.replace("\n", "\r\n") if "\r\n" in before + after else text) + after)
+
+
+def _text(path: Path) -> str:
+    """Return what a file holds, line ends as they are; nothing if it is not there."""
     try:
-        old = path.read_text(encoding="utf-8") if path.exists() else f"{START}{END}\n"
-        before, start, rest = old.partition(START)
-        _, end, after = rest.partition(END)
-        if not (start and end):
-            raise SteerbenchError(f"{path} has no place for the tables; put {START} and {END} on lines of their own.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(before + text + after, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise SteerbenchError(f"cannot write {path}: {error.strerror or error}; choose another file.") from error
+        return path.read_bytes().decode("utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise SteerbenchError(f"cannot read {path} as UTF-8 ({error}); choose another file.") from error
 
 
 def _of_task(task: str, rows: pd.DataFrame) -> str:
@@ -64,7 +69,7 @@ def _line(cells: list[str]) -> str:
 
 def _gain(row: Mapping[Any, Any], name: str) -> str:
     gain, low, high, p = (row[f"{name}_gain{end}"] for end in ("", "_low", "_high", "_p_holm"))
-    if pd.isna(gain) or row["method"].split(" #")[0] == "unsteered":
+    if pd.isna(gain) or row["method"].split(" #")[0] == UNSTEERED:
         return ""
     shown = f"{gain:+z.2f}" if pd.isna(p) or p >= SIGNIFICANT else f"**{gain:+z.2f}**"
     return shown if pd.isna(low) else f"{shown} ({low:z.2f} to {high:z.2f})"

@@ -38,7 +38,7 @@ def match(method: Method, context: FitContext, validation: Validation, target: f
             trials.append(
                 {"hyperparameters": searched(candidates[-1], knobs), **attempt(candidates[-1], context, validation)}
             )
-            if "kl" not in trials[-1] and "error" not in trials[-1]:
+            if "kl" not in trials[-1] and trials[-1].get("length"):
                 break  # and no other strength will tell it
             tried[strength] = trials[-1].get("kl", inf)  # what cannot be measured was too strong
             advance(1)

@@ -1,7 +1,7 @@
 """How many prompts it takes to see a difference, from how much the differences of measured records vary."""
 
 from collections.abc import Sequence
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from statistics import NormalDist
 
 import pandas as pd
@@ -26,8 +26,8 @@ def power_table(
     Raises SteerbenchError for numbers out of range, and if no method has the metric beside the unsteered model.
     """
     z = _quantiles(power, alpha)
-    if not difference > 0:
-        raise SteerbenchError(f"the difference is {difference}; it must be above 0, in units of {metric}.")
+    if not 0 < difference < inf:
+        raise SteerbenchError(f"the difference is {difference}; it must be a number above 0, in units of {metric}.")
     rows = [
         _row(task, method, gap, error, difference, z)
         for (task, method), gap in method_gaps(records, metric).items()

@@ -39,6 +39,7 @@ class Decoding:
                 f"temperature {self.temperature} (0 or more), top_k {self.top_k} (0 or more), "
                 f"top_p {self.top_p} (above 0, up to 1)."
             )
+        _as_floats(self, "temperature", "top_p")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +97,9 @@ class Protocol:
                 f"n_samples is {self.n_samples}; it must be 1 or more, and more than 1 needs a temperature above 0: "
                 f"greedy responses are all alike."
             )
-        if len(set(self.seeds)) < len(self.seeds):
-            raise SteerbenchError(f"seeds {self.seeds} holds a number twice.")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise SteerbenchError(f"seeds {self.seeds} must be different numbers, none below 0.")
+        _as_floats(self, "match_kl")
 
     @property
     def complete(self) -> "Protocol":
@@ -122,6 +124,13 @@ class Protocol:
             dtype=dtype,
             tuning_budget=self.tuning_budget or (MATCH_BUDGET if self.match_kl else 0),
         )
+
+
+def _as_floats(frozen: Any, *fields: str) -> None:
+    """Make 1 and 1.0 one protocol: as JSON, they would be two."""
+    for name in fields:
+        if (value := getattr(frozen, name)) is not None:
+            object.__setattr__(frozen, name, float(value))
 
 
 def _part(home: testbed.Testbed | None, part: str, given: str | None) -> str | None:

@@ -2,15 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from steerbench import testbed
 from steerbench.errors import SteerbenchError
-from steerbench.intervals import N_RESAMPLES, Gaps, Interval, gaps, holm, intervals, p_values, spread, wilson
+from steerbench.intervals import N_RESAMPLES, Gaps, Interval, between, gaps, holm, intervals, p_values, spread, wilson
+from steerbench.output import write_whole
 from steerbench.protocol import Difference, differences, fingerprint
 from steerbench.records import METRICS, Record
 
@@ -35,7 +37,7 @@ LATENCY = ("decode_ratio", "prefill_ratio", "prefill_ms", "decode_ms_per_token",
 
 
 def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
-    """Return one row per task and method, in order of reward within a task; means over seeds.
+    """Return one row per task and method, in order of rank, then reward, within a task; means over seeds.
 
     `rank` is 1 + the number of methods that are surely better: whose reward on the same prompts is higher, by a
     sign-flip test corrected for the number of pairs (Holm, 5 %). Two methods of different ranks may still not be told
@@ -70,11 +72,7 @@ def csv_name(records: Sequence[Record]) -> str:
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a leaderboard: numbers as numbers in full precision, fixed order, `\\n` line ends."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(path, index=False, lineterminator="\n")
-    except OSError as error:
-        raise SteerbenchError(f"cannot write {path}: {error.strerror or error}; choose another file.") from error
+    write_whole(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def by_task(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -94,6 +92,8 @@ def rows_of(records: Sequence[Record]) -> dict[str, list[Record]]:
     _check_comparable(records)
     in_order = sorted(records, key=lambda r: r.seed)  # numbers are added in it, and the last bit depends on that
     variants = _by(in_order, lambda r: fingerprint([r.parts, r.steerbench]))
+    for group in variants.values():
+        _check_seeds(group)
     methods = [group[0].method for group in variants.values()]
     return {
         group[0].method + (f" #{key[:6]}" if methods.count(group[0].method) > 1 else ""): group
@@ -106,10 +106,9 @@ def _ranked(records: Sequence[Record]) -> list[dict[Hashable, object]]:
     gains = _gains(rows, _unsteered(records))
     ranks = ranks_of({name: g for name, g in rows.items() if len(g) == len(records[0].protocol["seeds"])})
     table = pd.DataFrame(_row(name, ranks.get(name), group, gains[name]) for name, group in rows.items())
-    in_order: list[dict[Hashable, object]] = table.sort_values(["reward", "method"], ascending=[False, True]).to_dict(
-        "records"
-    )
-    return in_order
+    in_order = table.sort_values(["rank", "reward", "method"], ascending=[True, False, True], na_position="last")
+    found: list[dict[Hashable, object]] = in_order.to_dict("records")
+    return found
 
 
 def _check_comparable(records: Sequence[Record]) -> None:
@@ -120,6 +119,15 @@ def _check_comparable(records: Sequence[Record]) -> None:
             raise SteerbenchError(
                 f"these records were not measured alike and cannot be ranked together: {told} "
                 f"({first.folder_name} and {other.folder_name}). Give folders that hold one protocol per task."
+            )
+
+
+def _check_seeds(group: Sequence[Record]) -> None:
+    for one, other in pairwise(group):
+        if one.seed == other.seed:
+            raise SteerbenchError(
+                f"{one.method} was measured twice with seed {one.seed}; delete one of {one.folder_name} and "
+                f"{other.folder_name}."
             )
 
 
@@ -143,7 +151,7 @@ def ranks_of(variants: Mapping[str, list[Record]]) -> dict[str, int]:
         key: gaps([r.examples for r in group], [r.examples for r in first], "reward") for key, group in groups.items()
     }
     pairs = list(combinations(over_first, 2))
-    apart = [over_first[a]._replace(values=over_first[a].values - over_first[b].values) for a, b in pairs]
+    apart = [between(over_first[a], over_first[b]) for a, b in pairs]
     enough = max(N_RESAMPLES, round(2 * len(pairs) / LEVEL))  # the smallest p must survive the correction
     ranks = dict.fromkeys(over_first, 1)
     for (a, b), gap, p in zip(pairs, apart, holm(p_values(apart, enough)), strict=True):
@@ -194,8 +202,11 @@ def _corrected(p: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], floa
 
 
 def _has(record: Record | None, name: str) -> bool:
-    """Tell whether a record has a metric for every prompt, and the groups of the prompts."""
-    return record is not None and {"id", "group", name} <= {*record.examples} and record.examples[name].notna().all()
+    """Tell whether a record has a number for every prompt, and the groups of the prompts."""
+    if record is None or not {"id", "group", name} <= {*record.examples}:
+        return False
+    column = record.examples[name]
+    return bool(is_numeric_dtype(column) and column.notna().all())
 
 
 def _n_clusters(record: Record) -> int:

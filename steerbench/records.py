@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +22,10 @@ SCHEMA_VERSION = 1
 _PARTIAL = ".partial-"
 _STALE = 3600
 """Seconds after which nobody is still writing a record: it takes moments."""
+
+FILES = ("record.json", "examples.parquet")
+"""What a record's folder holds."""
+_LABELS = {"task", "model", "reward_model", "held_out_reward"}
 
 METRICS = {
     "reward": "mean score by the guiding reward model",
@@ -133,7 +137,9 @@ class Store:
         with _writing(self.folder):
             try:
                 partial.mkdir(parents=True)
-                _write_synced(partial / "examples.parquet", record.examples.to_parquet(index=False))
+                _write_synced(
+                    partial / "examples.parquet", record.examples.to_parquet(index=False, write_page_checksum=True)
+                )
                 _write_synced(partial / "record.json", to_json(record).encode())
                 _appear(partial, final)
             finally:
@@ -143,7 +149,8 @@ class Store:
     def records(self) -> list[Record]:
         """Return all records below the folder, in the order of their paths."""
         if not self.folder.is_dir():
-            raise SteerbenchError(f"{self.folder} is no folder; `steerbench run --out FOLDER` makes one with records.")
+            lacking = "no folder" if self.folder.exists() else "not there"
+            raise SteerbenchError(f"{self.folder} is {lacking}; `steerbench run --out FOLDER` makes one with records.")
         files = sorted(self.folder.rglob("record.json"))
         return [read(path) for path in files if not path.parent.name.startswith(_PARTIAL)]
 
@@ -155,15 +162,50 @@ def to_json(record: Record) -> str:
     return json.dumps(values, indent=1, allow_nan=False) + "\n"
 
 
+def records_in(folders: Iterable[Path]) -> list[Record]:
+    """Return the records in folders, in the order of their paths. Raises SteerbenchError if there is none."""
+    folders = list(folders)
+    records = [record for folder in folders for record in Store(folder).records()]
+    if not records:
+        names = ", ".join(map(str, folders))
+        raise SteerbenchError(f"there are no records in {names}; `steerbench run --out FOLDER` makes some.")
+    return records
+
+
 def read(path: Path) -> Record:
-    """Read `record.json` and the Parquet beside it. Raises SteerbenchError for another schema or a damaged file."""
+    """Read `record.json` and the Parquet beside it.
+
+    Raises SteerbenchError for a file that is missing, damaged or of another schema, and where the name of the folder
+    is not the record's: then one of them was changed.
+    """
+    with _reading(path):
+        values = dict(json.loads(path.read_text(encoding="utf-8")))
+    if (found := values.get("schema_version")) != SCHEMA_VERSION:
+        raise SteerbenchError(
+            f"{path} has schema {found}, and this steerbench reads {SCHEMA_VERSION}; move its folder elsewhere, or "
+            f"install the version that made it."
+        )
+    table = path.parent / "examples.parquet"
+    with _reading(table):  # of itself, Parquet reads flipped bits as they are
+        examples = pd.read_parquet(table, page_checksum_verification=True)
+    with _reading(path):
+        record = Record(**values, examples=examples)
+        if not (record.labels.keys() >= _LABELS and path.parent.name.endswith(f"--{record.identity[:12]}")):
+            raise ValueError("it was edited, or its folder renamed")
+    return record
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    again = "move its folder away and run again."
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if (found := values.get("schema_version")) != SCHEMA_VERSION:
-            raise SteerbenchError(f"{path} has schema {found}, and this steerbench reads {SCHEMA_VERSION}.")
-        return Record(**values, examples=pd.read_parquet(path.parent / "examples.parquet"))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise SteerbenchError(f"{path} is damaged ({error}); delete its folder and run again.") from error
+        yield
+    except FileNotFoundError as error:
+        raise SteerbenchError(f"{path} is missing; {again}") from error
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise SteerbenchError(f"cannot read {path}: {error.strerror}.") from error
+        raise SteerbenchError(f"{path} is damaged ({error}); {again}") from error
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from steerbench.candidates import Knobs, candidate, knobs_of, searched
 from steerbench.errors import SteerbenchError
+from steerbench.intervals import TOLERANCE
 from steerbench.method import Method
-from steerbench.metrics.win_rate import TOLERANCE
 from steerbench.seeds import seed_for
 from steerbench.steerer import FitContext
 from steerbench.steering import Steering

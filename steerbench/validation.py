@@ -77,6 +77,8 @@ class Validation:
             "length": fmean(r.n_tokens for r in responses),
         }
         if self.with_kl:
-            found = effect(context.lm, prompts, responses, steering, batch_size=context.batch_size)
+            found = effect(
+                context.lm, prompts, responses, steering, decoding=context.decoding, batch_size=context.batch_size
+            )
             means |= over_tokens({"kl": found.kl}, [len(r.ids) for r in responses])
         return {"means": means, "rewards": rewards}

@@ -175,6 +175,9 @@ def test_a_choice_among_candidates_costs_its_bound(llama: LanguageModel) -> None
     responses = generate(llama, PROMPTS, decoding=Decoding(max_new_tokens=5, temperature=1.0))
     best = build(parse("best_of_n:n=8")[0])[0].fit(FitContext(lm=llama, examples=[], reward=tiny.VowelReward()))
     alone, steered = (effect(llama, PROMPTS, responses, s) for s in (best, best + added(0.4)))
+    for drawn in ({"temperature": 0.7}, {"temperature": 1.0, "top_k": 5}, {"temperature": 1.0, "top_p": 0.9}):
+        found = effect(llama, PROMPTS, responses, best, decoding=Decoding(**drawn))  # type: ignore[arg-type]
+        assert all(isnan(kl) for kl in found.kl), "candidates are drawn from something else than KL is measured by"
     bound = log(8) - 7 / 8
     assert alone.kl == pytest.approx([bound / len(r.ids) for r in responses])
     assert alone.report == {}

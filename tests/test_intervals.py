@@ -17,8 +17,9 @@ def examples(values: Any, groups: Any = None) -> pd.DataFrame:
 
 
 def over_zero(values: Any, groups: Any = None, n_resamples: int = 10_000) -> Interval:
-    """Return the interval of differences that are given directly."""
-    return paired_interval([examples(values, groups)], [examples(np.zeros(len(values)), groups)], "reward", n_resamples)
+    """Return the interval of differences that are given directly, in a column whose numbers are exact."""
+    tables = [examples(v, groups).rename(columns={"reward": "gold"}) for v in (values, np.zeros(len(values)))]
+    return paired_interval(tables[:1], tables[1:], "gold", n_resamples)
 
 
 def width(interval: Interval) -> float:

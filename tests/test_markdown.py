@@ -69,8 +69,27 @@ def test_a_file_without_marks_is_left_alone(table: pd.DataFrame, tmp_path: Path)
         with pytest.raises(SteerbenchError, match="has no place for the tables"):
             write_markdown(table, readme)
         assert readme.read_text() == text
-    with pytest.raises(SteerbenchError, match="cannot write"):
+    with pytest.raises(SteerbenchError, match="cannot read"):
         write_markdown(table, tmp_path)
+    readme.write_bytes("# Übersicht".encode("latin-1"))
+    with pytest.raises(SteerbenchError, match="as UTF-8"):
+        write_markdown(table, readme)
+
+
+def test_line_ends_stay_as_they_are(table: pd.DataFrame, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_bytes(f"# Title\r\n\r\n{START}\r\n{END}\r\n\r\nThe rest.\r\n".encode())
+    write_markdown(table, readme)
+    found = readme.read_bytes()
+    assert found.startswith(b"# Title\r\n\r\n")
+    assert found.endswith(b"The rest.\r\n")
+    assert found.count(b"\n") == found.count(b"\r\n")
+
+
+def test_an_empty_file_is_a_new_one(table: pd.DataFrame, tmp_path: Path) -> None:
+    (tmp_path / "table.md").touch()
+    write_markdown(table, tmp_path / "table.md")
+    assert markdown(table) in (tmp_path / "table.md").read_text()
 
 
 def test_the_command_writes_what_it_ranks(

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import Result
 
 from steerbench import Decoding, FitContext, Options, Protocol, Store, harness, matching, run, tiny
-from steerbench.candidates import Knob, strength_of, sweep
+from steerbench.candidates import Knob, searched, strength_of, sweep
 from steerbench.errors import SteerbenchError
 from steerbench.matching import match
 from steerbench.steering import Steering
@@ -103,13 +103,27 @@ def test_a_kl_that_nobody_knows_is_told_at_once(context: FitContext, monkeypatch
 
     def attempt(one: Any, *_: Any) -> dict[str, Any]:
         asked.append(one)
-        return {"score": 1.0}
+        return {"score": 1.0, "length": 3.0}
 
     monkeypatch.setattr(matching, "attempt", attempt)
     scores: Any = Scores(lambda s: s)
     with pytest.raises(SteerbenchError, match=r"none of the 1 trials of caa could be measured.*its KL is not known"):
         match(harness.plan("caa", tuned=True)[-1], context, scores, 0.2, 8)
     assert len(asked) == 1
+
+
+def test_a_strength_that_leaves_no_token_was_too_strong(context: FitContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attempt(one: Any, *_: Any) -> dict[str, Any]:
+        label, knob = strength_of(one)  # type: ignore[misc]  # caa has one
+        strength = searched(one, {label: knob})[label]
+        return (
+            {"score": 1.0, "length": 0.0} if strength > 0.05 else {"score": 1.0, "length": 9.0, "kl": 80 * strength**2}
+        )
+
+    monkeypatch.setattr(matching, "attempt", attempt)
+    scores: Any = Scores(lambda s: s)
+    found = match(harness.plan("caa", tuned=True)[-1], context, scores, 0.1, 8)
+    assert found.report["matched"]
 
 
 def test_a_method_without_a_strength_comes_back_as_it_is(context: FitContext) -> None:

@@ -1,5 +1,6 @@
 """Where memory runs out, batches are halved and begun again: the one mechanism, and a whole run."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,12 @@ def test_one_row_too_many_ends_the_walk(error: str) -> None:
         tried.append(len(rows))
         raise ERRORS[error]()
 
-    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+    with pytest.raises(torch.OutOfMemoryError, match=re.escape(str(ERRORS[error]()))):
         list(halving([[0, 1, 2, 3, 4]], work))
     assert tried == [5, 2, 1]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), ValueError("out of memory"), MemoryError()])
+@pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), ValueError("out of memory")])
 def test_another_error_is_not_tried_again(error: Exception) -> None:
     tried: list[int] = []
 

@@ -1,7 +1,7 @@
 """The leaderboard ranks what was measured alike, and says which field differs otherwise."""
 
 import io
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import pytest
 from made_records import make
 from rich.console import Console
 
-from steerbench import Record, SteerbenchError, leaderboard, tables
+from steerbench import Decoding, Protocol, Record, SteerbenchError, leaderboard, tables
 from steerbench.intervals import paired_interval
+from steerbench.protocol import fingerprint
 from steerbench.ranking import write_csv
 
 
@@ -38,6 +39,23 @@ def test_a_method_without_all_seeds_has_no_rank() -> None:
     ranks = dict(zip(table["method"], table["rank"], strict=True))
     assert ranks["unsteered"] == 1
     assert pd.isna(ranks["caa"])
+
+
+def test_one_seed_measured_twice_is_refused() -> None:
+    """Else a method that lacks seeds could be ranked, and the variance of fits would be too small."""
+    once = make("caa", 0)
+    again = replace(once, protocol={**once.protocol, "temperature": 0})  # as JSON another number, and so another record
+    assert once.identity != again.identity
+    with pytest.raises(SteerbenchError, match="caa was measured twice with seed 0"):
+        leaderboard([make("unsteered", 0), once, again])
+
+
+def test_whole_numbers_and_fractions_are_one_protocol() -> None:
+    for one, other in ((1, 1.0), (0, 0.0)):
+        both_ways = [asdict(Decoding(temperature=t, top_p=1 if t is one else 1.0)) for t in (one, other)]
+        assert fingerprint(both_ways[0]) == fingerprint(both_ways[1])
+    matched = [Protocol(match_kl=kl).match_kl for kl in (1, 1.0)]
+    assert fingerprint(matched[0]) == fingerprint(matched[1])
 
 
 def test_tasks_are_ranked_apart() -> None:
@@ -167,6 +185,30 @@ def test_gains_are_paired_with_the_unsteered_record_of_the_seed() -> None:
         caa, own = table.set_index("method").loc[["caa", "unsteered"], name]
         assert wanted.mean == pytest.approx(caa - own)
         assert gains(table, "unsteered", name) == [0.0, 0.0, 0.0]
+
+
+def test_the_rounding_of_a_reward_model_is_no_gain() -> None:
+    """The same responses, whose scores another batch has rounded otherwise, upwards all."""
+    base = [scored("unsteered", seed) for seed in (0, 1)]
+    same = [replace(r, method="same", parts=make("same").parts, examples=shifted(r.examples, 1e-7)) for r in base]
+    table = leaderboard([*base, *same]).set_index("method")
+    assert list(table["rank"]) == [1, 1]
+    assert gains(table.reset_index(), "same") == [0, 0, 0]
+    assert table.loc["same", "reward_gain_p"] == 1
+
+
+def test_rounding_does_not_tell_two_steered_methods_apart() -> None:
+    base = [scored("unsteered", seed) for seed in (0, 1)]
+    pair = [
+        replace(r, method=name, parts=make(name).parts, examples=shifted(r.examples, by))
+        for r in base
+        for name, by in (("one", 1.0), ("two", 1.0 + 1e-7))
+    ]
+    assert list(leaderboard([*base, *pair]).set_index("method").loc[["one", "two"], "rank"]) == [1, 1]
+
+
+def shifted(examples: pd.DataFrame, by: float) -> pd.DataFrame:
+    return examples.assign(reward=examples["reward"] + by)
 
 
 def test_gains_of_a_part_of_the_seeds_are_those_of_that_part() -> None:

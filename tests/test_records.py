@@ -116,3 +116,45 @@ def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path: Path) ->
     kept = Store(tmp_path).write(make())
     Store(tmp_path).prepare()
     assert sorted(p.name for p in tmp_path.iterdir()) == [".partial-new", kept.name]
+
+
+def test_flipped_bits_of_a_table_are_found(tmp_path: Path) -> None:
+    """Parquet by itself would read most of them as other texts and scores."""
+    table = pd.DataFrame({"id": [f"p{i}" for i in range(200)], "reward": [i / 7 for i in range(200)]})
+    record = replace(make(), examples=table.assign(group=table["id"], response="a reply of some words"))
+    file = Store(tmp_path).write(record) / "examples.parquet"
+    whole = file.read_bytes()
+    for place in range(4, len(whole) - 8, len(whole) // 60):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            (found,) = Store(tmp_path).records()
+        except SteerbenchError:
+            continue
+        pd.testing.assert_frame_equal(found.examples, record.examples)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"seed": "zero"}, {"protocol": {}}, {"labels": {}}, {"parts": []}, {"steerbench": "9.9.9"}]
+)
+def test_a_record_that_was_edited_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    edit(Store(tmp_path).write(make()), **change)
+    with pytest.raises(SteerbenchError, match=r"is damaged \(it was edited, or its folder renamed\)"):
+        Store(tmp_path).records()
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    folder = Store(tmp_path).write(make())
+    (folder / "record.json").unlink()
+    (folder / "record.json").mkdir()
+    with pytest.raises(SteerbenchError, match=r"cannot read .*record.json: Is a directory"):
+        Store(tmp_path).records()
+    (folder / "record.json").rmdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(SteerbenchError, match="is no folder"):
+        Store(tmp_path / "file").records()
+
+
+def test_the_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    (Store(tmp_path).write(make()) / "examples.parquet").unlink()
+    with pytest.raises(SteerbenchError, match=r"examples.parquet is missing; move its folder away"):
+        Store(tmp_path).records()

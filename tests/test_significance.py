@@ -184,8 +184,10 @@ def test_the_smallest_difference_is_that_of_the_prompts_measured() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"difference": 0.0}, "must be above 0"),
-        ({"difference": float("nan")}, "must be above 0"),
+        ({"difference": 0.0}, "must be a number above 0"),
+        ({"difference": float("nan")}, "must be a number above 0"),
+        ({"difference": float("inf")}, "must be a number above 0"),
+        ({"metric": "response"}, "no record has response"),
         ({"power": 1.0}, "must lie between 0 and 1"),
         ({"alpha": 0.0}, "must lie between 0 and 1"),
         ({"power": 0.01}, "power above alpha"),

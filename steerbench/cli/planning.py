@@ -20,12 +20,12 @@ def power(
     """Say how many prompts it takes to see a difference, from how much measured differences vary."""
     from steerbench import tables
     from steerbench.power import power_table
-    from steerbench.records import Store
+    from steerbench.records import records_in
 
-    records = [record for folder in folders for record in Store(folder).records()]
+    records = records_in(folders)
     table = power_table(records, metric, difference, power=chance, alpha=alpha)
     tables.show_power(out, table)
     say(
         f"prompts needed: to see a true difference of {difference:g} in {metric} in {chance:.0%} of studies at the "
-        f"{alpha:g} level; smallest: what the prompts measured would show so."
+        f"{alpha:g} level; smallest: the difference that as many prompts as measured would find with the same chance."
     )

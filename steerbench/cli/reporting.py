@@ -17,7 +17,8 @@ def report(
     examples: Annotated[int, typer.Option(help="Prompts per task whose generations the page holds.", min=0)] = 64,
 ) -> None:
     """Make one HTML file from records: ranking, plots, generations, protocol. It needs no network to be read."""
-    from steerbench.report import records_in, write_plot, write_report
+    from steerbench.records import records_in
+    from steerbench.report import write_plot, write_report
 
     write_report(folders, page, examples)
     say(f"written: {page}")

@@ -62,9 +62,9 @@ def leaderboard(
     from steerbench.markdown import write_markdown
     from steerbench.ranking import leaderboard as rank
     from steerbench.ranking import write_csv
-    from steerbench.records import Store
+    from steerbench.records import records_in
 
-    records = [record for folder in folders for record in Store(folder).records()]
+    records = records_in(folders)
     table = rank(records)
     tables.show(out, table, records)
     for path, write in ((csv, write_csv), (markdown, write_markdown)):
@@ -83,7 +83,7 @@ def generate(
     n_train: NTrain = 512,
     max_new_tokens: MaxNew = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Of the fit, and of the draws.", min=0)] = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
     show_pairs: Annotated[bool, typer.Option("--show-pairs", help="Also show the pairs that a method wrote.")] = False,

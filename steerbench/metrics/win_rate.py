@@ -11,9 +11,8 @@ from typing import Any
 import datasets
 import evaluate
 
+from steerbench.intervals import TOLERANCE
 from steerbench.metrics.per_example import PerExampleMetric, summary
-
-TOLERANCE = 1e-4  # a model gives equal texts in different batches scores that differ by about 1e-5
 
 
 def wins(scores: Sequence[float], baseline: Sequence[float], tolerance: float = TOLERANCE) -> list[float]:
