@@ -50,7 +50,8 @@ def device_label(device: torch.device) -> str:
     """Return the name of the hardware, with the threads in use where it is a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
+    n = torch.get_num_threads()
+    return f"{_cpu_model()}, {n} thread{'s' if n > 1 else ''}"
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -128,7 +128,9 @@ def sample(prompts: Sequence[str], methods: str, settings: Sampling, progress: P
 
 
 def _readable(prompt: str) -> str:
-    """Refuse bytes that the shell passed on and that are no UTF-8: a tokenizer cannot read them."""
+    """Refuse a prompt without text, and bytes that the shell passed on and that are no UTF-8."""
     if any("\ud800" <= sign <= "\udfff" for sign in prompt):
         raise SteerbenchError(f"the prompt {prompt!r} is not UTF-8; convert it first.")
+    if not prompt.strip():
+        raise SteerbenchError("a prompt has no text; give a question in quotes.")
     return prompt

@@ -188,6 +188,10 @@ def _notes(record: Record, rows: pd.DataFrame, has_gains: bool) -> Iterator[str]
             "Intervals: paired bootstrap over the prompts, in clusters (posts or openings), seeds averaged; what other "
             "seeds or training data would change is not in them."
         )
+    elif set(rows["method"]) != {UNSTEERED}:
+        yield "No gains: the unsteered model was not measured beside these."
+    if unranked := list(rows["method"][rows["rank"].isna()]):
+        yield f"No rank, for want of seeds: {', '.join(unranked)}."
     if record.counts:
         yield "Left out: " + ", ".join(f"{n} {reason}" for reason, n in record.counts.items()) + "."
     if record.truncated:

@@ -18,7 +18,7 @@ import pytest
 from report_pages import HOSTILE, N, Page, html, make, some, write
 from typer.testing import Result
 
-from steerbench import SteerbenchError, Store, leaderboard
+from steerbench import Record, SteerbenchError, Store, leaderboard
 from steerbench.report import write_plot, write_report
 from steerbench.report.generations import as_json, generations
 from steerbench.report.groups import grouped
@@ -113,8 +113,8 @@ def test_every_field_of_the_protocol_and_every_trial_is_told(tmp_path: Path) -> 
     record = make("caa", tuning={**tuning, "trials": trials, "chosen": {"strength": 0.5}}, top_p=0.625)
     page = Page(html([record], tmp_path))
     for name, value in record.protocol.items():
-        assert name in page.text
-        assert (value if isinstance(value, str) else json.dumps(value)) in page.text
+        plain = value if isinstance(value, str) else json.dumps(value)
+        assert re.search(rf"(?m)^{name}{re.escape(plain)}", page.text)
     for told in ("strength = 0.5", "0.125", "1.250", "chosen", "far too strong", "objective sum, on 7 validation"):
         assert told in page.text
     assert "score 0.000, reward 0.750" in page.text
@@ -149,7 +149,7 @@ def test_nothing_is_fetched_and_only_the_own_script_runs(tmp_path: Path) -> None
     text = html(some(), tmp_path)
     page = Page(text)
     assert "://" not in text
-    assert not {"link", "img", "iframe", "object", "embed", "base", "form-action"} & {tag for tag, _ in page.tags}
+    assert not {"link", "img", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
     for name in ("src", "href", "action", "srcset", "xlink:href", "data"):
         assert all((attrs.get(name) or "#").startswith("#") for _, attrs in page.tags)
     assert not re.search(r"@import|url\((?!#)", text)
@@ -218,8 +218,31 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
 def test_a_folder_without_records_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(SteerbenchError, match=r"there are no records in .*steerbench run --out"):
         write_report([tmp_path], tmp_path / "report.html")
-    with pytest.raises(SteerbenchError, match="is no folder"):
+    with pytest.raises(SteerbenchError, match="is not there"):
         write_report([tmp_path / "missing"], tmp_path / "report.html")
+
+
+def test_two_spellings_of_a_method_are_one_row() -> None:
+    """As the leaderboard has it: the generations of both are shown."""
+    one, other = (make(method, seed, seeds=[0, 1]) for seed, method in enumerate(("caa", "caa:strength=1.0")))
+    base = [make("unsteered", seed, seeds=[0, 1]) for seed in (0, 1)]
+    (found,) = grouped([one, other, *base])
+    assert [len(row.records) for row in found.rows] == [2, 2]
+
+
+def test_a_seed_that_missed_its_kl_is_told(tmp_path: Path) -> None:
+    def matched(seed: int, met: bool) -> Record:
+        trials = [{"hyperparameters": {"strength": 0.5}, "score": 0.0, "kl": 0.1}]
+        tuning = {"objective": "kl", "target": 0.1, "matched": met, "unsteered": {"reward": 0.5 + seed}, "n": 7}
+        return make("caa", seed, tuning={**tuning, "trials": trials, "chosen": {"strength": 0.5}}, seeds=[0, 1])
+
+    page = Page(html([matched(0, True), matched(1, False)], tmp_path))
+    assert "target 0.1 nats per token; not matched with seed 1. Unsteered: reward 1.000." in page.text
+
+
+def test_the_page_says_how_ranks_are_made(tmp_path: Path) -> None:
+    text = " ".join(Page(html(some(), tmp_path)).text.split())
+    assert "by a sign-flip test corrected for the number of pairs (Holm, 5 %)" in text
 
 
 def test_a_file_that_cannot_be_written_is_a_mistake(tmp_path: Path) -> None:

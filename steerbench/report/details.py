@@ -3,8 +3,9 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from steerbench.protocol import fingerprint
@@ -82,18 +83,23 @@ def _tuning(row: Row) -> Tuning:
         for record in records
         for trial in record.tuning["trials"]
     ]
-    return Tuning(row, _summary(records[0].tuning), [["seed", "hyperparameters", *numbers, *errors, ""], *rows])
+    return Tuning(row, _summary(records), [["seed", "hyperparameters", *numbers, *errors, ""], *rows])
 
 
-def _summary(tuning: Mapping[str, Any]) -> str:
-    """Return what was tuned for, on what, and how the unsteered model does there."""
+def _summary(records: Sequence[Record]) -> str:
+    """Return what was tuned for, on what, and how the unsteered model does there, by its mean over the seeds."""
+    tuning = records[0].tuning
     told = f"objective {tuning.get('objective', '?')}, on {tuning.get('n', '?')} {tuning.get('split', '')} prompts"
     target = f", target {tuning['target']} nats per token" if "target" in tuning else ""
-    missed = "; not matched" if tuning.get("matched") is False else ""
-    unsteered = tuning.get("unsteered")
-    scores = unsteered if isinstance(unsteered, Mapping) else {"score": unsteered}
-    known = ", ".join(f"{name} {_number(value)}" for name, value in scores.items() if finite(value) is not None)
-    return f"{told}{target}{missed}. Unsteered: {known or 'not measured'}."
+    seeds = [str(record.seed) for record in records if record.tuning.get("matched") is False]
+    missed = f"; not matched with seed {', '.join(seeds)}" if seeds else ""
+    return f"{told}{target}{missed}. Unsteered: {_unsteered([r.tuning.get('unsteered') for r in records])}."
+
+
+def _unsteered(scores: Sequence[Any]) -> str:
+    tables = [one if isinstance(one, Mapping) else {"score": one} for one in scores]
+    known = {name: [n for one in tables if (n := finite(one.get(name))) is not None] for name in tables[0]}
+    return ", ".join(f"{name} {_number(fmean(ns))}" for name, ns in known.items() if ns) or "not measured"
 
 
 def _is_chosen(trial: Mapping[str, Any], record: Record) -> bool:

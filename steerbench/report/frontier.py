@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import log
+from statistics import fmean
 from typing import NamedTuple
 
 from steerbench.report.groups import Group
@@ -57,11 +58,12 @@ def measured_best_of_n(group: Group, column: str) -> list[Anchor]:
 
 
 def win_rate_bound(group: Group) -> list[Anchor]:
-    """Return the bound on the win rate of best-of-N for some N, at the mean length of the unsteered model.
+    """Return the bound on the win rate of best-of-N for some N, at the unsteered model's mean number of tokens.
 
     Empty where responses are not drawn from the distribution that KL is measured by.
     """
-    length = next((row.number("length") for row in group.rows if row.is_unsteered), None)
+    tables = [r.examples for row in group.rows if row.is_unsteered for r in row.records if "tokens" in r.examples]
+    length = fmean(table["tokens"].mean() for table in tables) if tables else 0.0
     drawn = {"temperature": 1, "top_k": 0, "top_p": 1}
     if not length or any(group.first.protocol.get(name) != value for name, value in drawn.items()):
         return []

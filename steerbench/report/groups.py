@@ -10,7 +10,7 @@ from typing import Any
 
 from steerbench import testbed
 from steerbench.protocol import Difference, Key, differences, fingerprint
-from steerbench.ranking import UNSTEERED, leaderboard
+from steerbench.ranking import UNSTEERED, leaderboard, rows_of
 from steerbench.records import Record
 
 _TELLING = ("match_kl", "tuning_budget", "temperature", "n_samples", "max_new_tokens", "n_examples", "n_train", "seeds")
@@ -109,12 +109,13 @@ def letters(number: int) -> str:
 def _group(number: int, records: Sequence[Record], first: Key) -> Group:
     task = records[0].labels["task"]
     found = differences(first, records[0].protocol)
+    of = rows_of(records)
     rows = sorted(leaderboard(records).astype(object).to_dict("records"), key=_rank)
     return Group(
         name=f"{re.sub('[^A-Za-z0-9]+', '-', task)}-{fingerprint([task, records[0].protocol])[:8]}",
         title=f"{task} · {_told(found) or number + 1}" if number else task,
         differs=[str(difference) for difference in found],
-        rows=[Row(letters(i), dict(values), _records_of(values["method"], records)) for i, values in enumerate(rows)],
+        rows=[Row(letters(i), dict(values), of[values["method"]]) for i, values in enumerate(rows)],
     )
 
 
@@ -128,9 +129,3 @@ def _told(found: Sequence[Difference]) -> str:
 def _rank(values: Mapping[Hashable, Any]) -> tuple[bool, float]:
     rank = finite(values["rank"])
     return rank is None, rank or 0.0
-
-
-def _records_of(label: str, records: Sequence[Record]) -> list[Record]:
-    """Return the records of a row, by seed: a label is a method, with a hash where the method has two sources."""
-    found = [r for r in records if label in (r.method, f"{r.method} #{fingerprint([r.parts, r.steerbench])[:6]}")]
-    return sorted(found, key=lambda r: (r.seed, r.identity))

@@ -13,7 +13,6 @@ from steerbench import __version__
 from steerbench.ranking import UNSTEERED
 from steerbench.records import Record
 from steerbench.report import details
-from steerbench.report.curves import sweeps
 from steerbench.report.figures import scatters, sweep_panels, trial_panels
 from steerbench.report.generations import as_json, generations
 from steerbench.report.groups import Group
@@ -59,7 +58,6 @@ def _section(group: Group, known: Sequence[tuple[str, str]]) -> dict[str, Any]:
         "ranking": ranking(group),
         "scatters": scatters(group),
         "sweeps": sweep_panels(group),
-        "swept": bool(sweeps(group)),
         "trials": trial_panels(group),
         "protocol": details.protocol(group),
         "tunings": details.tunings(group),

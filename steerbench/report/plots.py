@@ -36,8 +36,6 @@ class Line:
     colour: str = MUTED
     dashed: bool = False
     texts: list[str] = field(default_factory=list)
-    steps: bool = False
-    """Whether it runs level and then up or down, as a Pareto front does."""
 
 
 @dataclass(frozen=True)

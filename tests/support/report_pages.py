@@ -38,6 +38,7 @@ def make(
             "held_out_reward": np.arange(N) / 4 + lift / 2 + noise,
             "gold": np.arange(N) / 4 - lift + noise,
             "diversity": 0.9 - lift / 10 + noise / 100,
+            "tokens": 21,
         }
     )
     means = {name: float(examples[name].mean()) for name in ("reward", "held_out_reward", "gold", "diversity")}
