@@ -29,7 +29,7 @@ from scipy.stats import binomtest
 from steerbench import Record, SteerbenchError
 from steerbench.judge import ASKED, Replies, ask, verdict
 from steerbench.judge.client import connect
-from steerbench.judge.judgements import COLUMNS, load_judgements, pairs, win_rates
+from steerbench.judge.judgements import pairs, win_rates
 
 server = pytest.fixture(serving)
 pauses = pytest.fixture(autouse=True)(noted_pauses)
@@ -101,6 +101,7 @@ def test_equal_responses_alone_need_no_judge(tmp_path: Path) -> None:
     found = pairs([record("unsteered", ["a"]), record("caa", ["a"])])
     assert not ask(questions(found), connect("http://127.0.0.1:1/v1", "judge"), Replies(tmp_path))
     assert only(win_rates(found, "judge", Replies(tmp_path))).win_rate == 0.5
+    assert not (tmp_path / "replies.jsonl").exists()
 
 
 # What a reply means
@@ -276,6 +277,10 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "unknown": (lambda: pairs(two(), methods=["caq"]), "unknown method 'caq'.*'caa'"),
     "unknown against": (lambda: pairs(two(), against="unsterred"), "Did you mean 'unsteered'"),
     "no records": (lambda: pairs([]), "there are no records"),
+    "without the unsteered model": (
+        lambda: pairs(two()[1:]),
+        "^these folders hold no record of 'unsteered'; measure it, or give --against METHOD.$",
+    ),
     "alone": (lambda: pairs(two()[:1]), "no method to hold against 'unsteered'"),
     "without its seed": (lambda: pairs([*two(), record("caa", texts("c", 6), seed=1)]), "no 'unsteered' of its task"),
     "other prompts": (
@@ -334,27 +339,3 @@ def test_one_cluster_has_no_interval(server: FakeJudge, tmp_path: Path) -> None:
     assert row.win_rate == 1
     assert pd.isna(row.low)
     assert pd.isna(row.high)
-
-
-# The table
-
-
-def test_a_table_that_is_not_there_is_empty(tmp_path: Path) -> None:
-    table = load_judgements(tmp_path)
-    assert len(table) == 0
-    assert list(table.columns) == list(COLUMNS)
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"method,task\na,b\n", b"a\n1,2\n1,2,3\n"])
-def test_a_damaged_table_is_told(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "win_rates.csv").write_bytes(content)
-    with pytest.raises(SteerbenchError, match="damaged"):
-        load_judgements(tmp_path)
-
-
-def test_names_that_look_like_something_else_come_back(tmp_path: Path) -> None:
-    row = dict.fromkeys(COLUMNS, "123456789012") | {"method": "none", "against": "nan", "low": "", "high": ""}
-    pd.DataFrame([row]).to_csv(tmp_path / "win_rates.csv", index=False)
-    found = only(load_judgements(tmp_path))
-    assert (found.method, found.against, found.protocol) == ("none", "nan", "123456789012")
-    assert pd.isna(found.low)

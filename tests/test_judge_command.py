@@ -28,9 +28,9 @@ from typer.testing import Result
 
 from steerbench import SteerbenchError, Store
 from steerbench.cli import judging
-from steerbench.judge import TEMPLATE_HASH, Question, Replies, ask
+from steerbench.judge import ASKED, TEMPLATE_HASH, Question, Replies, ask
 from steerbench.judge.client import connect
-from steerbench.judge.judgements import COLUMNS, load_judgements, pairs, win_rates
+from steerbench.judge.judgements import COLUMNS, pairs, win_rates
 
 Cli = Callable[..., Result]
 server = pytest.fixture(serving)
@@ -167,12 +167,16 @@ def command(server: FakeJudge, runs: Path) -> tuple[Any, ...]:
     return "judge", runs, "--endpoint", server.url, "--judge-model", "judge"
 
 
+def written(runs: Path) -> pd.DataFrame:
+    return pd.read_csv(runs / "judgements" / "win_rates.csv", dtype={"protocol": str, "template": str})
+
+
 def test_the_command_judges_prints_and_writes(server: FakeJudge, runs: Path, cli: Cli) -> None:
     server.judge = moody
     done = cli(*command(server, runs), "--yes", "--n", 6)
     assert done.exit_code == 0, done.stderr
     assert len(server.calls) == 2 * 6 * 2
-    table = load_judgements(runs / "judgements")
+    table = written(runs)
     assert list(table.columns) == list(COLUMNS)
     assert list(table.columns[:8]) == ["method", "task", "win_rate", "low", "high", "n", "consistency", "failed"]
     replies = Replies(runs / "judgements")
@@ -191,7 +195,7 @@ def test_the_command_again_needs_no_leave_and_writes_the_same(server: FakeJudge,
     again = cli(*command(server, runs))
     assert again.exit_code == 0, again.stderr
     assert again.stdout == first.stdout
-    assert "no call to make" in again.stderr
+    assert "no call to make: 0 pairs are equal, 16 were asked about before." in again.stderr
     assert (runs / "judgements" / "win_rates.csv").read_bytes() == csv
     assert len(server.calls) == 32
 
@@ -204,8 +208,10 @@ def test_without_a_terminal_nothing_is_asked_without_leave(server: FakeJudge, ru
     prompts = sum(-(-n // 4) for n in characters)
     assert f"32 calls to make, about {prompts} prompt tokens (characters / 4)" in done.stderr
     assert f"at most {32 * 1024} reply tokens" in done.stderr
+    assert f"asked for again: up to {ASKED} times all this" in done.stderr
     assert f"USD {prompts * 2.5 / 1e6:.2f} for prompts; at most USD 0.33 for replies" in done.stderr
     assert server.calls == []
+    assert not (runs / "judgements").exists()
 
 
 @pytest.mark.parametrize(("leave", "calls"), [("y\n", 32), ("n\n", 0)])
@@ -217,7 +223,56 @@ def test_on_a_terminal_leave_is_asked_for(
     done = cli(*command(server, runs))
     assert done.exit_code == (0 if calls else 1)
     assert len(server.calls) == calls
-    assert (runs / "judgements" / "win_rates.csv").exists() == bool(calls)
+    for name in ("replies.jsonl", "win_rates.csv"):
+        assert (runs / "judgements" / name).exists() == bool(calls)
+
+
+def test_no_more_is_asked_than_was_told(server: FakeJudge, runs: Path, cli: Cli) -> None:
+    """Were it told without the times that a question is asked again, a price would not be the most."""
+    server.judge = lambda *_: "I am a teapot."
+    failed = cli(*command(server, runs), "--yes", "--n", 1)
+    assert "4 calls to make" in failed.stderr
+    assert f"up to {ASKED} times all this" in failed.stderr
+    assert len(server.calls) == 4 * ASKED
+
+
+def test_equal_responses_alone_leave_no_file_of_replies(server: FakeJudge, tmp_path: Path, cli: Cli) -> None:
+    for name in ("unsteered", "caa"):
+        Store(tmp_path).write(record(name, ["a", "b", "c"]))
+    done = cli(*command(server, tmp_path))
+    assert done.exit_code == 0, done.stderr
+    assert "no call to make: 3 pairs are equal, 0 were asked about before." in done.stderr
+    assert {path.name for path in (tmp_path / "judgements").iterdir()} == {"win_rates.csv"}
+    assert "replies.jsonl" not in done.stdout
+
+
+def test_a_folder_that_cannot_keep_replies_is_told_before_any_call(server: FakeJudge, runs: Path, cli: Cli) -> None:
+    (runs / "taken" / "replies.jsonl").mkdir(parents=True)
+    (runs / "file").write_text("")
+    (runs / "link").symlink_to(runs / "nowhere")
+    for out in ("taken", "file", "link"):
+        done = cli(*command(server, runs), "--yes", "--out", runs / out)
+        assert done.exit_code == 2
+        assert "choose another --out" in done.stderr
+    assert server.calls == []
+
+
+@pytest.mark.parametrize(("n", "told"), [(9, True), (8, False), (7, False)])
+def test_more_prompts_than_there_are_is_told(server: FakeJudge, runs: Path, cli: Cli, n: int, told: bool) -> None:
+    done = cli(*command(server, runs), "--yes", "--n", n)
+    assert done.exit_code == 0, done.stderr
+    assert set(written(runs)["n"]) == {min(n, 8)}
+    said = f"shp: --n is {n}, and there are 8 test prompts; all of them are taken.\n"
+    assert done.stderr.count("test prompts") == told
+    assert (said in done.stderr) == told
+
+
+def test_a_judge_without_a_name_is_refused(server: FakeJudge, runs: Path, cli: Cli) -> None:
+    for name in ("", " "):
+        done = cli("judge", runs, "--endpoint", server.url, "--judge-model", name, "--yes")
+        assert done.exit_code == 2
+        assert "--judge-model is empty" in done.stderr
+    assert server.calls == []
 
 
 def test_an_outage_ends_the_command_with_one_sentence(server: FakeJudge, runs: Path, cli: Cli) -> None:
@@ -228,7 +283,7 @@ def test_an_outage_ends_the_command_with_one_sentence(server: FakeJudge, runs: P
         return longer(*question) if left[0] >= 0 else (500, {}, "")
 
     server.judge = judge
-    failed = cli(*command(server, runs), "--yes", "--workers", 1)
+    failed = cli(*command(server, runs), "--yes", "--workers", 1, "--n", 8)
     assert failed.exit_code == 2
     assert failed.stderr.count("\n") == 2
     assert "HTTP 500" in failed.stderr
@@ -243,13 +298,13 @@ def test_failures_are_told_with_their_reason(server: FakeJudge, runs: Path, cli:
     server.judge = lambda prompt, a, b: (400, {}, "too long") if prompt == "Q p001?" else longer(prompt, a, b)
     done = cli(*command(server, runs), "--yes")
     assert "no verdict on 4 questions: HTTP 400: too long" in done.stderr
-    assert list(load_judgements(runs / "judgements")["failed"]) == [1, 1]
+    assert list(written(runs)["failed"]) == [1, 1]
 
 
 def test_the_command_takes_methods_as_the_leaderboard_names_them(server: FakeJudge, runs: Path, cli: Cli) -> None:
     done = cli(*command(server, runs), "--yes", "--methods", "iti:layer=[3]", "--against", "caa")
     assert done.exit_code == 0, done.stderr
-    row = only(load_judgements(runs / "judgements"))
+    row = only(written(runs))
     assert (row.method, row.against) == ("iti:layer=[3]", "caa")
     assert "iti:layer=[3]" in done.stdout
 

@@ -1,6 +1,7 @@
 """`steerbench judge`."""
 
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from steerbench.judge import Cost, Question, Replies
     from steerbench.judge.client import Endpoint
+    from steerbench.judge.judgements import Pair
 
 
 def judge(
@@ -45,39 +47,52 @@ def judge(
     from steerbench.judge.client import connect
     from steerbench.judge.judgements import WIN_RATES, pairs, win_rates
     from steerbench.ranking import write_csv
-    from steerbench.records import Store
+    from steerbench.records import records_in
     from steerbench.spec import parse
 
     server = connect(endpoint, judge_model, api_key_env)
-    records = [record for each in folders for record in Store(each).records()]
     chosen = [str(spec) for spec in parse(methods)] if methods else []
-    judged = pairs(records, against=against, n=n, seed=seed, methods=chosen)
+    judged = pairs(records_in(folders), against=against, n=n, seed=seed, methods=chosen)
     questions = [question for pair in judged for question in pair.questions]
     folder = folder or folders[0] / "judgements"
     replies = Replies(folder)
     expected = cost(questions, judge_model, replies)
-    _tell(_cost_line(expected, len(judged), price_in, price_out))
+    for line in _short(judged, n):
+        _tell(line)
+    _tell(_cost_line(expected, judged, price_in, price_out))
     _confirm(yes or not expected.calls)
     _ask(questions, server, replies, workers)
     table = win_rates(judged, judge_model, replies, against=against, seed=seed)
     write_csv(table, folder / WIN_RATES)
     _show(table)
-    say(f"all columns in {folder / WIN_RATES}, every reply in {replies.path}.")
+    kept = f", every reply in {replies.path}" if replies.path.exists() else ""
+    say(f"all columns in {folder / WIN_RATES}{kept}.")
 
 
-def _cost_line(expected: "Cost", n_pairs: int, price_in: float | None, price_out: float | None) -> str:
+def _short(judged: "Sequence[Pair]", n: int) -> Iterator[str]:
+    """Yield a line for each task that has fewer test prompts than are to be judged."""
+    for task in dict.fromkeys(pair.task for pair in judged):
+        there = len({pair.id for pair in judged if pair.task == task})
+        if there < n:
+            yield f"{task}: --n is {n}, and there are {there} test prompts; all of them are taken."
+
+
+def _cost_line(expected: "Cost", judged: "Sequence[Pair]", price_in: float | None, price_out: float | None) -> str:
+    from steerbench.judge import ASKED
+
     calls, prompts, most = expected
     if not calls:
-        return f"{n_pairs} pairs: no call to make; all replies are kept from before."
+        equal = sum(not pair.questions for pair in judged)
+        return f"no call to make: {equal} pairs are equal, {len(judged) - equal} were asked about before."
     told = (
-        f"{n_pairs} pairs in both orders, less equal responses and what is known: {calls} calls to make, about "
+        f"{len(judged)} pairs in both orders, less equal responses and what is known: {calls} calls to make, about "
         f"{prompts} prompt tokens (characters / 4), at most {most} reply tokens"
     )
     if price_in is not None:
         told += f"; USD {price_in * prompts / 1e6:.2f} for prompts"
     if price_out is not None:
         told += f"; at most USD {price_out * most / 1e6:.2f} for replies"
-    return f"{told}. A reply without a verdict is asked for again."
+    return f"{told}. Replies without a verdict are asked for again: up to {ASKED} times all this, if none has one."
 
 
 def _confirm(sure: bool) -> None:

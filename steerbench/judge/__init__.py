@@ -9,8 +9,10 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Event, Lock
 from typing import Final, Literal, NamedTuple
 
@@ -73,36 +75,49 @@ class Question(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What is still to be asked."""
+    """What is still to be asked, if every reply has a verdict; without verdicts, up to `ASKED` times as much."""
 
     calls: int
     prompt_tokens: int
     """An estimate: characters / 4."""
     reply_tokens: int
-    """The most there can be."""
+    """The most that so many calls can have."""
 
 
 class Replies:
     """The replies of judges in a file, one JSON object a line, appended as they come, so that none is paid for twice.
 
-    A line that is damaged, as a killed process leaves one, is passed over: its question is asked again.
+    A line that is damaged, as a killed process leaves one, is passed over: its question is asked again. Without a reply
+    there is no file. Raises SteerbenchError if there is one that cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / REPLIES
         self._verdicts: dict[str, list[Verdict | None]] = defaultdict(list)
         self._lock = Lock()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab+") as file:
-                file.seek(0)
-                lines = file.read().split(b"\n")
-                if lines[-1]:  # torn: what comes next begins on a new line
-                    file.write(b"\n")
-        except OSError as error:
-            raise SteerbenchError(f"cannot write {self.path}: {error.strerror}; choose another --out.") from error
-        for key, text in _kept(lines):
+        content = b""
+        with self._told(), suppress(FileNotFoundError):
+            content = self.path.read_bytes()
+        *lines, torn = content.split(b"\n")
+        self._start = b"\n" if torn else b""  # what comes next begins on a new line
+        for key, text in _kept([*lines, torn]):
             self._verdicts[key].append(verdict(text))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SteerbenchError(
+                f"cannot keep replies in {self.path}: {error.strerror}; choose another --out."
+            ) from error
+
+    def prepare(self) -> None:
+        """Make the folder and check that it can be written, before a reply is paid for. Raises SteerbenchError."""
+        with self._told():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") if self.path.exists() else TemporaryFile(dir=self.path.parent):
+                pass
 
     def verdict(self, key: str) -> Verdict | None:
         """Return the verdict on a question, or None without one."""
@@ -119,7 +134,8 @@ class Replies:
         line = json.dumps({**kept, "verdict": found, "reply": reply.text}) + "\n"
         with self._lock:
             with self.path.open("ab") as file:
-                file.write(line.encode())
+                file.write(self._start + line.encode())
+            self._start = b""
             self._verdicts[key].append(found)
         return found
 
@@ -165,13 +181,16 @@ def ask(
     questions, endpoint = list(questions), replace(endpoint, stop=Event())
     still = _open(questions, endpoint.model, replies)
     heard = any(replies.verdict(question.key(endpoint.model)) for question in questions)
+    if still:
+        replies.prepare()
     failures: Counter[str] = Counter()
     with progress("judge", len(still)) as advance, ThreadPoolExecutor(workers) as pool:
         try:
             asked = [pool.submit(_settle, key, question, endpoint, replies) for key, question in still.items()]
             for done in as_completed(asked):
-                failures.update(reason := done.result())
-                heard = heard or not reason
+                reasons = done.result()
+                failures.update(reasons)
+                heard = heard or not reasons
                 if failures.total() >= _HOPELESS and not heard:
                     raise _no_verdict(endpoint, failures)
                 advance(1)
@@ -191,7 +210,7 @@ def _open(questions: Iterable[Question], model: str, replies: Replies) -> dict[s
 
 
 def _settle(key: str, question: Question, endpoint: Endpoint, replies: Replies) -> list[str]:
-    """Ask until there is a verdict, or return why there is none."""
+    """Ask until there is a verdict, or return why there is none: one reason, or nothing."""
     reason = ""
     for _ in range(replies.left(key)):
         try:

@@ -152,7 +152,9 @@ class Endpoint:
 
 
 def connect(url: str, model: str, key_name: str = "OPENAI_API_KEY") -> Endpoint:
-    """Return an endpoint, with the key of an environment variable. Raises SteerbenchError for a wrong URL or key."""
+    """Return an endpoint, with the key of an environment variable. Raises SteerbenchError for what cannot be."""
+    if not model.strip():
+        raise SteerbenchError("--judge-model is empty; give the name of the judge, as the server knows it.")
     url = url.rstrip("/").removesuffix("/chat/completions")
     if not _is_plain(url):
         raise SteerbenchError(

@@ -6,7 +6,6 @@ tie and 0 for a loss, averaged over the two orders, so a verdict that turns with
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +15,7 @@ from steerbench.errors import SteerbenchError, suggest
 from steerbench.intervals import paired_interval, wilson
 from steerbench.judge import TEMPLATE_HASH, Question, Replies, Verdict
 from steerbench.protocol import fingerprint
-from steerbench.ranking import by_task, rows_of
+from steerbench.ranking import UNSTEERED, by_task, rows_of
 from steerbench.records import Record
 
 WIN_RATES: Final = "win_rates.csv"
@@ -43,7 +42,7 @@ class Pair(NamedTuple):
 
 
 def pairs(
-    records: Sequence[Record], *, against: str = "unsteered", n: int = 100, seed: int = 0, methods: Collection[str] = ()
+    records: Sequence[Record], *, against: str = UNSTEERED, n: int = 100, seed: int = 0, methods: Collection[str] = ()
 ) -> list[Pair]:
     """Return the pairs to judge: `n` test prompts of each task, the same for every method, with all seeds and samples.
 
@@ -53,6 +52,8 @@ def pairs(
     """
     variants = {task: rows_of(group) for task, group in by_task(records).items()}
     known = {name for rows in variants.values() for label, group in rows.items() for name in (label, group[0].method)}
+    if against == UNSTEERED and against not in known:
+        raise SteerbenchError(f"these folders hold no record of {against!r}; measure it, or give --against METHOD.")
     for name in {against, *methods}:
         if name not in known:
             raise SteerbenchError(suggest("method", name, sorted(known)))
@@ -133,7 +134,6 @@ COLUMNS: Final = (
     "seed",
 )
 _RATES = ("win_rate", "low", "high", "consistency", "first")
-_COUNTS = ("n", "failed", "identical", "pairs", "seed")
 
 
 class _Judged(NamedTuple):
@@ -161,7 +161,7 @@ _POINTS: Final[tuple[dict[Verdict, float], ...]] = ({"A": 1.0, "B": 0.0, "C": 0.
 
 
 def win_rates(
-    pairs: Sequence[Pair], model: str, replies: Replies, *, against: str = "unsteered", seed: int = 0
+    pairs: Sequence[Pair], model: str, replies: Replies, *, against: str = UNSTEERED, seed: int = 0
 ) -> pd.DataFrame:
     """Return one row per task and method, best first.
 
@@ -213,26 +213,10 @@ def _rate(scored: Sequence[_Judged]) -> dict[str, object]:
 
 
 def _interval(table: pd.DataFrame, rate: float, clusters: int) -> tuple[float | None, float | None, str]:
-    if clusters == 1 < len(table):  # which cannot vary
+    if clusters == 1 and len(table) > 1:  # a single cluster cannot vary
         return None, None, ""
     if clusters < len(table):
         _, low, high = paired_interval([table], [table.assign(score=0.0)], "score")
         if low != high:
             return low, high, "clusters"
     return *wilson(rate, clusters), "wilson"  # of clusters that all agree, each counts as one prompt
-
-
-def load_judgements(folder: Path) -> pd.DataFrame:
-    """Read the table of a folder that `steerbench judge` wrote to; empty without one. Columns as `win_rates` has them.
-
-    Raises SteerbenchError if the file is damaged.
-    """
-    path = folder / WIN_RATES
-    if not path.is_file():
-        return pd.DataFrame(columns=list(COLUMNS))
-    try:
-        empty = dict.fromkeys(_RATES, "")  # in these alone: a method may well be called `none`
-        types = {name: str for name in COLUMNS} | dict.fromkeys(_RATES, float) | dict.fromkeys(_COUNTS, int)
-        return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=empty)[list(COLUMNS)]
-    except (OSError, ValueError, LookupError) as error:
-        raise SteerbenchError(f"{path} is damaged ({error}); the same `steerbench judge` writes it again.") from error

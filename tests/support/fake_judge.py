@@ -126,7 +126,7 @@ def record(
         protocol={"task": "shp", "n_examples": len(set(ids)), "model": "m", "seeds": [0, 1], **protocol},
         seed=seed,
         steerbench="0.1.0",
-        labels={"task": protocol.get("task", "shp"), "model": "m"},
+        labels={"task": protocol.get("task", "shp"), "model": "m", "reward_model": "r", "held_out_reward": ""},
         metrics={"reward": 0.0},
         latency={},
         counts={},
