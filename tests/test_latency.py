@@ -65,10 +65,30 @@ def test_every_run_makes_the_same_number_of_tokens(llama: LanguageModel) -> None
 
 
 def test_a_real_timing_has_every_figure(llama: LanguageModel) -> None:
-    figures = module.latency(llama, user("Hi"), SHIFT, VowelReward(), new_tokens=3, rounds=1)
-    for name in ("prefill_ms", "decode_ms_per_token", "tokens_per_s", "peak_memory_mb", "decode_ratio"):
-        assert figures[name] > 0
-    assert figures["prompt_tokens"] == len(llama.tokens(user("Hi")).prompt)
+    found = module.latency(llama, user("Hi"), SHIFT, VowelReward(), new_tokens=3, rounds=1)
+    prompt = len(llama.tokens(user("Hi")).prompt)
+    settings = {"rounds": 1, "new_tokens": 3, "prompt_tokens": prompt, "batch_size": 1, "memory": "process"}
+    assert {name: found.pop(name) for name in settings} == settings
+    assert found.pop("device") == device_label(torch.device("cpu"))
+    base = found.pop("unsteered")
+    figures = {"prefill_ms", "decode_ms_per_token", "tokens_per_s", "peak_memory_mb"}
+    assert base.keys() == figures
+    assert found.keys() == {*figures, "prefill_ratio", "decode_ratio"}
+    assert min(*base.values(), *found.values()) > 0
+
+
+def test_figures_are_those_of_the_clock(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prefill of 10 ms and 20 ms per token, the double if steered."""
+
+    def seconds(_lm: Any, _dialogues: Any, steering: Steering, _reward: Any, new: int) -> float:
+        return (0.01 + 0.02 * (new - 1)) * (2 if steering == SHIFT else 1)
+
+    monkeypatch.setattr(module, "_seconds", seconds)
+    found = module.latency(llama, user("Hi"), SHIFT, VowelReward(), new_tokens=3, rounds=3)
+    names = ("prefill_ms", "decode_ms_per_token", "tokens_per_s")
+    assert [found["unsteered"][name] for name in names] == pytest.approx([10, 20, 60])
+    assert [found[name] for name in names] == pytest.approx([20, 40, 30])
+    assert [found[name] for name in ("prefill_ratio", "decode_ratio")] == pytest.approx([2, 2])
 
 
 def test_devices_and_data_types_are_checked() -> None:
@@ -105,5 +125,6 @@ def test_the_machine_is_named() -> None:
     facts = environment(torch.device("cpu"))
     assert facts["torch"]
     assert facts["transformers"]
-    assert "threads" in facts["device"]
+    count = torch.get_num_threads()
+    assert facts["device"].endswith(f", {count} thread{'s' if count > 1 else ''}")
     assert peak_memory_mb(torch.device("cpu")) > 10

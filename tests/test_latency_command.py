@@ -1,6 +1,8 @@
 """`steerbench latency`: the models it makes, the command, the records, the machine. No test waits for a clock."""
 
+import inspect
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +15,15 @@ from transformers import FalconConfig, T5Config
 from typer.testing import Result
 
 from steerbench import SteerbenchError, Steering, tiny
+from steerbench.cli.measuring import run
 from steerbench.latency import clocks, timing
 from steerbench.latency import grid as grids
 from steerbench.latency.grid import AGAIN
 from steerbench.latency.records import load_latency, write_latency
 from steerbench.latency.shapes import SHAPES, _made, _read, random_model
+from steerbench.method import Method
+from steerbench.report.timings import timings_in
+from steerbench.reward import RewardModel
 
 Cli = Callable[..., Result]
 
@@ -117,7 +123,7 @@ def timings(cli: Cli, config: Path, *args: object) -> Result:
 
 
 def test_a_configuration_alone(cli: Cli, config: Path) -> None:
-    found = timings(cli, config, "--methods", "caa,iti+static_prompt,re_control", "--batch-sizes", "1,2")
+    found = timings(cli, config, "--methods", "caa,iti+static_prompt,re_control", "--batch-sizes", "1,2", "--rounds", 6)
     assert found.exit_code == 0, found.output
     (record,) = load_latency(config / "out")
     (path,) = (config / "out").iterdir()
@@ -126,20 +132,22 @@ def test_a_configuration_alone(cli: Cli, config: Path) -> None:
     assert "small: batch 2, 32 prompt tokens" in found.stdout
     assert "The weights are random" in found.stdout
     assert "Noise: unsteered beside itself came out prefill" in found.stdout
+    assert "median and 95 % interval by bootstrap" in found.stdout
+    assert "chooses among candidates" not in found.stdout
     assert record["model"]["weights"] == "random"
     assert (record["model"]["vocabulary"], record["model"]["layers"]) == (4100, 2)
     assert (record["model"]["dtype"], record["model"]["attention"]) == ("float32", "sdpa")
     assert list(record["methods"]) == ["caa", "iti+static_prompt", "re_control"]
     assert [part["name"] for part in record["methods"]["iti+static_prompt"]] == ["iti", "static_prompt"]
     assert record["machine"]["threads"] == torch.get_num_threads()
-    assert record["grid"]["rounds"] == 2
+    assert record["grid"]["rounds"] == 6
     assert [(cell["batch_size"], cell["prompt_tokens"]) for cell in record["cells"]] == [(1, 32), (2, 32)]
     for cell in record["cells"]:
         arms = by_method(cell)
         assert list(arms) == ["unsteered", AGAIN, *record["methods"]]
         assert arms["iti+static_prompt"]["prompt_tokens"] > 32 == arms["caa"]["prompt_tokens"]
         for arm in arms.values():
-            assert len(arm["seconds"]["first"]) == len(arm["seconds"]["all"]) == 2
+            assert len(arm["seconds"]["first"]) == len(arm["seconds"]["all"]) == 6
             assert set(arm["ratios"]) == (set() if arm["method"] == "unsteered" else {"prefill", "decode", "total"})
             assert min(arm[n] for n in ("prefill_ms", "decode_ms_per_token", "tokens_per_s", "peak_memory_mb")) > 0
 
@@ -149,18 +157,65 @@ def test_another_family_in_half_precision(cli: Cli, tmp_path: Path) -> None:
     found = timings(cli, tmp_path, "--methods", "caa", "--dtype", "bfloat16")
     assert found.exit_code == 0, found.output
     (record,) = load_latency(tmp_path / "out")
+    assert {ratio["low"] for ratio in by_method(record["cells"][0])["caa"]["ratios"].values()} == {None}
+    assert "median alone: an interval needs 6 rounds" in found.stdout
+    assert "interval by bootstrap" not in found.stdout
+    assert "Noise" not in found.stdout
     assert (record["model"]["type"], record["model"]["dtype"]) == ("falcon", "bfloat16")
 
 
+def trained(cli: Cli, world: Path, folder: Path, *args: object) -> Result:
+    small = ["--batch-sizes", 1, "--prompt-tokens", "24,240", "--new-tokens", 2, "--rounds", 1, "--n-train", 4]
+    return cli("latency", "--model", world / "lm", *small, "--out", folder, *args)
+
+
 def test_a_trained_model_of_a_folder(cli: Cli, world: Path, tmp_path: Path) -> None:
-    small = ["--batch-sizes", 1, "--prompt-tokens", "24,300", "--new-tokens", 2, "--rounds", 1, "--n-train", 4]
-    found = cli("latency", "--model", world / "lm", "--methods", "caa", *small, "--out", tmp_path)
+    found = trained(cli, world, tmp_path, "--methods", "caa,static_prompt:text=Be brief and kind.")
     assert found.exit_code == 0, found.output
-    assert "unsteered, unsteered (again), caa: 300 prompt tokens and 2 new ones do not fit the context" in found.stdout
+    assert re.search(r"\nstatic_prompt:\S.*: 2\d\d prompt tokens and 2 new ones do not fit the context", found.stdout)
     (record,) = load_latency(tmp_path)
     assert record["model"]["weights"] == "trained"
-    assert by_method(record["cells"][0])["caa"]["ratios"]["total"]["low"] is None  # a single round
     assert "random" not in found.stdout
+
+
+def test_what_is_timed_in_no_cell_has_failed(cli: Cli, world: Path, tmp_path: Path) -> None:
+    long = f"static_prompt:text={'Be brief. ' * 30}"
+    found = trained(cli, world, tmp_path, "--methods", f"caa,{long}")
+    assert found.exit_code == 2
+    (record,) = load_latency(tmp_path)
+    _, name = record["methods"]
+    assert f"failed: {name}: timed in no cell; the reasons stand below the cells.\n" in found.stderr
+    assert "prompt tokens and 2 new ones do not fit" in found.stdout
+
+
+def test_without_a_timing_in_any_cell_nothing_was_measured(
+    cli: Cli, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(grids, "timed", timed)
+    found = trained(cli, world, tmp_path, "--methods", "static_prompt:text=Hi.")
+    assert found.exit_code == 2
+    assert re.search("failed: unsteered, static_prompt:.*: timed in no cell", found.stderr)
+
+
+def test_the_time_of_choosing_is_explained_where_a_method_chooses(cli: Cli, config: Path) -> None:
+    told = "Where a method chooses among candidates, the time of the testbed's small reward model is in it."
+    assert told not in timings(cli, config, "--methods", "static_prompt").stdout
+    assert told in timings(cli, config, "--methods", "static_prompt,best_of_n:n=2").stdout
+    found = {tuple(record["methods"]): record["choosing"] for record in load_latency(config / "out")}
+    assert found == {("static_prompt",): [], ("static_prompt", "best_of_n:n=2"): ["best_of_n:n=2"]}
+
+
+def test_timings_are_written_beside_the_records_of_runs(
+    cli: Cli, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["--batch-sizes", 1, "--prompt-tokens", 24, "--new-tokens", 2, "--rounds", 1, "--n-train", 4]
+    assert cli("latency", "--model", world / "lm", "--methods", "static_prompt", *small).exit_code == 0
+    (timing,) = timings_in([tmp_path / inspect.signature(run).parameters["folder"].default])
+    assert timing.title.startswith("lm on ")
 
 
 def test_a_method_that_cannot_be_fitted_fails_alone(cli: Cli, config: Path) -> None:
@@ -186,16 +241,24 @@ def test_a_method_that_cannot_be_fitted_fails_alone(cli: Cli, config: Path) -> N
         (("--prompt-tokens", "0"), "--prompt-tokens '0' must be whole numbers above 0"),
         (("--methods", "nonsense"), "nonsense"),
         (("--prompt-tokens", "2"), "raise --prompt-tokens from 2"),
+        (("--prompt-tokens", "100000"), "100000 prompt tokens and 64 new ones do not fit the context of 512"),
+        (("--prompt-tokens", "32,449"), "lower --prompt-tokens or --new-tokens"),
+        (("--new-tokens", "500"), "256 prompt tokens and 500 new ones do not fit"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_timed(
+def test_mistakes_are_told_before_anything_is_fitted_or_timed(
     cli: Cli, tmp_path: Path, args: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grids, "timed", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(Method, "fit", lambda *_: pytest.fail("fitted"))
+    if "fit the context" in message:
+        monkeypatch.setattr(grids, "fixed_prompts", lambda *_: pytest.fail("written"))
+        monkeypatch.setattr(RewardModel, "load", lambda *_, **__: pytest.fail("loaded"))
     found = cli("latency", *args, "--out", tmp_path / "out")
     assert found.exit_code == 2
     assert message in found.stderr
     assert found.stdout == ""
+    assert [*tmp_path.glob("out/*")] == []
 
 
 # records
@@ -203,7 +266,10 @@ def test_mistakes_are_told_before_anything_is_timed(
 
 def record(**more: Any) -> dict[str, Any]:
     made = {"kind": "latency", "schema_version": 1, "created": "2030-01-02T03:04:05+00:00", "device": "Some GPU, 80GB"}
-    return made | {"model": {"name": "org/some-model"}} | more
+    model = {"name": "org/some-model", "parameters": 7, "dtype": "float32", "attention": "sdpa", "weights": "random"}
+    arms = [{"method": "unsteered", "ratios": {}}, {"method": "caa", "problem": "out of memory"}]
+    cell = {"batch_size": 1, "prompt_tokens": 32, "arms": arms}
+    return made | {"model": model, "grid": {"new_tokens": 2, "rounds": 2}, "cells": [cell]} | more
 
 
 def test_records_are_whole_and_never_overwritten(tmp_path: Path) -> None:
@@ -224,7 +290,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SteerbenchError, match="is no folder"):
         load_latency(tmp_path / "none")
     assert load_latency(tmp_path) == []
-    for text, message in (("{", "is damaged"), ("[]", "is no record of timings"), (json.dumps({}), "is no record")):
+    for text, message in (
+        ("{", "is damaged"),
+        ("[" * 100_000, "is damaged"),
+        ("[]", "is no record of timings"),
+        (json.dumps({}), "is no record"),
+    ):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(SteerbenchError, match=message):
             load_latency(tmp_path)
@@ -233,6 +304,32 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         load_latency(tmp_path)
     with pytest.raises(SteerbenchError, match="choose another folder with --out"):
         write_latency(record(), tmp_path / "a.json")
+
+
+DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no time": (lambda r: r.pop("created"), "it has no 'created'"),
+    "time as a number": (lambda r: r.update(created=3), "created is 3"),
+    "no model": (lambda r: r.pop("model"), "it has no 'model'"),
+    "a model without its name": (lambda r: r["model"].pop("name"), "model has no 'name'"),
+    "a model as text": (lambda r: r.update(model="lm"), "model has no 'name'"),
+    "no cells": (lambda r: r.pop("cells"), "it has no 'cells'"),
+    "cells as a number": (lambda r: r.update(cells=3), "one of cells has no 'batch_size'"),
+    "a cell without arms": (lambda r: r["cells"][0].pop("arms"), "one of cells has no 'arms'"),
+    "an arm without its method": (lambda r: r["cells"][0]["arms"][1].pop("method"), "one of arms has no 'method'"),
+    "an arm without ratios": (lambda r: r["cells"][0]["arms"][0].pop("ratios"), "one of arms has no 'ratios'"),
+}
+
+
+@pytest.mark.parametrize(("damage", "told"), DAMAGED.values(), ids=DAMAGED)
+def test_a_record_that_lacks_something_is_damaged(
+    tmp_path: Path, damage: Callable[[dict[str, Any]], Any], told: str
+) -> None:
+    path = write_latency(record(), tmp_path)
+    found = record()
+    damage(found)
+    path.write_text(json.dumps(found))
+    with pytest.raises(SteerbenchError, match=rf"^{re.escape(str(path))} is damaged \({re.escape(told)}\); delete it"):
+        load_latency(tmp_path)
 
 
 # the machine

@@ -117,14 +117,22 @@ def test_ratios_against_a_fake_clock(llama: LanguageModel, monkeypatch: pytest.M
 
 
 def test_the_ratio_is_the_median_within_rounds() -> None:
-    pairs = [(2.0, 1.0), (30.0, 10.0), (4.0, 4.0), (50.0, 10.0), (6.0, 4.0)]  # 2, 3, 1, 5, 1.5
+    pairs = [(2.0, 1.0), (30.0, 10.0), (4.0, 4.0), (50.0, 10.0), (6.0, 4.0), (8.0, 2.0), (3.0, 2.5)]
     found = ratio(pairs)
     assert found["median"] == 2
     generator = torch.Generator().manual_seed(3)
-    values = torch.tensor([2, 3, 1, 5, 1.5])
-    medians = values[torch.randint(5, (20_000, 5), generator=generator)].median(dim=1).values
-    assert [found["low"], found["high"]] == medians.quantile(torch.tensor([0.025, 0.975])).tolist()
-    assert ratio(pairs[:1]) == {"median": 2, "low": None, "high": None}
+    values = torch.tensor([2, 3, 1, 5, 1.5, 4, 1.2])
+    medians = values[torch.randint(7, (20_000, 7), generator=generator)].median(dim=1).values
+    assert [found["low"], found["high"]] == pytest.approx(medians.quantile(torch.tensor([0.025, 0.975])).tolist())
+
+
+@pytest.mark.parametrize("rounds", range(1, 9))
+def test_an_interval_needs_as_many_rounds_as_can_hold_one(rounds: int) -> None:
+    """The median lies beyond all values if each of them falls on one side, as coins do: at most 5 % may."""
+    outside = sum(len({*coins}) == 1 for coins in itertools.product("HT", repeat=rounds)) / 2**rounds
+    found = ratio([(1 + i, 1.0) for i in range(rounds)])
+    assert found["median"] == (1 + rounds) / 2
+    assert (found["low"] is None, found["high"] is None) == (outside > 0.05, outside > 0.05)
 
 
 # prompts
@@ -217,6 +225,15 @@ def test_what_does_not_fit_the_context_is_said(llama: LanguageModel) -> None:
     arms = by_method(cell)
     assert arms["prompt"]["problem"] == "264 prompt tokens and 3 new ones do not fit the context of 256"
     assert arms["unsteered"]["prefill_ms"] > 0
+
+
+def test_a_prompt_longer_than_the_context_is_refused(llama: LanguageModel) -> None:
+    """One too long among several is refused as well, whichever it is; one that fits to the last token is not."""
+    grid(prompt_tokens=(24, 253)).check_room(llama)
+    for lengths in ((24, 254), (254, 24)):
+        wanted = "^254 prompt tokens and 3 new ones do not fit the context of 256 of .*; lower --prompt-tokens or --new"
+        with pytest.raises(SteerbenchError, match=wanted):
+            grid(prompt_tokens=lengths).check_room(llama)
 
 
 def test_a_bug_of_a_plugin_is_shown_and_no_hook_stays(llama: LanguageModel) -> None:

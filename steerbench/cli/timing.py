@@ -1,7 +1,8 @@
 """`steerbench latency`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,7 +22,7 @@ def latency(
         ),
     ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Prompts at once, separated by commas.")] = "1,8,32",
-    prompt_tokens: Annotated[str, typer.Option(help="Lengths of prompts, separated by commas.")] = "32,128,512",
+    prompt_tokens: Annotated[str, typer.Option(help="Lengths of prompts, separated by commas.")] = "32,128,256",
     new_tokens: Annotated[int, typer.Option(help="Tokens of every response.", min=2)] = 64,
     rounds: Annotated[int, typer.Option(help="Timings of each method in each cell, after one to warm up.", min=1)] = 10,
     reward_model: Annotated[
@@ -33,7 +34,7 @@ def latency(
     seed: Annotated[int, typer.Option(help="Of the prompts, the order within rounds, and random weights.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("results/latency"),
+    folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("runs/latency"),
     plugin: Plugins = None,
 ) -> None:
     """Time methods beside the unsteered model, for every batch size and length of prompt.
@@ -53,7 +54,7 @@ def latency(
 
     grid = Grid(
         batch_sizes=_sizes(batch_sizes, "batch-sizes", "1,8,32"),
-        prompt_tokens=_sizes(prompt_tokens, "prompt-tokens", "32,128,512"),
+        prompt_tokens=_sizes(prompt_tokens, "prompt-tokens", "32,128,256"),
         new_tokens=new_tokens,
         rounds=rounds,
         seed=seed,
@@ -76,9 +77,19 @@ def latency(
     show_latency(out, record)
     for method, message in record["failures"].items():
         complain(f"failed: {method}: {message}")
+    if missing := _untimed(record):
+        complain(f"failed: {', '.join(missing)}: timed in no cell; the reasons stand below the cells.")
     say(f"written: {path}")
-    if record["failures"]:
+    if record["failures"] or missing:
         raise typer.Exit(2)
+
+
+def _untimed(record: Mapping[str, Any]) -> list[str]:
+    """Return what was to be timed and has no timing in any cell."""
+    from steerbench.ranking import UNSTEERED
+
+    timed = {arm["method"] for cell in record["cells"] for arm in cell["arms"] if "problem" not in arm}
+    return [name for name in (UNSTEERED, *record["methods"]) if name not in {*timed, *record["failures"]}]
 
 
 def _sizes(text: str, option: str, example: str) -> tuple[int, ...]:

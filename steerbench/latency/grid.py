@@ -17,24 +17,28 @@ from typing import Any
 import numpy as np
 import torch
 
+from steerbench.batching import is_out_of_memory
 from steerbench.dialogue import Dialogue
 from steerbench.errors import SteerbenchError
-from steerbench.harness import UNSTEERED
 from steerbench.latency.clocks import conditions
 from steerbench.latency.prompts import fixed_prompts
 from steerbench.latency.timing import Timing, figures, timed
 from steerbench.lm import LanguageModel
 from steerbench.progress import Progress, silent
+from steerbench.ranking import UNSTEERED
 from steerbench.reward import Reward
 from steerbench.seeds import seed_for
 from steerbench.steering import Steering
 
 AGAIN = f"{UNSTEERED} (again)"
 """The unsteered model beside itself."""
-OUT_OF_MEMORY = "out of memory"
-_NO_ROOM = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
-"""What messages say where torch has no class of its own for it: of a CPU, of matrix products, of the driver."""
+_NO_MEMORY = "out of memory"
+"""In the cell of a table."""
 N_RESAMPLES = 10_000
+FEWEST = 6
+"""Rounds below which a ratio has no interval. All of `n` values lie on one side of the true median in 2 / 2**n of all
+cases: for 5 of them in more than 5 %, so that even from the lowest to the highest is no 95 % interval.
+"""
 RATIOS: dict[str, Callable[[Timing], float]] = {
     "prefill": lambda timing: timing.first,
     "decode": lambda timing: timing.decode,
@@ -47,7 +51,7 @@ class Grid:
     """What is timed, and how often."""
 
     batch_sizes: tuple[int, ...] = (1, 8, 32)
-    prompt_tokens: tuple[int, ...] = (32, 128, 512)
+    prompt_tokens: tuple[int, ...] = (32, 128, 256)
     """Of the unsteered model's prompts; what a steering adds to them comes on top."""
     new_tokens: int = 64
     rounds: int = 10
@@ -61,6 +65,15 @@ class Grid:
             raise SteerbenchError(
                 "batch sizes, prompt tokens and rounds must be 1 or more, and new tokens 2 or more: the first one is "
                 "that of the prefill."
+            )
+
+    def check_room(self, lm: LanguageModel) -> None:
+        """Raise SteerbenchError if some prompt and its new tokens are longer than the context of a model."""
+        longest = max(self.prompt_tokens)
+        if longest + self.new_tokens > lm.context_length:
+            raise SteerbenchError(
+                f"{longest} prompt tokens and {self.new_tokens} new ones do not fit the context of {lm.context_length} "
+                f"of {lm.name}; lower --prompt-tokens or --new-tokens."
             )
 
 
@@ -201,10 +214,10 @@ def _other(order: list[int], generator: random.Random) -> list[int]:
 def ratio(pairs: Sequence[tuple[float, float]]) -> dict[str, float | None]:
     """Return the median of the ratios of pairs, and its 95 % interval over the pairs: percentiles of a bootstrap.
 
-    The ends are None where there is a single pair.
+    The ends are None for fewer than `FEWEST` pairs.
     """
     ratios = [steered / base for steered, base in pairs]
-    low, high = _interval(ratios) if len(ratios) > 1 else (None, None)
+    low, high = _interval(ratios) if len(ratios) >= FEWEST else (None, None)
     return {"median": median(ratios), "low": low, "high": high}
 
 
@@ -227,11 +240,5 @@ def reason(error: Exception) -> str:
     if isinstance(error, SteerbenchError):
         return str(error)
     if is_out_of_memory(error):
-        return OUT_OF_MEMORY
+        return _NO_MEMORY
     return "".join(traceback.format_exception(error)).strip()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell a lack of memory, of the GPU or the machine, from other errors."""
-    plain = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_ROOM)
-    return plain or isinstance(error, torch.OutOfMemoryError | MemoryError)

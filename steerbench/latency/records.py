@@ -4,7 +4,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,20 @@ from steerbench.errors import SteerbenchError
 from steerbench.protocol import fingerprint
 
 KIND, SCHEMA_VERSION = "latency", 1
+_SHAPE: dict[str, Any] = {
+    "created": str,
+    "device": str,
+    "model": {"name": str, "parameters": int | float, "dtype": str, "attention": str, "weights": str},
+    "grid": {"new_tokens": int, "rounds": int},
+    "cells": [
+        {
+            "batch_size": int,
+            "prompt_tokens": int,
+            "arms": [({"method": str, "ratios": dict}, {"method": str, "problem": str})],
+        }
+    ],
+}
+"""What readers count on: names with their types, `[each]` of a list, `(one, or another)`."""
 
 
 def write_latency(record: Mapping[str, Any], folder: Path) -> Path:
@@ -55,15 +69,38 @@ def load_latency(folder: Path) -> list[dict[str, Any]]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SteerbenchError(f"{path} is damaged ({error}); delete it and run `steerbench latency` again.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
     found = (record.get("kind"), record.get("schema_version")) if isinstance(record, dict) else None
     if not isinstance(record, dict) or found != (KIND, SCHEMA_VERSION):
         raise SteerbenchError(
             f"{path} is no record of timings with schema {SCHEMA_VERSION}; move it elsewhere, or run "
             f"`steerbench latency` again."
         )
+    for fault in _faults(record, _SHAPE, "it"):
+        raise _damaged(path, fault)
     return record
+
+
+def _damaged(path: Path, why: object) -> SteerbenchError:
+    return SteerbenchError(f"{path} is damaged ({why}); delete it and run `steerbench latency` again.")
+
+
+def _faults(value: object, shape: Any, name: str) -> Iterator[str]:
+    """Yield what a value has not that it should have."""
+    if isinstance(shape, dict):
+        for key, inner in shape.items():
+            if isinstance(value, dict) and key in value:
+                yield from _faults(value[key], inner, key)
+            else:
+                yield f"{name} has no {key!r}"
+    elif isinstance(shape, list):
+        for each in value if isinstance(value, list) else [None]:
+            yield from _faults(each, shape[0], f"one of {name}")
+    elif isinstance(shape, tuple):
+        yield from min((list(_faults(value, each, name)) for each in shape), key=len)
+    elif not isinstance(value, shape):
+        yield f"{name} is {value!r}"
 
 
 def _file_name(record: Mapping[str, Any]) -> str:

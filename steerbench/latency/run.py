@@ -69,7 +69,8 @@ def measure_latency(methods: str, subject: Subject, grid: Grid, progress: Progre
     """Fit methods and time them beside the unsteered model; return the record, plain JSON values.
 
     On random weights, what a method learns is meaningless, and what it costs is the same: the same edits at the same
-    places. A method that cannot be fitted has its reason under `failures`. Raises SteerbenchError if none can.
+    places. A method that cannot be fitted has its reason under `failures`; `choosing` names those that choose among
+    candidates. Raises SteerbenchError if none can be fitted, and before that if a prompt does not fit the context.
     """
     chosen = plan(methods)[1:]  # without the unsteered model, which is there anyhow
     source = subject.source()
@@ -78,6 +79,7 @@ def measure_latency(methods: str, subject: Subject, grid: Grid, progress: Progre
         data = load_data(task, folder_of(subject.task, source.data))
         advance(1)
         lm = subject.load()
+        grid.check_room(lm)
         advance(1)
         reward = RewardModel.load(str(source.reward_model), device=lm.device)
         advance(1)
@@ -109,6 +111,7 @@ def measure_latency(methods: str, subject: Subject, grid: Grid, progress: Progre
         "memory": memory_of(lm.device),
         "machine": {**environment(lm.device), **driver(lm.device)},
         "failures": fitted.failures,
+        "choosing": [name for name, steering in fitted.steerings.items() if steering.decode],
         "cells": cells,
     }
 

@@ -9,8 +9,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from steerbench.harness import UNSTEERED
-from steerbench.latency.grid import AGAIN, RATIOS
+from steerbench.latency.grid import AGAIN, FEWEST, RATIOS
+from steerbench.ranking import UNSTEERED
 
 _HEADS = ("method", "prompt", "prefill ms", "×", "ms/token", "×", "total ×", "MB")
 
@@ -81,12 +81,14 @@ def _notes(record: Mapping[str, Any]) -> Iterator[str]:
         f"{model['parameters'] / 1e6:,.1f} M parameters, {model['dtype']}, attention {model['attention']}, on "
         f"{record['device']}; {grid['new_tokens']} new tokens, {grid['rounds']} rounds in turns after one to warm up."
     )
-    yield f"×: beside {UNSTEERED} in the same round, median and 95 % interval by bootstrap. MB: peak of {memory}."
+    enough = grid["rounds"] >= FEWEST
+    ends = "and 95 % interval by bootstrap" if enough else f"alone: an interval needs {FEWEST} rounds"
+    yield f"×: beside {UNSTEERED} in the same round, median {ends}. MB: peak of {memory}."
     if noise := _noise(record):
         yield f"Noise: {UNSTEERED} beside itself came out {noise}, intervals of all cells; less than that says nothing."
     if model["weights"] == "random":
         yield "The weights are random: what methods learned from them means nothing, what they cost is the same."
-    if record["reward_model"]["name"].startswith("testbed"):
+    if record["choosing"] and record["reward_model"]["name"].startswith("testbed"):
         yield "Where a method chooses among candidates, the time of the testbed's small reward model is in it."
 
 
