@@ -33,6 +33,8 @@ RATES = (
     "empty",
 )
 """Metrics that are shares of prompts, with Wilson's intervals `_low` and `_high`."""
+_TOLD = 5
+"""Differences between two protocols that an error names."""
 LATENCY = ("decode_ratio", "prefill_ratio", "prefill_ms", "decode_ms_per_token", "tokens_per_s", "peak_memory_mb")
 
 
@@ -115,7 +117,8 @@ def _check_comparable(records: Sequence[Record]) -> None:
     first = records[0]
     for other in records[1:]:
         if found := differences(first.protocol, other.protocol):
-            told = "; ".join(_told(difference, first, other) for difference in found)
+            told = "; ".join(_told(difference, first, other) for difference in found[:_TOLD])
+            told += f"; and {len(found) - _TOLD} more" if len(found) > _TOLD else ""
             raise SteerbenchError(
                 f"these records were not measured alike and cannot be ranked together: {told} "
                 f"({first.folder_name} and {other.folder_name}). Give folders that hold one protocol per task."

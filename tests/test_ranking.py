@@ -145,6 +145,13 @@ def test_a_difference_of_hashes_is_told_with_names() -> None:
         leaderboard([*both("unsteered"), *caa])
 
 
+def test_a_protocol_that_is_quite_another_is_told_in_short() -> None:
+    other = [replace(r, protocol={**r.protocol, **FIELDS}) for r in both("caa")]
+    with pytest.raises(SteerbenchError, match=r"cannot be ranked together: (\w+: [^;]*; ){5}and \d+ more \(") as told:
+        leaderboard([*both("unsteered"), *other])
+    assert len(str(told.value)) < 600
+
+
 # Gains over the unsteered model
 
 

@@ -154,16 +154,16 @@ def test_labels_do_not_cover_one_another() -> None:
 def test_the_settings_of_matplotlib_do_not_matter_and_stay(tmp_path: Path) -> None:
     import matplotlib as mpl
 
-    write_plot(some(), tmp_path / "one.svg")
+    write_plot(grouped(some()), tmp_path / "one.svg")
     with mpl.rc_context({"font.size": 30.0, "svg.fonttype": "path"}):
-        write_plot(some(), tmp_path / "two.svg")
+        write_plot(grouped(some()), tmp_path / "two.svg")
         assert mpl.rcParams["font.size"] == 30.0
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
 
 
 def test_the_plot_names_every_method_once(tmp_path: Path) -> None:
     others = [make(m, task="testbed-hh_rlhf", lift=0.7) for m in ("unsteered", "iti", "$x_$ é" + "long " * 20)]
-    write_plot([*some(), *others], tmp_path / "plot.svg")
+    write_plot(grouped([*some(), *others]), tmp_path / "plot.svg")
     root = ElementTree.fromstring((tmp_path / "plot.svg").read_text(encoding="utf-8"))
     texts = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
     for name in ("testbed-shp", "testbed-hh_rlhf", "iti", "caa:layer=1", "gold gain"):
@@ -172,11 +172,18 @@ def test_the_plot_names_every_method_once(tmp_path: Path) -> None:
     assert "unsteered" not in texts
 
 
+def test_the_plot_has_one_panel_for_each_task(tmp_path: Path) -> None:
+    swept = [make(m, seeds=[0, 1]) for m in ("unsteered", "caa")]  # another protocol, with fewer records
+    write_plot(grouped([*some(), *swept]), tmp_path / "both.svg")
+    write_plot(grouped(some()), tmp_path / "one.svg")
+    assert (tmp_path / "both.svg").read_bytes() == (tmp_path / "one.svg").read_bytes()
+
+
 def test_without_gold_the_plot_shows_the_held_out_reward(tmp_path: Path) -> None:
     records = [make(m, task="shp") for m in ("unsteered", "caa")]
     for record in records:
         del record.examples["gold"]
-    write_plot(records, tmp_path / "plot.svg")
+    write_plot(grouped(records), tmp_path / "plot.svg")
     assert "held-out gain" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
     with pytest.raises(SteerbenchError, match="--held-out-reward"):
-        write_plot([make("caa")], tmp_path / "none.svg")
+        write_plot(grouped([make("caa")]), tmp_path / "none.svg")

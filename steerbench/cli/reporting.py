@@ -17,11 +17,9 @@ def report(
     examples: Annotated[int, typer.Option(help="Prompts per task whose generations the page holds.", min=0)] = 64,
 ) -> None:
     """Make one HTML file from records: ranking, plots, generations, protocol. It needs no network to be read."""
-    from steerbench.records import records_in
-    from steerbench.report import write_plot, write_report
+    from steerbench.report import write_report
 
-    write_report(folders, page, examples)
-    say(f"written: {page}")
-    if plot:
-        write_plot(records_in(folders), plot)
-        say(f"written: {plot}")
+    write_report(folders, page, examples, plot)
+    for file in (page, plot):
+        if file:
+            say(f"written: {file}")

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steerbench.output import write_whole
-from steerbench.records import Record, records_in
-from steerbench.report.groups import grouped
+from steerbench.records import records_in
+from steerbench.report.groups import Group, grouped
 from steerbench.report.page import page
 from steerbench.report.readme_plot import readme_plot
 from steerbench.report.timings import timings_in
@@ -14,17 +14,20 @@ N_EXAMPLES = 64
 """Prompts per task whose generations the page holds."""
 
 
-def write_report(folders: Sequence[Path], out: Path, n_examples: int = N_EXAMPLES) -> None:
+def write_report(folders: Sequence[Path], out: Path, n_examples: int = N_EXAMPLES, plot: Path | None = None) -> None:
     """Write the report of all records in folders, and of the timings in their `latency/`, to one HTML file.
 
-    Raises SteerbenchError if there are no records, or the file cannot be written.
+    `plot` is where `write_plot` writes to. Raises SteerbenchError if there are no records, or a file cannot be written.
     """
-    write_whole(out, page(grouped(records_in(folders)), timings_in(folders), n_examples))
+    groups = grouped(records_in(folders))
+    write_whole(out, page(groups, timings_in(folders), n_examples))
+    if plot:
+        write_plot(groups, plot)
 
 
-def write_plot(records: Sequence[Record], path: Path) -> None:
+def write_plot(groups: Sequence[Group], path: Path) -> None:
     """Write one SVG: reward gain against gold gain of each method with 95 % intervals, tasks side by side.
 
     Without a gold score, the held-out reward takes its place. Raises SteerbenchError if there is neither.
     """
-    write_whole(path, readme_plot(grouped(records)))
+    write_whole(path, readme_plot(groups))

@@ -23,10 +23,12 @@ _MEANING = (
 
 
 def readme_plot(groups: Sequence[Group]) -> str:
-    """Return the SVG: a panel for each group, reward gain against gold (else held-out) gain, and a legend of letters.
+    """Return the SVG: a panel for each task, reward gain against gold (else held-out) gain, and a legend of letters.
 
-    A method has the same letter in all panels. Raises SteerbenchError if no group has both gains.
+    Of several protocols of a task, the first is drawn, which has most records. A method has the same letter in all
+    panels. Raises SteerbenchError if no group has both gains.
     """
+    groups = list({group.task: group for group in reversed(groups)}.values())[::-1]
     column = "gold_gain" if any(truth_points(group, "gold_gain") for group in groups) else "held_out_reward_gain"
     panels = [(group, points) for group in groups if (points := truth_points(group, column))]
     if not panels:
