@@ -76,6 +76,15 @@ def test_best_of_n_is_drawn_beside_the_methods() -> None:
     assert "best-of-N" not in without["Reward gain against KL"]
 
 
+@pytest.mark.parametrize(("slow", "ticks"), [(20.0, {"1", "2", "5", "10", "20"}), (1.5, {"1.0", "1.2", "1.4"})])
+def test_times_far_apart_stand_on_a_logarithmic_scale(slow: float, ticks: set[str]) -> None:
+    records = [make("unsteered"), make("caa")]
+    records[1].latency["decode_ratio"] = slow
+    (svg,) = [shown.svg for shown in scatters(group(records)) if shown.title == "Reward gain against decoding time"]
+    texts = {"".join(node.itertext()) for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("text")}
+    assert ticks <= texts
+
+
 def test_records_that_differ_in_one_number_make_a_curve() -> None:
     swept = [
         make(f"caa:strength={s}", lift=s, hyperparameters={"strength": s, "layer": 1, "on": True}) for s in (2, 1, 0.5)

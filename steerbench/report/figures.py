@@ -7,11 +7,13 @@ from steerbench.report.curves import Curve, Trials, sweeps, tuned
 from steerbench.report.drawing import BLUE, GREEN, MUTED, ORANGE, RED
 from steerbench.report.frontier import measured_best_of_n, pareto, win_rate_bound
 from steerbench.report.groups import Group, Row
-from steerbench.report.plots import Line, Panel, Point, Scatter, Span, curves, scatter
+from steerbench.report.plots import Line, Panel, Point, Scale, Scatter, Span, curves, scatter
 
 GAIN = "reward_gain"
 _GAINS = {GAIN: BLUE, "held_out_reward_gain": ORANGE, "gold_gain": GREEN}
 _NAMES = {GAIN: "reward gain", "held_out_reward_gain": "held-out gain", "gold_gain": "gold gain"}
+_WIDE = 4.0
+"""Ratio of the ends of an axis from which on it is logarithmic."""
 _FRONT = "Green: the Pareto front. No other method is better in one of the two without being worse in the other."
 
 
@@ -92,7 +94,8 @@ def _front(group: Group, column: str, x_label: str, title: str, *, lower: bool) 
     if not points:
         return None
     name = f"{group.name}-{column}"
-    plot = Scatter(name, title, x_label, _NAMES[GAIN], points, front=_best(points, lower), front_steps=_steps(lower))
+    best, scale = _best(points, lower), _scale(points)
+    plot = Scatter(name, title, x_label, _NAMES[GAIN], points, front=best, front_steps=_steps(lower), scale=scale)
     return Shown(title, scatter(plot), _FRONT)
 
 
@@ -113,7 +116,7 @@ def _kl(group: Group) -> Shown | None:
         lines,
         _best(points, lower=True),
         _steps(lower=True),
-        log=True,
+        scale="symlog",
     )
     beside = " Orange, dashed: best-of-N at its bound, (log N - (N-1)/N) per response." if anchors else ""
     joined = " Grey lines join one method at several strengths." if any(line.points for line in swept) else ""
@@ -130,7 +133,7 @@ def _win_rate(group: Group) -> Shown | None:
     line = Line([(a.kl, a.value) for a in reached], ORANGE, dashed=True, texts=[f"{a.n}" for a in reached])
     title = "Win rate against KL"
     x_label = "KL to the unsteered model, nats per token"
-    plot = Scatter(f"{group.name}-win", title, x_label, "win rate", points, [line], log=True)
+    plot = Scatter(f"{group.name}-win", title, x_label, "win rate", points, [line], scale="symlog")
     note = "Orange, dashed: the most that best-of-N can reach, N/(N+1), at its KL bound. The model itself has one half."
     return Shown(title, scatter(plot), note)
 
@@ -153,6 +156,10 @@ def _span(row: Row, column: str) -> Span:
 def _best(points: Sequence[Point], lower: bool) -> list[tuple[float, float]]:
     places = [(point.x, point.y) for point in points]
     return [places[i] for i in pareto(places, lower)]
+
+
+def _scale(points: Sequence[Point]) -> Scale:
+    return "log" if max(p.x for p in points) > _WIDE * min(p.x for p in points) > 0 else "linear"
 
 
 def _steps(lower: bool) -> str:

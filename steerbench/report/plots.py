@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from steerbench.report import drawing
 from steerbench.report.drawing import BLUE, CARD, MUTED
@@ -38,6 +38,9 @@ class Line:
     texts: list[str] = field(default_factory=list)
 
 
+Scale = Literal["linear", "log", "symlog"]
+
+
 @dataclass(frozen=True)
 class Scatter:
     """Methods in two dimensions."""
@@ -51,8 +54,8 @@ class Scatter:
     front: list[tuple[float, float]] = field(default_factory=list)
     front_steps: str = "post"
     diagonal: bool = False
-    log: bool = False
-    """Whether x, zero or more, is drawn on a logarithmic scale beyond `_LINEAR`."""
+    scale: Scale = "linear"
+    """Of x; `symlog` is logarithmic beyond `_LINEAR`, for what may be zero."""
 
 
 def scatter(plot: Scatter) -> str:
@@ -60,8 +63,12 @@ def scatter(plot: Scatter) -> str:
     with drawing.style():
         made, (axes,) = drawing.figure(400, 310, left=0.14, right=0.965, bottom=0.145, top=0.98)
         axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
-        if plot.log:
+        if plot.scale == "symlog":
             axes.set_xscale("symlog", linthresh=_LINEAR, linscale=0.5)
+        if plot.scale == "log":
+            axes.set_xscale("log", subs=[2, 5])
+            axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+        if plot.scale != "linear":
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         fill(axes, plot)
         return drawing.inline(made, plot.name, plot.label, {f"p-{p.key}": p.title for p in plot.points})
@@ -156,7 +163,8 @@ def _limit(axes: Any, plot: Scatter) -> None:
     up = [e for p in plot.points for e in (p.y, *(p.y_span or ()))] + [y for line in plot.lines for _, y in line.points]
     if plot.diagonal:
         along, up = [*along, 0.0], [*up, 0.0]
-    axes.set_xlim(*((0.0, max(along) * 1.3 or 1.0) if plot.log else _padded(along)))
+    span = {"log": (min(along) / 1.15, max(along) * 1.15), "symlog": (0.0, max(along) * 1.3 or 1.0)}
+    axes.set_xlim(*span.get(plot.scale, _padded(along)))
     axes.set_ylim(*_padded(up))
 
 
