@@ -27,7 +27,8 @@ bench: $(INSTALLED)
 # from the committed records alone; the tests check that what is committed is what this makes
 results: $(INSTALLED)
 	$(BIN)/steerbench leaderboard results/testbed --csv results/leaderboard.csv --markdown README.md
-	$(BIN)/steerbench report results/testbed --out results/report.html --plot results/gains.svg --examples 24
+	$(BIN)/steerbench leaderboard results/matched --csv results/matched.csv --markdown results/README.md
+	$(BIN)/steerbench report results --out results/report.html --plot results/gains.svg --examples 12
 
 clean:
 	rm -rf .venv build dist steerbench.egg-info .coverage .benchmarks .mypy_cache .ruff_cache .pytest_cache

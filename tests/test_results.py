@@ -12,7 +12,8 @@ from steerbench import Store, names
 from steerbench.cli import app
 
 ROOT = Path(__file__).parents[1]
-MADE = ("README.md", "results/leaderboard.csv", "results/report.html", "results/gains.svg")
+READMES = ("README.md", "results/README.md")
+MADE = (*READMES, "results/leaderboard.csv", "results/matched.csv", "results/report.html", "results/gains.svg")
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the commands of `make results` with everything they write in another folder."""
     there = tmp_path_factory.mktemp("made")
     (there / "results").mkdir()
-    (there / "README.md").write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    for name in READMES:
+        (there / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     recipe = re.search(r"^results:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert recipe
     for line in recipe[1].splitlines():
@@ -52,9 +54,7 @@ def test_every_method_is_there_on_both_tasks_with_three_seeds() -> None:
     assert set(table["seeds"]) == {3}
     for _, rows in table.groupby("task"):
         parts = {part.split(":")[0] for method in rows["method"] for part in method.split("+")}
-        assert parts == set(names("methods")) - {
-            "best_of_n"
-        }  # these responses are greedy, and its candidates cannot be
+        assert parts == set(names("methods"))
 
 
 def test_every_row_had_the_same_budget() -> None:
