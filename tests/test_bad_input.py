@@ -83,7 +83,8 @@ OPTIONS = {
     "second task unknown": (["--tasks", "hh_rlhf,foo"], "unknown task 'foo'"),
     "no seed": (["--seeds", ""], "--seeds is empty; give one or more, separated by commas, such as 0,1,2"),
     "seed no number": (["--seeds", "0,a"], "--seeds '0,a' must be whole numbers separated by commas"),
-    "seed twice": (["--seeds", "0,00"], "holds a number twice"),
+    "seed twice": (["--seeds", "0,00"], "must be different numbers"),
+    "seed below 0": (["--seeds", "-1"], "none below 0"),
     "too many new tokens": (["--max-new-tokens", "300"], "do not fit the context of 256 of lm; lower --max-new-tokens"),
     "no room": (["--max-new-tokens", "256"], "do not fit the context of 256 of lm; lower --max-new-tokens"),
     "too long prompts": (["--max-prompt-tokens", "251"], "prompts of 251 tokens and 6 new tokens do not fit"),
@@ -344,13 +345,19 @@ def folder_of(runs: Path, method: str) -> Path:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "cut off": (lambda f: (f / "record.json").write_text((f / "record.json").read_text()[:100]), "is damaged"),
-    "empty": (lambda f: (f / "record.json").write_bytes(b""), "is damaged"),
-    "binary": (lambda f: (f / "record.json").write_bytes(b"\xff\xfe\x00"), "is damaged"),
-    "other schema": (lambda f: (f / "record.json").write_text('{"schema_version": 99}'), "has schema 99, and this"),
-    "field missing": (lambda f: (f / "record.json").write_text('{"schema_version": 1}'), "is damaged"),
-    "no parquet": (lambda f: (f / "examples.parquet").unlink(), "is damaged"),
-    "empty parquet": (lambda f: (f / "examples.parquet").write_bytes(b""), "is damaged"),
+    "cut off": (
+        lambda f: (f / "record.json").write_text((f / "record.json").read_text()[:100]),
+        "record.json is damaged",
+    ),
+    "empty": (lambda f: (f / "record.json").write_bytes(b""), "record.json is damaged"),
+    "binary": (lambda f: (f / "record.json").write_bytes(b"\xff\xfe\x00"), "record.json is damaged"),
+    "other schema": (
+        lambda f: (f / "record.json").write_text('{"schema_version": 99}'),
+        "record.json has schema 99, and this",
+    ),
+    "field missing": (lambda f: (f / "record.json").write_text('{"schema_version": 1}'), "record.json is damaged"),
+    "no parquet": (lambda f: (f / "examples.parquet").unlink(), "examples.parquet is missing"),
+    "empty parquet": (lambda f: (f / "examples.parquet").write_bytes(b""), "examples.parquet is damaged"),
 }
 
 
@@ -363,10 +370,10 @@ def test_a_damaged_record_is_told_and_the_others_are_kept(run_cli: Cli, cli: Cli
     refused(cli("leaderboard", runs), says)
     done = run_cli("--methods", "static_prompt,caa")
     assert done.exit_code == 2
-    assert f"{bad / 'record.json'} {says}" in done.stderr
+    assert f"{bad}/{says}" in done.stderr
     assert "2 records in" in done.stdout  # caa was measured
     assert files(good) == before
-    shutil.rmtree(bad)  # as the message says
+    shutil.rmtree(bad)  # out of the way, as the message says
     done = run_cli("--methods", "static_prompt,caa")
     assert "3 records in" in done.stdout
     assert "2 of them from before" in done.stdout
@@ -410,7 +417,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
 def test_a_disk_too_full_for_the_table_still_shows_it(
     run_cli: Cli, cli: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    monkeypatch.setattr("steerbench.output._replace", full)
     for done in (run_cli("--methods", "static_prompt"), cli("leaderboard", runs, "--csv", runs / "t.csv")):
         refused(done, "No space left on device; choose another file.")
         assert "static_prompt" in done.stdout
@@ -465,8 +472,8 @@ def test_interrupted_between_two_methods_nothing_is_lost(
 
 
 def test_a_folder_without_records_is_told(cli: Cli, tmp_path: Path) -> None:
-    refused(cli("leaderboard", tmp_path), "there are no records; make some with `steerbench run`.")
-    refused(cli("leaderboard", tmp_path / "none"), "is no folder; `steerbench run --out FOLDER` makes one")
+    refused(cli("leaderboard", tmp_path), "there are no records in")
+    refused(cli("leaderboard", tmp_path / "none"), "is not there; `steerbench run --out FOLDER` makes one")
     refused(cli("leaderboard", __file__), "is no folder")
 
 

@@ -242,7 +242,7 @@ def test_all_sites_are_resolved_before_any_hook_is_installed(
 
 
 def test_an_edit_that_cannot_be_installed_leaves_no_hook(llama: LanguageModel) -> None:
-    with unchanged(llama), pytest.raises(MemoryError):
+    with unchanged(llama), pytest.raises(torch.OutOfMemoryError):
         generate(llama, DIALOGUES, Steering(edits=(at(Add(torch.ones(32)), layer=0), at(Uncopyable()))), FEW)
 
 
