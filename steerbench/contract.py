@@ -2,7 +2,7 @@
 
 import inspect
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,6 @@ from steerbench.invariants import INVARIANTS, UP_TO_ROUNDING, Invariant
 from steerbench.method import Method
 from steerbench.progress import Progress, silent
 from steerbench.spec import build, parse
-from steerbench.steering import Steering
 
 
 class Result(NamedTuple):
@@ -37,17 +36,37 @@ def check_method(text: str, on: Sequence[str], progress: Progress = silent) -> l
     if len(specs) > 1:
         raise SteerbenchError(f"{text!r} are {len(specs)} methods; check one at a time, or compose them with '+'.")
     method = Method(specs[0], build(specs[0]))
-    results = []
+    results: list[Result] = []
     with progress(f"check {text}", len(on) * len(INVARIANTS)) as advance:
         for family in on:
-            for invariant in INVARIANTS:
-                results.append(Result(family, (invariant.__doc__ or "").strip(), check(method, family, invariant)))
+            for result in check_family(method, family):
+                results.append(result)
                 advance(1)
     return results
 
 
+def check_family(method: Method, family: str) -> Iterator[Result]:
+    """Run every invariant on one fit; if one of them finds anything, run each on a fit of its own.
+
+    So what is broken is named by its own invariant alone, whatever a broken method left behind for those that follow.
+    """
+    whole = holds_on_one_fit(method, family)
+    for invariant in INVARIANTS:
+        problem = None if whole else check(method, family, invariant)
+        yield Result(family, (invariant.__doc__ or "").strip(), problem)
+
+
+def holds_on_one_fit(method: Method, family: str) -> bool:
+    """Say whether every invariant holds, each with an unused copy of one steering, and the model is then as it was."""
+    try:
+        case = Case.fitted(method, family)
+        return all(invariant(case.untouched()) is None for invariant in INVARIANTS) and not case.changed(case.before)
+    except Exception:  # whatever it is, a fit for each invariant says whose it is
+        return False
+
+
 def check(method: Method, family: str, invariant: Invariant) -> str | None:
-    """Run one invariant on a fresh model.
+    """Run one invariant on a fit of its own.
 
     A method with a threshold, such as a ReLU, may by chance be so near to it that rounding decides. So where results
     are compared up to rounding, a problem counts if it is there for another seed, too.
@@ -60,11 +79,8 @@ def check(method: Method, family: str, invariant: Invariant) -> str | None:
 
 def _check(method: Method, family: str, invariant: Invariant, seed: int) -> str | None:
     """Run one invariant; an exception of the method is a broken invariant."""
-    case = Case(tiny.language_model(family), method, Steering(), {}, seed)
-    case.before = case.state()
     try:
-        case.steering = method.fit(case.context())
-        return invariant(case)
+        return invariant(Case.fitted(method, family, seed))
     except Exception as error:  # a method may fail in any way; the suite says where
         return _sentence(error, method)
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from typing import Any, NamedTuple
 
@@ -84,6 +84,32 @@ class Case:
     """What `state` was before anything was fitted."""
     seed: int = 0
     """Of the fit."""
+    known: dict[str, Any] = field(default_factory=dict)
+    """What is computed once for all invariants that look at this fit."""
+
+    @classmethod
+    def fitted(cls, method: Method, family: str, seed: int = 0) -> "Case":
+        """Fit a method on a new model of a family."""
+        case = cls(tiny.language_model(family), method, Steering(), {}, seed)
+        case.before = case.state()
+        case.steering = method.fit(case.context())
+        return case
+
+    def untouched(self) -> "Case":
+        """Return the case with a copy of the steering, for one invariant to use up; what is known is shared."""
+        return replace(self, steering=copy.deepcopy(self.steering))
+
+    def steered(self) -> "list[Output]":
+        """Return the outputs under the steering, generated once."""
+        if "steered" not in self.known:
+            self.known["steered"] = self.outputs(self.steering)
+        return list(self.known["steered"])
+
+    def unsteered(self) -> list[Tensor]:
+        """Return the logits without the steering, computed once."""
+        if "unsteered" not in self.known:
+            self.known["unsteered"] = self.logits(Steering())
+        return list(self.known["unsteered"])
 
     def context(self, shared: dict[object, Any] | None = None) -> FitContext:
         """Return a fresh context on the tiny model."""
@@ -234,6 +260,21 @@ def failing(module: torch.nn.Module, n: int) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def converted(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Convert a model, and give it back the tensors that it had."""
+    parameters = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    model.to(dtype)
+    try:
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.data = data
+        for module, own in buffers:
+            module._buffers.update(own)
 
 
 def by_place(case: Case) -> list[tuple[Place, list[PlacedEdit]]]:

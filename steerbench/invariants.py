@@ -12,7 +12,19 @@ from tempfile import TemporaryDirectory
 import torch
 
 from steerbench import tiny
-from steerbench.contract_case import Case, Dtypes, Kept, around, by_place, close, declared, failing, probes, same
+from steerbench.contract_case import (
+    Case,
+    Dtypes,
+    Kept,
+    around,
+    by_place,
+    close,
+    converted,
+    declared,
+    failing,
+    probes,
+    same,
+)
 from steerbench.lm import Tokens
 from steerbench.spec import MethodSpec, Part, build, hyperparameters, parse
 from steerbench.steering import Edit, Steering
@@ -59,8 +71,8 @@ def hyperparameters_round_trip(case: Case) -> str | None:
 def off_is_bit_equal(case: Case) -> str | None:
     """Switched off, the method gives the unsteered model's logits bit for bit."""
     off = [replace(s, **s.off) for s in case.method.steerers]
-    idle, plain = case.method._replace(steerers=off).fit(case.context()), Steering()
-    if same(case.logits(idle), case.logits(plain)) and same(case.outputs(idle), case.outputs(plain)):
+    idle = case.method._replace(steerers=off).fit(case.context())
+    if same(case.logits(idle), case.unsteered()) and same(case.outputs(idle), case.outputs(Steering())):
         return None
     return f"with {' and '.join(str(dict(s.off)) for s in off)} the logits differ from the unsteered model's."
 
@@ -70,7 +82,7 @@ def defaults_have_an_effect(case: Case) -> str | None:
     gated = any(type(p.edit).start is not Edit.start for p in case.steering.edits)
     if gated or case.steering.decode or not any(s.off for s in case.method.steerers):
         return None
-    return "no logit changes." if same(case.logits(case.steering), case.logits(Steering())) else None
+    return "no logit changes." if same(case.logits(case.steering), case.unsteered()) else None
 
 
 def steering_leaves_no_trace(case: Case) -> str | None:
@@ -102,20 +114,20 @@ def generation_is_reproducible(case: Case) -> str | None:
 
 def logits_are_numbers(case: Case) -> str | None:
     """No logit is NaN; single tokens may be forbidden with -inf, but not all of them."""
-    case.outputs(case.steering)  # the engine says what is not
+    case.steered()  # the engine says what is not
     return None
 
 
 def batch_equals_single(case: Case) -> str | None:
     """A batch of n equals n batches of 1."""
-    if close(case.outputs(case.steering), case.outputs(case.steering, batch_size=1)):
+    if close(case.steered(), case.outputs(case.steering, batch_size=1)):
         return None
     return "logits in a batch differ from those one by one; treat each row by itself, and leave padding out."
 
 
 def cached_equals_recomputed(case: Case) -> str | None:
     """Decoding with the KV cache equals full recomputation."""
-    if close(case.outputs(case.steering), case.outputs(case.steering, use_cache=False)):
+    if close(case.steered(), case.outputs(case.steering, use_cache=False)):
         return None
     return "logits with the KV cache differ from those without; an edit must not count positions or calls."
 
@@ -123,7 +135,7 @@ def cached_equals_recomputed(case: Case) -> str | None:
 def teacher_forcing_equals_decoding(case: Case) -> str | None:
     """Scoring a generated response finds the logits that it was drawn from."""
     steering = replace(case.steering, decode=None)
-    outputs = case.outputs(steering)
+    outputs = case.outputs(steering) if case.steering.decode else case.steered()
     tokens = [Tokens(t.prompt, o.response.ids) for t, o in zip(case.prompts(steering), outputs, strict=True)]
     if close(case.forced(tokens, steering), [o.logits for o in outputs]):
         return None
@@ -195,16 +207,16 @@ def saving_keeps_everything(case: Case) -> str | None:
     with TemporaryDirectory() as folder:
         case.steering.save(Path(folder))
         again = Steering.load(Path(folder))
-    if again.digest() == case.steering.digest() and close(case.outputs(again), case.outputs(case.steering)):
+    if again.digest() == case.steering.digest() and close(case.outputs(again), case.steered()):
         return None
     return "a saved and loaded steering behaves differently; each argument of __init__ must be kept as it came."
 
 
 def half_precision_works(case: Case) -> str | None:
     """A model in bfloat16 can be fitted and steered, too."""
-    case.lm.model.to(torch.bfloat16)
-    half = replace(case, steering=case.method.fit(case.context()))
-    return logits_are_numbers(half)
+    with converted(case.lm.model, torch.bfloat16):
+        half = replace(case, steering=case.method.fit(case.context()), known={})
+        return logits_are_numbers(half)
 
 
 INVARIANTS: tuple[Invariant, ...] = (

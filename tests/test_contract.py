@@ -5,412 +5,46 @@ them are mistakes that other steering libraries make, or made, without a word.
 """
 
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator
-from itertools import combinations, cycle
+from itertools import combinations, cycle, product
 from pathlib import Path
 
 import pytest
+from method_corpus import BROKEN, CANDIDATES, CHOICE, CHOOSE, COMPANIONS, GOOD, RIGHT, bias, edit, home_of, method
+from thorough import mostly_slow
 from typer.testing import CliRunner
 
 import steerbench
 from steerbench import contract, invariants, registry, tiny
 from steerbench.cli import app
-from steerbench.contract import check, check_method, families
+from steerbench.contract import check, check_family, check_method, families, holds_on_one_fit
+from steerbench.contract_case import Case
 from steerbench.errors import SteerbenchError
 from steerbench.invariants import INVARIANTS, batch_equals_single, fit_is_reproducible
 from steerbench.method import Method
 from steerbench.spec import build, parse
+from steerbench.steering import Edit, PlacedEdit, RankedEdit, Steering
 
 QUICK = {"re_control": "re_control:epochs=3", "alignez": "alignez:n_queries=4"}
 """No invariant depends on how well a value function is trained."""
 METHODS = [QUICK.get(name, name) for name in steerbench.names("methods")]
 
-HEAD = '''
-import random
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from transformers import LogitsProcessor
-
-from steerbench import (
-    DecodePart, Edit, LogitsPart, PlacedEdit, PromptPart, Site, Steerer, Steering, Turn, contrast, difference_of_means
+ALIKE = (
+    ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3"),  # rotated positions, gated feed-forward parts
+    ("gpt2", "gpt_neo", "opt"),  # learned positions
+    ("falcon", "gpt_neox"),  # attention and feed-forward part side by side
 )
-
-
-class Shift(Edit):
-    """Right; others override a part of it."""
-
-    def __init__(self, vector, strength):
-        super().__init__()
-        self.register_buffer("vector", vector)
-        self.strength = strength
-
-    def forward(self, h, state):
-        return h + self.strength * self.vector
-
-
-class Bias(LogitsPart, LogitsProcessor):
-    """Right; others override a part of it."""
-
-    def __init__(self, strength):
-        self.strength = strength
-
-    def processor(self, lm, prompt_ids, mask):
-        return self
-
-    def __call__(self, ids, scores):
-        return scores + self.strength * torch.arange(scores.shape[-1]).remainder(7)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Base(Steerer):
-    """What most of the methods below have in common."""
-
-    off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
-    strength: float = 1.0
-
-    def vector(self, context):
-        return difference_of_means(contrast(context, Site("resid_post", 1), "response_mean"))
-
-    def place(self, edit, scope="response", site=Site("resid_post", 1)):
-        return Steering(edits=(PlacedEdit(site, edit, scope),))
-'''
-
-
-def method(fit: str, more: str = "", fields: str = "") -> str:
-    """Return the file of a method: the body of its fit, classes before it, and what else stands in the class."""
-    indent = textwrap.indent
-    body = indent(textwrap.dedent(fields), "    ") + "\n    def fit(self, context):\n"
-    body += indent(textwrap.dedent(fit), " " * 8)
-    return f"{HEAD}\n{textwrap.dedent(more)}\n@dataclass(frozen=True, kw_only=True)\nclass Mine(Base):\n{body}\n"
-
-
-def edit(forward: str, *, start: str = "", scope: str = "response", site: str = "resid_post.1") -> str:
-    """Return a method whose edit has these bodies."""
-    more = overriding("Shift", {"start(self, prompt, mask)": start, "forward(self, h, state)": forward})
-    return method(f"return self.place(Own(self.vector(context), self.strength), {scope!r}, Site.parse({site!r}))", more)
-
-
-def bias(call: str = "", *, processor: str = "") -> str:
-    """Return a method whose logits processor has these bodies."""
-    more = overriding("Bias", {"processor(self, lm, prompt_ids, mask)": processor, "__call__(self, ids, scores)": call})
-    return method("return Steering(logits=(Own(self.strength),))", more)
-
-
-def overriding(base: str, bodies: dict[str, str]) -> str:
-    """Return a class that overrides functions of another one; what is empty stays as it is."""
-    functions = [f"def {head}:\n{textwrap.indent(textwrap.dedent(b), '    ')}" for head, b in bodies.items() if b]
-    return f"class Own({base}):\n" + textwrap.indent("\n".join(functions) or "pass", "    ")
-
-
-RIGHT = "return self.place(Shift(self.vector(context), self.strength))"
-CHOICE = """
-    class Choice(DecodePart):
-        def __init__(self, candidates):
-            self.candidates = candidates
-        def choose(self, dialogue, candidates, reward):
-            {}
-"""
-CHOOSE = "return Steering(decode=Choice(self.candidates))"
-CANDIDATES = "candidates: int = 4\noff: ClassVar[Mapping[str, Any]] = {'candidates': 1}"
-
-GOOD = {
-    "learns_nothing": method(
-        "return Steering(prompt=(Polite(self.text),))",
-        """
-        class Polite(PromptPart):
-            def __init__(self, text):
-                self.text = text
-            def __call__(self, dialogue):
-                return (Turn("system", self.text), *dialogue) if self.text else dialogue
-        """,
-        "text: str = 'Be kind: \"say\" a+b, c = 1.'\noff: ClassVar[Mapping[str, Any]] = {'text': ''}",
-    ),
-    "best_of_two": method(
-        CHOOSE,
-        CHOICE.format("return int(reward.score([dialogue] * len(candidates), candidates).argmax())"),
-        CANDIDATES,
-    ),
-    "logits_bias": bias(),
-    "logits_of_the_prompt": bias(
-        "return scores - self.strength * self.seen",
-        processor="""
-        one = Own(self.strength)
-        one.seen = torch.zeros(len(prompt_ids), 259).scatter_add(1, prompt_ids, mask.float()).clamp(max=1)
-        return one
-        """,
-    ),
-    "gate_per_row": edit(
-        "return h + self.strength * state * self.vector",
-        start="""
-        last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
-        return (prompt[torch.arange(len(prompt)), last] @ self.vector > 0).float()[:, None, None]
-        """,
-    ),
-    "mean_of_the_prompt": edit(
-        "return h + self.strength * state",
-        start="return (prompt * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]",
-        scope="all",
-    ),
-    "gradient_at_inference": edit(
-        """
-        with torch.enable_grad():
-            x = h.detach().requires_grad_()
-            step, = torch.autograd.grad((x * self.vector).sum().sin(), x)
-        return h + self.strength * step / step.norm(dim=-1, keepdim=True)
-        """.replace("(x * self.vector).sum().sin()", "(x @ self.vector).sin().sum()")
-    ),
-    "two_edits_and_a_bias": method(
-        """
-        edits = [PlacedEdit(Site(name, i), Shift(self.vector(context), self.strength), "all")
-                 for name, i in (("attn_out", 0), ("resid_post", 1), ("final", None))]
-        return Steering(edits=tuple(edits), logits=(Bias(self.strength),))
-        """
-    ),
-    "learns_from_rollouts": method(
-        """
-        rollouts = context.rollouts()
-        site = Site("resid_post", 1)
-        states = torch.stack(context.activations(site, [r.tokens for r in rollouts], "response_mean"))
-        rewards = torch.tensor([r.reward for r in rollouts])
-        return self.place(Shift((rewards - rewards.mean()) @ states, self.strength))
-        """
-    ),
+"""Families of one structure: by default a method meets one of each."""
+REPRESENTATIVES = {
+    "prompt": "static_prompt",
+    "choice": "best_of_n",
+    "edit of response": "caa",
+    "edit of all": "repe",
+    "edit of prompt with a state": "act_add",
+    "edit at the head": "re_control",
+    "contest of edits": "alignez",
 }
-
-BROKEN: dict[str, dict[str, str]] = {
-    "fit_leaves_no_trace": {
-        "changes_a_weight": method("context.lm.model.get_input_embeddings().weight.data[7] += 1\n" + RIGHT),
-        "leaves_a_hook": method("context.lm.anatomy.blocks[1].register_forward_hook(lambda *a: None)\n" + RIGHT),
-        "patches_forward": method(
-            "b = context.lm.anatomy.blocks[1]\nforward = b.forward\nb.forward = lambda *a, **k: forward(*a, **k)\n"
-            + RIGHT
-        ),
-        "wraps_a_layer": method(
-            "b = context.lm.anatomy.blocks\nb[1] = Wrapped(b[1])\n" + RIGHT,
-            """
-            class Wrapped(torch.nn.Module):
-                def __init__(self, inner):
-                    super().__init__()
-                    self.inner = inner
-                    self.__dict__.update({k: v for k, v in vars(inner).items() if k not in vars(self)})
-                def forward(self, *args, **kwargs):
-                    return self.inner(*args, **kwargs)
-            """,
-        ),
-        "leaves_training_mode": method("context.lm.model.train()\n" + RIGHT),
-        "leaves_gradients_on": method("context.lm.model.requires_grad_(True)\n" + RIGHT),
-        "changes_the_configuration": method("context.lm.model.generation_config.do_sample = True\n" + RIGHT),
-    },
-    "fit_is_reproducible": {
-        "global_generator": method("return self.place(Shift(torch.randn(32), self.strength))"),
-        "module_random": method("return self.place(Shift(self.vector(context) * random.random(), self.strength))"),
-    },
-    "fit_keeps_what_is_shared": {
-        "writes_into_activations": method(
-            "chosen = [p.chosen for p in context.pairs()]\n"
-            "for h in context.activations(Site('resid_post', 1), chosen, 'last_response'):\n"
-            "    h /= h.norm()\n" + RIGHT
-        ),
-        "takes_pairs_away": method("pairs = context.pairs()\n" + RIGHT + " if pairs.pop() else None"),
-        "sorts_the_examples": method("context.examples.reverse()\n" + RIGHT),
-    },
-    "hyperparameters_round_trip": {
-        "no_json": method(RIGHT, fields="dtype: torch.dtype = torch.float32"),
-        "not_to_be_given_as_text": method(RIGHT, fields="layers: tuple[int, ...] = (1, 2)"),
-        "logic_in_construction": method(
-            RIGHT, fields="def __post_init__(self):\n    object.__setattr__(self, 'strength', self.strength + 1)"
-        ).replace('{"strength": 0.0}', '{"strength": -1.0}'),
-    },
-    "off_is_bit_equal": {
-        "rounds": edit("return (h.norm(dim=-1, keepdim=True) * (h / h.norm(dim=-1, keepdim=True))) + self.strength"),
-        "does_not_switch_off": edit("return h + (self.strength + 0.01) * self.vector"),
-        "no_such_hyperparameter": method(RIGHT).replace('{"strength": 0.0}', '{"strenght": 0.0}'),
-        "no_off": method(RIGHT).replace('    off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}\n', ""),
-        "empty_off": method(RIGHT).replace('{"strength": 0.0}', "{}"),
-    },
-    "defaults_have_an_effect": {
-        "forgets_the_vector": edit("return h + self.strength * (self.vector - self.vector)"),
-        "returns_nothing": method("return Steering()"),
-    },
-    "steering_leaves_no_trace": {
-        "processor_leaves_a_hook": bias(
-            processor="lm.anatomy.blocks[1].register_forward_hook(lambda *a: None)\nreturn self"
-        ),
-        "processor_changes_a_weight": bias(processor="lm.model.lm_head.weight.data[0] = 0\nreturn self"),
-        "processor_changes_the_steering": bias(
-            processor="old, self.strength = self.strength, abs(self.strength)\nself.strength += 1e-9\nreturn Bias(old)"
-        ),
-    },
-    "error_leaves_no_trace": {
-        "removes_its_hook_without_finally": bias(
-            """
-            hook = self.lm.model.register_forward_hook(lambda *a: None)
-            self.lm.model(ids)
-            hook.remove()
-            return super().__call__(ids, scores)
-            """,
-            processor="one = Own(self.strength)\none.lm = lm\nreturn one",
-        ),
-    },
-    "generation_is_reproducible": {
-        "noise_in_the_edit": edit("return h + self.strength * torch.randn_like(h)"),
-        "noise_in_the_logits": bias("return scores + self.strength * torch.rand(scores.shape)"),
-        "counts_batches": bias(processor="self.n = getattr(self, 'n', 0) + 1\nreturn Bias(self.n * self.strength)"),
-        "prompts_in_turn": method(
-            "return Steering(prompt=(Turns(),) if self.strength else ())",
-            """
-            class Turns(PromptPart):
-                n = 0
-                def __call__(self, dialogue):
-                    self.n += 1
-                    return (Turn("system", "x" * (self.n % 5)), *dialogue)
-            """,
-        ),
-        "chooses_at_random": method(CHOOSE, CHOICE.format("return random.randrange(len(candidates))"), CANDIDATES),
-    },
-    "logits_are_numbers": {
-        "edit_gives_nan": edit("return h * float('nan') if self.strength else h"),
-        "processor_gives_nan": bias("return scores * float('nan') if self.strength else scores"),
-        "processor_forbids_all": bias("return scores - float('inf') if self.strength else scores"),
-    },
-    "batch_equals_single": {
-        "first_row_of_the_logits": bias("scores = scores.clone()\nscores[0, :50] += self.strength\nreturn scores"),
-        "forbids_padding_too": bias(
-            "return scores.index_fill(1, self.seen.unique(), -1e3) if self.strength else scores",
-            processor="one = Own(self.strength)\none.seen = prompt_ids[:1]\nreturn one",
-        ),
-        "mixes_large_batches": edit(
-            "return h + self.strength * (h.mean(0, keepdim=True) if len(h) > 4 else self.vector)"
-        ),
-        "start_reads_padding": edit("return h + self.strength * state", start="return prompt.mean(1, keepdim=True)"),
-    },
-    "cached_equals_recomputed": {
-        "single_token_is_generated": edit(
-            "return h + self.strength * self.vector if h.shape[1] == 1 else h", scope="all"
-        ),
-        "single_token_is_skipped": edit(
-            "return h if h.shape[1] == 1 else h + self.strength * self.vector", scope="all"
-        ),
-        "counts_calls": edit(
-            """
-            self.calls = getattr(self, "calls", 0) + 1
-            return h + self.strength * self.vector if self.calls == 1 else h
-            """
-        ),
-    },
-    "teacher_forcing_equals_decoding": {
-        "counts_calls_at_the_head": edit(
-            """
-            self.calls = getattr(self, "calls", 0) + 1
-            return h + self.strength * self.vector if self.calls == 1 else h
-            """,
-            site="final",
-        ),
-        "last_column_is_the_prompts_end": edit("return h + self.strength * state", start="return prompt[:, -1:]"),
-    },
-    "edits_keep_their_input": {
-        "in_place": edit("h += self.strength * self.vector\nreturn h"),
-        "in_place_in_start": edit(
-            "return h + self.strength * self.vector", start="prompt *= 1 + self.strength\nreturn None"
-        ),
-    },
-    "edits_keep_the_shape": {
-        "one_value_for_all": edit("return h[..., :1] + self.strength * self.vector[:1] if self.strength else h"),
-        "one_position_for_all": edit("return h[:, -1:] + self.strength * self.vector if self.strength else h"),
-    },
-    "edits_treat_rows_alone": {
-        "first_row_only": edit("h = h.clone()\nh[0] += self.strength * self.vector\nreturn h"),
-        "mean_of_the_batch": edit("return h + self.strength * h.mean(0, keepdim=True)"),
-        "state_of_the_first_row": edit("return h + self.strength * state", start="return prompt[0, -1]"),
-    },
-    "edits_treat_positions_alone": {
-        "mean_of_positions": edit("return h + self.strength * h.mean(1, keepdim=True)"),
-        "first_position_of_the_pass": edit("h = h.clone()\nh[:, 0] += self.strength * self.vector\nreturn h"),
-    },
-    "edits_compute_in_float32": {
-        "returns_half": edit("return (h + self.strength * self.vector).half() if self.strength else h"),
-        "casts_in_between": edit("return h + (self.strength * self.vector).bfloat16().float()"),
-    },
-    "declared_positions_change": {
-        "in_place_beyond_the_scope": edit("h += self.strength * self.vector\nreturn h"),
-        "start_changes_the_prompt": edit("return h", start="prompt += self.strength * self.vector\nreturn None"),
-    },
-    "saving_keeps_everything": {
-        "constructor_changes_its_argument": method(
-            "return self.place(Own(self.vector(context), self.strength))",
-            """
-            class Own(Shift):
-                def __init__(self, vector, strength):
-                    super().__init__(vector.mul_(2), strength)
-            """,
-        ),
-        "set_behind_the_constructor": method(
-            """
-            edit = Shift(self.vector(context), self.strength)
-            edit.vector = edit.vector.flip(0)
-            edit.forward = lambda h, state: h - edit.strength * edit.vector
-            return self.place(edit)
-            """
-        ),
-        "argument_not_kept": method(
-            "return self.place(Own(self.vector(context), self.strength))",
-            """
-            class Own(Shift):
-                def __init__(self, direction, strength):
-                    super().__init__(direction, strength)
-            """,
-        ),
-        "class_inside_a_function": method(
-            "class Local(Shift):\n    pass\nreturn self.place(Local(self.vector(context), self.strength))"
-        ),
-    },
-    "half_precision_works": {
-        "mixes_types": method(
-            "return self.place(Shift(self.vector(context) @ context.lm.model.lm_head.weight.T[:, :32], self.strength))"
-        ),
-        "numpy_has_no_bfloat16": method("context.lm.model.lm_head.weight.detach().numpy()\n" + RIGHT),
-    },
-}
-"""Invariant -> what breaks it."""
-
-
-COMPANIONS: dict[str, set[str]] = {
-    "changes_a_weight": set(),
-    "global_generator": {"fit_leaves_no_trace"},
-    "writes_into_activations": set(),
-    "logic_in_construction": set(),
-    "does_not_switch_off": set(),
-    "forgets_the_vector": set(),
-    "processor_leaves_a_hook": {"error_leaves_no_trace"},
-    "removes_its_hook_without_finally": set(),
-    "chooses_at_random": {"batch_equals_single", "cached_equals_recomputed", "saving_keeps_everything"},
-    "processor_forbids_all": {  # all that generate: the engine refuses to
-        "defaults_have_an_effect",
-        "steering_leaves_no_trace",
-        "generation_is_reproducible",
-        "batch_equals_single",
-        "cached_equals_recomputed",
-        "teacher_forcing_equals_decoding",
-        "saving_keeps_everything",
-        "half_precision_works",
-    },
-    "start_reads_padding": {"teacher_forcing_equals_decoding"},
-    "single_token_is_skipped": {"teacher_forcing_equals_decoding"},
-    "last_column_is_the_prompts_end": set(),
-    "in_place": {"declared_positions_change", "teacher_forcing_equals_decoding"},
-    "one_value_for_all": set(),
-    "first_row_only": {"batch_equals_single"},
-    "mean_of_positions": {"cached_equals_recomputed", "teacher_forcing_equals_decoding"},
-    "casts_in_between": set(),
-    "in_place_beyond_the_scope": {"edits_keep_their_input", "teacher_forcing_equals_decoding"},
-    "set_behind_the_constructor": set(),
-    "mixes_types": set(),
-}
-"""One way to break each invariant -> what else breaks, because it is another view of the same mistake."""
+"""Kind of part -> a method that has it: by default these are composed, each with each."""
 
 
 @pytest.fixture(autouse=True)
@@ -437,13 +71,8 @@ def named(text: str) -> Method:
 
 def problems(method: Method, family: str = "llama") -> dict[str, str]:
     """Return the invariants that a method breaks, each with the sentence that says how."""
-    found = {invariant.__name__: check(method, family, invariant) for invariant in INVARIANTS}
-    return {name: problem for name, problem in found.items() if problem}
-
-
-def home_of(name: str) -> tuple[str, str]:
-    """Return the invariant that a method breaks, and its file."""
-    return next((invariant, cases[name]) for invariant, cases in BROKEN.items() if name in cases)
+    results = zip(INVARIANTS, check_family(method, family), strict=True)
+    return {invariant.__name__: result.problem for invariant, result in results if result.problem}
 
 
 def in_turn(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -451,17 +80,61 @@ def in_turn(names: Iterable[str]) -> list[tuple[str, str]]:
     return list(zip(names, cycle(tiny.FAMILIES), strict=False))
 
 
+def kinds(steering: Steering) -> set[str]:
+    """Return the kinds of part that a steering has."""
+    found = {"prompt"} if steering.prompt else set()
+    found |= {"logits"} if steering.logits else set()
+    found |= {"choice"} if steering.decode else set()
+    return found | set(map(kind_of_edit, steering.edits))
+
+
+def kind_of_edit(placed: PlacedEdit) -> str:
+    if isinstance(placed.edit, RankedEdit):
+        return "contest of edits"
+    if placed.site.name == "final":
+        return "edit at the head"
+    return f"edit of {placed.scope}" + (" with a state" if type(placed.edit).start is not Edit.start else "")
+
+
 # What passes
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_keeps_every_invariant(name: str, family: str) -> None:
-    assert problems(named(name), family) == {}
+def one_of_each_structure() -> set[tuple[str, str]]:
+    """Return every method with one family of each structure, so that in turn every family is met."""
+    turns = [cycle(families) for families in ALIKE]
+    return {(name, next(turn)) for name in METHODS for turn in turns}
 
 
-@pytest.mark.parametrize(("pair", "on"), in_turn(map("+".join, combinations(METHODS, 2))))
+SAMPLE = one_of_each_structure()
+
+
+@pytest.mark.parametrize(("name", "on"), mostly_slow(product(METHODS, tiny.FAMILIES), SAMPLE.__contains__))
+def test_every_method_keeps_every_invariant(name: str, on: str) -> None:
+    assert problems(named(name), on) == {}
+
+
+def test_every_family_is_met_by_a_method() -> None:
+    assert sorted(family for alike in ALIKE for family in alike) == sorted(tiny.FAMILIES)
+    assert {on for _, on in SAMPLE} == set(tiny.FAMILIES)
+
+
+PAIRS = in_turn(map("+".join, combinations(METHODS, 2)))
+
+
+def represents_kinds(pair: tuple[str, str]) -> bool:
+    return {name.split(":")[0] for name in pair[0].split("+")} <= set(REPRESENTATIVES.values())
+
+
+@pytest.mark.parametrize(("pair", "on"), mostly_slow(PAIRS, represents_kinds))
 def test_every_pair_of_methods_composes(pair: str, on: str) -> None:
     assert problems(named(pair), on) == {}
+
+
+def test_every_kind_of_part_has_a_representative() -> None:
+    found = {name: kinds(Case.fitted(named(name), "llama").steering) for name in METHODS}
+    assert set().union(*found.values()) == REPRESENTATIVES.keys()
+    for kind, name in REPRESENTATIVES.items():
+        assert kind in found[QUICK.get(name, name)]
 
 
 def test_a_fault_that_not_every_fit_shows_is_found(tmp_path: Path) -> None:
@@ -501,21 +174,16 @@ def test_every_invariant_meets_methods_that_break_it() -> None:
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("name", [name for cases in BROKEN.values() for name in cases])
-def test_what_is_broken_is_caught(tmp_path: Path, name: str) -> None:
-    caught_by, source = home_of(name)
-    broken = add(tmp_path, name, source)
-    missed = [on for on in ("llama", "gpt2") if not check(broken, on, vars(invariants)[caught_by])]
-    assert missed == []
+BROKEN_ON = product((name for cases in BROKEN.values() for name in cases), tiny.FAMILIES)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for cases in BROKEN.values() for name in cases])
-def test_what_is_broken_is_caught_in_every_family(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "on"), mostly_slow(BROKEN_ON, lambda case: case[1] in ("llama", "gpt2")))
+def test_what_is_broken_is_caught(tmp_path: Path, name: str, on: str) -> None:
+    """Twice, as the suite does it: on one fit together with all other invariants, and then by its own invariant."""
     caught_by, source = home_of(name)
     broken = add(tmp_path, name, source)
-    missed = [on for on in tiny.FAMILIES if not check(broken, on, vars(invariants)[caught_by])]
-    assert missed == []
+    assert not holds_on_one_fit(broken, on)
+    assert check(broken, on, vars(invariants)[caught_by])
 
 
 @pytest.mark.parametrize("name", COMPANIONS)
@@ -532,6 +200,54 @@ def test_a_weak_edit_that_changes_no_token_is_caught_too(tmp_path: Path, name: s
     """Tokens alone would show almost none of these: a hundredth of the vector rarely changes one."""
     weak = add(tmp_path, name, home_of(name)[1].replace("strength: float = 1.0", "strength: float = 0.01"))
     assert check(weak, family, batch_equals_single)
+
+
+# One fit for all invariants
+
+FIRST_USE = {
+    "steering_leaves_no_trace": bias(processor="old, self.strength = self.strength, 2.0\nreturn Bias(old)"),
+    "generation_is_reproducible": bias(
+        processor="""
+        strength = self.strength + (self.strength != 0 and not hasattr(self, "used"))
+        self.used = True
+        return Bias(strength)
+        """
+    ),
+}
+"""Invariant -> what breaks it where a steering is used for the first time, and never again."""
+
+
+@pytest.mark.parametrize("invariant", FIRST_USE)
+def test_no_invariant_uses_a_steering_up_for_the_next(tmp_path: Path, invariant: str) -> None:
+    assert invariant in problems(add(tmp_path, "mine", FIRST_USE[invariant]))
+
+
+@pytest.mark.parametrize(("name", "on"), in_turn(["caa", "static_prompt", "best_of_n", *QUICK.values()]))
+def test_no_invariant_leaves_a_trace(name: str, on: str) -> None:
+    case = Case.fitted(named(name), on)
+    digest = case.steering.digest()
+    for invariant in INVARIANTS:
+        assert invariant(case.untouched()) is None
+        assert case.changed(case.before) is None, invariant.__name__
+        assert case.steering.digest() == digest
+
+
+def test_a_trace_that_no_invariant_sees_is_none_on_one_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is behind an invariant that damages the model proves nothing."""
+
+    def damages(case: Case) -> None:
+        case.lm.model.get_input_embeddings().weight.data[7] += 1
+
+    monkeypatch.setattr(contract, "INVARIANTS", (damages,))
+    assert not holds_on_one_fit(named("unsteered"), "llama")
+
+
+def test_what_is_sound_is_fitted_once_for_all_that_need_no_fit_of_their_own(tmp_path: Path) -> None:
+    counting = method("Mine.fits = getattr(Mine, 'fits', 0) + 1\n" + RIGHT)
+    sound = add(tmp_path, "mine", counting)
+    assert problems(sound) == {}
+    # again with the same seed, with an eye on what is shared, switched off, in bfloat16
+    assert vars(type(sound.steerers[0]))["fits"] == 1 + 4
 
 
 # What it says
