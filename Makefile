@@ -5,16 +5,22 @@ PYTHON ?= python3
 JOBS ?= 2
 PYTEST_ARGS ?=
 BIN = .venv/bin
+# one thread each: the test models are tiny, and more threads cost more than they save
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(BIN)/pytest
+# a file of tests stays with one process, so what its tests share is made once
+SPREAD = -n $(JOBS) --dist loadfile
 INSTALLED = .venv/.installed
 
-.PHONY: run test check bench results clean
+.PHONY: run test test-all check bench results clean
 
 run: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/steerbench run
 
-# one thread each: the test models are tiny, and more threads cost more than they save
 test: $(INSTALLED)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(JOBS) $(PYTEST_ARGS)
+	$(PYTEST) $(SPREAD) $(PYTEST_ARGS)
+
+test-all: $(INSTALLED)
+	$(PYTEST) tests tests/benchmarks $(SPREAD) -m "slow or not slow" $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check
@@ -22,7 +28,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(BIN)/pytest tests/benchmarks --benchmark-enable --benchmark-only $(PYTEST_ARGS)
+	$(PYTEST) tests/benchmarks -m "slow or not slow" --benchmark-enable --benchmark-only $(PYTEST_ARGS)
 
 # from the committed records alone; the tests check that what is committed is what this makes
 results: $(INSTALLED)
