@@ -4,12 +4,13 @@ Observers before and after the edit, on the module itself, see what it changed. 
 from the tokens alone.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 import torch
+from thorough import mostly_slow
 from torch import Tensor
 from transformers import AutoModelForCausalLM, OpenAIGPTConfig
 
@@ -29,36 +30,50 @@ class Shift(Add):
     """An `Add` that is never folded into a bias, which knows no positions."""
 
 
+Trace = list[list[Tensor]]
+"""Of each edit, for each forward pass, which positions it changed."""
+
+
 def traced(
     lm: LanguageModel, steering: Steering, run: Callable[[], Any], rows: int, monkeypatch: pytest.MonkeyPatch
-) -> tuple[list[Tensor], Any]:
-    """Run with observers on both sides of the edit; return for each forward pass which positions it changed."""
-    place = lm.anatomy.place(steering.edits[0].site)
-    before: list[Tensor] = []
-    after: list[Tensor] = []
+) -> tuple[Trace, Any]:
+    """Run with observers on both sides of each edit; return what they saw, and what the run returns."""
+    places = [lm.anatomy.place(placed.site) for placed in steering.edits]
+    before: list[list[Tensor]] = [[] for _ in places]
+    after: list[list[Tensor]] = [[] for _ in places]
 
     @contextmanager
     def observed(*args: Any) -> Iterator[None]:
-        with (
-            watched(place, lambda h: before.append(h.clone())),
-            steered(*args),
-            watched(place, lambda h: after.append(h.clone())),
-        ):
+        with ExitStack() as stack:
+            for place, seen in zip(places, before, strict=True):
+                stack.enter_context(watched(place, keeping(seen)))
+            stack.enter_context(steered(*args))
+            for place, seen in zip(places, after, strict=True):
+                stack.enter_context(watched(place, keeping(seen)))
             yield
 
     monkeypatch.setattr(generation, "steered", observed)
     result = run()
-    changed = [
+    return [changed(*seen, rows) for seen in zip(before, after, strict=True)], result
+
+
+def keeping(seen: list[Tensor]) -> Callable[[Tensor], None]:
+    return lambda h: seen.append(h.clone())
+
+
+def changed(before: list[Tensor], after: list[Tensor], rows: int) -> list[Tensor]:
+    """Return for each forward pass the positions that differ, (rows, width)."""
+    return [
         (a.reshape(rows, -1, a.shape[-1]) != b.reshape(rows, -1, b.shape[-1])).any(-1)
         for a, b in zip(after, before, strict=True)
     ]
-    return changed, result
 
 
-def steering_at(lm: LanguageModel, name: str, scope: Scope) -> Steering:
-    site = Site(name, None if name == "final" else 1)  # type: ignore[arg-type]
-    width = len(activations(lm, site, [Tokens((3,))], "last_prompt")[0])
-    return Steering(edits=(PlacedEdit(site, Shift(torch.full((width,), 0.5)), scope),))
+def steering_at(lm: LanguageModel, names: Sequence[str], scope: Scope) -> Steering:
+    sites = [Site(name, None if name == "final" else 1) for name in names]  # type: ignore[arg-type]
+    widths = [len(activations(lm, site, [Tokens((3,))], "last_prompt")[0]) for site in sites]
+    edits = [PlacedEdit(s, Shift(torch.full((w,), 0.5)), scope) for s, w in zip(sites, widths, strict=True)]
+    return Steering(edits=tuple(edits))
 
 
 def declared(prompts: list[tuple[int, ...]], new: list[list[int]], scope: Scope, end_ids: list[int]) -> Tensor:
@@ -73,13 +88,17 @@ def declared(prompts: list[tuple[int, ...]], new: list[list[int]], scope: Scope,
     return table
 
 
+SITES = mostly_slow([(SITE_NAMES,), *(((name,),) for name in SITE_NAMES)], lambda case: case == (SITE_NAMES,))
+"""All of them in one run, and each alone."""
+
+
 @pytest.mark.parametrize("scope", ["all", "prompt", "response"])
-@pytest.mark.parametrize("site", SITE_NAMES)
+@pytest.mark.parametrize("sites", SITES, ids="+".join)
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "recomputed"])
 def test_generation_edits_exactly_the_declared_positions(
-    lm: LanguageModel, site: str, scope: Scope, use_cache: bool, monkeypatch: pytest.MonkeyPatch
+    lm: LanguageModel, sites: tuple[str, ...], scope: Scope, use_cache: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steering = steering_at(lm, site, scope)
+    steering = steering_at(lm, sites, scope)
     batches: list[list[tuple[int, ...]]] = [RAGGED, [(9,)], [(4,), (6,)]]
     for prompts in batches:
         batch = lm.left_padded([Tokens(p) for p in prompts])
@@ -89,34 +108,35 @@ def test_generation_edits_exactly_the_declared_positions(
             decoding = Decoding(max_new_tokens=NEW, temperature=1.5)
             return _generate_batch(lm, batch, steering, decoding, generators, use_cache)
 
-        passes, new = traced(lm, steering, run, len(prompts), monkeypatch)
+        trace, new = traced(lm, steering, run, len(prompts), monkeypatch)
         expected = declared(prompts, new, scope, lm.end_ids)
-        assert len(passes) == max(map(len, new))
-        for i, changed in enumerate(passes):
-            stop = max(map(len, prompts)) + i
-            start = stop - changed.shape[1]
-            assert start == (stop - 1 if use_cache and i else 0) or site == "final"
-            # in a recomputed pass a row is finished as soon as its end token stands in the input
-            assert torch.equal(changed, expected[:, start:stop]), (prompts, i)
+        width = max(map(len, prompts))
+        for site, passes in zip(sites, trace, strict=True):
+            assert len(passes) == max(map(len, new))
+            for i, found in enumerate(passes):
+                start = width + i - found.shape[1]
+                assert start == (width + i - 1 if use_cache and i else 0) or site == "final"
+                # in a recomputed pass a row is finished as soon as its end token stands in the input
+                assert torch.equal(found, expected[:, start : width + i]), (site, prompts, i)
 
 
 @pytest.mark.parametrize("scope", ["all", "prompt", "response"])
-@pytest.mark.parametrize("site", SITE_NAMES)
+@pytest.mark.parametrize("sites", SITES, ids="+".join)
 def test_teacher_forcing_edits_exactly_the_declared_positions(
-    lm: LanguageModel, site: str, scope: Scope, monkeypatch: pytest.MonkeyPatch
+    lm: LanguageModel, sites: tuple[str, ...], scope: Scope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steering = steering_at(lm, site, scope)
+    steering = steering_at(lm, sites, scope)
     end = lm.end_ids[0]
     sequences = [Tokens((5,), (6, 7, end)), Tokens((8, 9, 10), (11,)), Tokens((12, 13), ())]
-    passes, _ = traced(lm, steering, lambda: list(response_logits(lm, sequences, steering)), 3, monkeypatch)
-    (changed,) = passes
+    trace, _ = traced(lm, steering, lambda: list(response_logits(lm, sequences, steering)), 3, monkeypatch)
     order = sorted(range(3), key=lambda i: -sum(map(len, sequences[i])))
-    for row, i in enumerate(order):
-        n_prompt, n = len(sequences[i].prompt), len(sequences[i].response)
-        stop = n_prompt + n - (end in sequences[i].response)
-        first = n_prompt - 1 if scope == "response" else 0
-        last = n_prompt if scope == "prompt" else stop
-        assert changed[row].nonzero().flatten().tolist() == list(range(first, last))
+    for (found,) in trace:
+        for row, i in enumerate(order):
+            n_prompt, n = len(sequences[i].prompt), len(sequences[i].response)
+            stop = n_prompt + n - (end in sequences[i].response)
+            first = n_prompt - 1 if scope == "response" else 0
+            last = n_prompt if scope == "prompt" else stop
+            assert found[row].nonzero().flatten().tolist() == list(range(first, last))
 
 
 def test_finished_rows_occur_in_the_trace() -> None:
@@ -148,8 +168,8 @@ def test_a_model_without_a_cache_is_edited_where_declared(scope: Scope, monkeypa
             decoding = Decoding(max_new_tokens=NEW, temperature=1.0)
             return _generate_batch(lm, batch, steering, decoding, generators, True)
 
-        passes, new = traced(lm, steering, run, len(prompts), monkeypatch)
+        (passes,), new = traced(lm, steering, run, len(prompts), monkeypatch)
         monkeypatch.undo()
         expected = declared(prompts, new, scope, lm.end_ids)
-        for changed in passes:
-            assert torch.equal(changed, expected[:, : changed.shape[1]])
+        for found in passes:
+            assert torch.equal(found, expected[:, : found.shape[1]])
