@@ -38,10 +38,8 @@ ALIKE = (
 REPRESENTATIVES = {
     "prompt": "static_prompt",
     "choice": "best_of_n",
-    "edit of response": "caa",
-    "edit of all": "repe",
-    "edit of prompt with a state": "act_add",
-    "edit at the head": "re_control",
+    "edit": "caa",
+    "edit with a state": "act_add",
     "contest of edits": "alignez",
 }
 """Kind of part -> a method that has it: by default these are composed, each with each."""
@@ -91,9 +89,7 @@ def kinds(steering: Steering) -> set[str]:
 def kind_of_edit(placed: PlacedEdit) -> str:
     if isinstance(placed.edit, RankedEdit):
         return "contest of edits"
-    if placed.site.name == "final":
-        return "edit at the head"
-    return f"edit of {placed.scope}" + (" with a state" if type(placed.edit).start is not Edit.start else "")
+    return "edit" if type(placed.edit).start is Edit.start else "edit with a state"
 
 
 # What passes

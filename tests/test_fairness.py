@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from made_records import make
+from thorough import mostly_slow
 
 from steerbench import Decoding, Options, Protocol, Record, SteerbenchError, generate, harness, leaderboard, run, tiny
 from steerbench.bench import load_bench
@@ -137,8 +138,9 @@ def test_the_device_changes_no_score(protocol: Protocol, tmp_path: Path) -> None
 # Chance is called chance
 
 
-def test_the_unsteered_model_beats_itself_in_one_study_of_twenty() -> None:
-    """200 studies of the unsteered model against itself with another sampling seed, 60 prompts each."""
+@pytest.mark.parametrize("n_studies", mostly_slow([50, 200], lambda n: n == 50))
+def test_the_unsteered_model_beats_itself_in_one_study_of_twenty(n_studies: int) -> None:
+    """Studies of the unsteered model against itself with another sampling seed, 60 prompts each."""
     lm, reward = tiny.language_model(), tiny.VowelReward()
     prompts = [e.prompt for e in tiny.examples()[:60]]
     ids = [str(i) for i in range(60)]
@@ -148,12 +150,12 @@ def test_the_unsteered_model_beats_itself_in_one_study_of_twenty() -> None:
         texts = [r.text for r in generate(lm, prompts, decoding=sampled, sample=sample, batch_size=60)]
         return reward.score(prompts, texts).double().numpy()
 
-    studies = [rewards(2 * k) - rewards(2 * k + 1) for k in range(200)]
+    studies = [rewards(2 * k) - rewards(2 * k + 1) for k in range(n_studies)]
     assert np.std(studies) > 0
     found = [Gaps(ids, ids, values, None) for values in studies]
     significant = np.mean([p <= 0.05 for p in p_values(found, n_resamples=4000)])
     outside = np.mean([not (i.low <= 0 <= i.high) for i in intervals(found, 2000)])  # type: ignore[operator]
-    noise = 3 * np.sqrt(0.05 * 0.95 / 200)
+    noise = 3 * np.sqrt(0.05 * 0.95 / n_studies)
     assert significant == pytest.approx(0.05, abs=noise)
     assert outside == pytest.approx(0.05, abs=noise + 0.015), "a bootstrap of 60 is a little too narrow"
 

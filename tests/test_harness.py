@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,17 @@ from steerbench import (
 from steerbench.bench import load_bench
 from steerbench.effect import Effect
 from steerbench.errors import SteerbenchError
+from steerbench.latency.timing import latency
 from steerbench.metrics import diversity_of
 from steerbench.protocol import differences
 from steerbench.scoring import score
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time little: what is timed has tests of its own."""
+    monkeypatch.setattr(harness, "latency", partial(latency, new_tokens=2, rounds=1))
+
 
 PLUGIN = """
 from collections.abc import Sequence
@@ -265,8 +274,9 @@ def test_a_held_out_reward_scores_beside_the_guide(protocol: Protocol, other_rew
 
 
 def test_a_choosing_method_is_judged_by_the_guide(
-    protocol: Protocol, tmp_path: Path, plugin: Callable[..., str]
+    protocol: Protocol, tmp_path: Path, plugin: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(harness, "latency", latency)
     part = """
 class Best(DecodePart):
     def __init__(self, candidates: int) -> None:

@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import made_records
 import pandas as pd
 import pytest
+from thorough import mostly_slow
 from typer.testing import Result
 
 from steerbench import Decoding, Options, Protocol, Record, Store, harness, run
@@ -56,6 +58,32 @@ while status != 0:
 print(moment)
 """
 
+WRITTEN = """
+import os, signal, sys
+from pathlib import Path
+from made_records import make
+from steerbench import Store
+
+out, moment, status = Path(sys.argv[1]), 0, None
+while status != 0:
+    folder = out / str(moment)
+    folder.mkdir()
+    Store(folder).write(make("unsteered"))
+    child = os.fork()
+    if child == 0:
+        steps = iter(range(moment))
+        def step(event, arguments):
+            if arguments and isinstance(arguments[0], (str, Path)) and str(arguments[0]).startswith(str(folder)):
+                if next(steps, None) is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(step)
+        Store(folder).write(make("caa"))
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL), status
+    moment += 1
+print(moment)
+"""
 
 TIMED = """
 import importlib, json, os, random, signal, sys, time
@@ -131,6 +159,23 @@ def times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.glob("[!.]*/*")}
 
 
+def test_a_record_that_was_being_written_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = os.pathsep.join([str(Path(made_records.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", WRITTEN, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    count = int(done.stdout)
+    found = [[r.method for r in Store(tmp_path / str(moment)).records()] for moment in range(count)]
+    assert {tuple(methods) for methods in found} == {("unsteered",), ("caa", "unsteered")}
+    assert found[0] == ["unsteered"]
+    for moment, methods in enumerate(found):
+        store = Store(tmp_path / str(moment))
+        if len(methods) == 1:
+            store.write(made_records.make("caa"))
+        same_scores(store.records(), [made_records.make("caa"), made_records.make("unsteered")])
+
+
+@pytest.mark.slow
 def test_killed_at_every_step_in_the_file_system(
     protocol: Protocol, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,9 +199,19 @@ def test_killed_at_every_step_in_the_file_system(
         same_scores(Store(folder).records(), whole)
 
 
+STARTED = """
+from functools import partial
+from steerbench import harness
+from steerbench.cli import main
+from steerbench.latency.timing import latency
+harness.latency = partial(latency, new_tokens=2, rounds=1)
+main()
+"""
+
+
 def start(args: list[str], folder: Path) -> "subprocess.Popen[str]":
     """Start the command line in a process of its own and wait for the first record."""
-    command = [sys.executable, "-c", "from steerbench.cli import main; main()", "run", *args, "--out", str(folder)]
+    command = [sys.executable, "-c", STARTED, "run", *args, "--out", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not times(folder):
         time.sleep(0.01)
@@ -165,10 +220,10 @@ def start(args: list[str], folder: Path) -> "subprocess.Popen[str]":
 
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_the_same_command_goes_on_where_it_was_ended(
-    run_args: list[str], cli: Callable[..., Result], tmp_path: Path, sign: signal.Signals, code: int
+    run_args: list[str], run_cli: Callable[..., Result], tmp_path: Path, sign: signal.Signals, code: int
 ) -> None:
-    args = [*run_args, "--methods", f"{METHODS},random_direction"]
-    with start(args, tmp_path / "ended") as process:
+    methods = ["--methods", f"{METHODS},random_direction"]
+    with start([*run_args, *methods], tmp_path / "ended") as process:
         os.kill(process.pid, sign)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == code
@@ -177,17 +232,18 @@ def test_the_same_command_goes_on_where_it_was_ended(
     before = times(tmp_path / "ended")
     n_left = len(Store(tmp_path / "ended").records())
     assert 1 <= n_left < 4
-    ended = cli("run", *args, "--out", tmp_path / "ended")
+    ended = run_cli(*methods, "--out", tmp_path / "ended")
     assert ended.exit_code == 0
     assert f"4 records in {tmp_path / 'ended'}, {n_left} of them from before" in ended.stdout
     assert before.items() <= times(tmp_path / "ended").items()
-    assert cli("run", *args, "--out", tmp_path / "whole").exit_code == 0
+    assert run_cli(*methods, "--out", tmp_path / "whole").exit_code == 0
     same_scores(Store(tmp_path / "ended").records(), Store(tmp_path / "whole").records())
 
 
 # Killed at any time
 
-N_KILLS = 20
+FEW, MANY = 2, 20
+"""How often a run is killed by default, and with all tests."""
 NOT_COMPARED = {"created", "seconds", "latency"}
 """What a record says about the clock, and about what else the machine did."""
 COLUMNS_NOT_COMPARED = ("prefill_", "decode_", "tokens_per_s", "peak_memory_mb", "fit_seconds")
@@ -195,14 +251,14 @@ COLUMNS_NOT_COMPARED = ("prefill_", "decode_", "tokens_per_s", "peak_memory_mb",
 
 
 @pytest.fixture(scope="module")
-def killed(run_args: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed(request: pytest.FixtureRequest, run_args: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a run that was not killed, `whole`, and with those that were killed and begun again."""
-    out = tmp_path_factory.mktemp("killed")
+    n_kills, out = request.param, tmp_path_factory.mktemp("killed")
     sizes = ["--n-examples", "3", "--n-train", "4", "--max-new-tokens", "3", "--tune", "2", "--seeds", "0,1"]
-    command = [sys.executable, "-c", TIMED, str(out), str(N_KILLS), *run_args, *sizes, "--methods", METHODS]
+    command = [sys.executable, "-c", TIMED, str(out), str(n_kills), *run_args, *sizes, "--methods", METHODS]
     done = subprocess.run([*command[:-1], f"{METHODS},random_direction"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[0]) > N_KILLS, "most runs were over before they were killed"
+    assert int(done.stdout.split()[0]) > n_kills, "most runs were over before they were killed"
     return out
 
 
@@ -221,7 +277,12 @@ def leaderboard(folder: Path) -> pd.DataFrame:
     return table[[column for column in table if not column.startswith(COLUMNS_NOT_COMPARED)]]
 
 
-@pytest.mark.parametrize("name", [*(f"once-{k}" for k in range(N_KILLS)), "often"])
+KILLED_RUNS = [(n, name) for n in (FEW, MANY) for name in (*(f"once-{k}" for k in range(n)), "often")]
+
+
+@pytest.mark.parametrize(
+    ("killed", "name"), mostly_slow(KILLED_RUNS, lambda case: case[0] == FEW), indirect=["killed"], scope="module"
+)
 def test_a_run_that_was_killed_ends_as_one_that_was_not(killed: Path, name: str) -> None:
     whole = contents(killed / "whole")
     assert len(whole) == 8
