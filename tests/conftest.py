@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from thorough import mostly_slow
 from typer.testing import CliRunner, Result
 
 from steerbench import cli as commands
@@ -21,7 +22,11 @@ from steerbench.testbed import commands as testbed_commands
 torch.set_num_threads(1)  # for tiny models one thread beats two
 
 
-@pytest.fixture(params=sorted(tiny.FAMILIES))
+UNLIKE = ("llama", "gemma2", "phi3", "gpt2", "falcon")
+"""Families that differ in norms, positions, fused maps and the order of their parts; the others resemble one of them."""
+
+
+@pytest.fixture(params=mostly_slow(sorted(tiny.FAMILIES), UNLIKE.__contains__))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

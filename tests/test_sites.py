@@ -28,6 +28,12 @@ IDS = torch.tensor([[5, 60, 7, 8, 200, 9]])
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
 
 
+@pytest.fixture(params=sorted(tiny.FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    """Every one, always: what is checked here is what differs between families."""
+    return str(request.param)
+
+
 @contextmanager
 def reading(places: dict[str, Place]) -> Iterator[dict[str, Tensor]]:
     """Record activations with hooks of our own."""

@@ -22,6 +22,13 @@ from steerbench.sites import SITE_NAMES
 from steerbench.steering import Scope
 from steerbench.watching import watched
 
+
+@pytest.fixture(params=sorted(tiny.FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    """Every one, always: what is checked here is what differs between families."""
+    return str(request.param)
+
+
 NEW = 6
 RAGGED: list[tuple[int, ...]] = [(5,), (7, 8, 9, 10, 11), (20, 21), tuple(range(30, 52))]
 
