@@ -23,7 +23,7 @@ torch.set_num_threads(1)  # for tiny models one thread beats two
 
 
 UNLIKE = ("llama", "gemma2", "phi3", "gpt2", "falcon")
-"""Families that differ in norms, positions, fused maps and the order of their parts; the others resemble one of them."""
+"""Families that differ in norms, positions, fused maps and the order of parts; each other one resembles one of them."""
 
 
 @pytest.fixture(params=mostly_slow(sorted(tiny.FAMILIES), UNLIKE.__contains__))
