@@ -11,7 +11,7 @@ PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(BIN)/pytest
 SPREAD = -n $(JOBS) --dist loadfile
 INSTALLED = .venv/.installed
 
-.PHONY: run test test-all check bench results clean
+.PHONY: run test test-all check bench wheel results columns clean
 
 run: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/steerbench run
@@ -26,18 +26,32 @@ check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 bench: $(INSTALLED)
 	$(PYTEST) tests/benchmarks -m "slow or not slow" --benchmark-enable --benchmark-only $(PYTEST_ARGS)
 
+# from another folder, so that what runs is the wheel
+wheel: $(INSTALLED)
+	rm -rf dist build/empty
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/pip install --quiet dist/*.whl --constraint constraints.txt
+	cd build && HF_HUB_OFFLINE=1 empty/bin/steerbench run --methods caa --n-examples 16 --n-train 64
+
 # from the committed records alone; the tests check that what is committed is what this makes
 results: $(INSTALLED)
-	$(BIN)/steerbench leaderboard results/testbed --csv results/leaderboard.csv --markdown README.md
+	$(BIN)/steerbench leaderboard results/testbed --csv results/leaderboard.csv --markdown docs/results.md
+	$(BIN)/steerbench leaderboard results/testbed --markdown README.md --rows 8
 	$(BIN)/steerbench leaderboard results/matched --csv results/matched.csv --markdown results/README.md
 	$(BIN)/steerbench report results --out results/report.html --plot results/gains.svg --examples 12
 
+# the table of the page, from steerbench/records/columns.py; a test checks that it is this one
+columns: $(INSTALLED)
+	$(BIN)/python -m steerbench.records.column_page docs/columns.md
+
 clean:
-	rm -rf .venv build dist steerbench.egg-info .coverage .benchmarks .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist steerbench.egg-info .coverage .benchmarks .import_linter_cache .mypy_cache .ruff_cache .pytest_cache
 	find steerbench methods tasks tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

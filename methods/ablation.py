@@ -29,18 +29,9 @@ from typing import Any, ClassVar, Literal
 
 from torch.nn.functional import normalize
 
-from steerbench import (
-    Ablate,
-    FitContext,
-    PairSource,
-    PlacedEdit,
-    Site,
-    Steerer,
-    Steering,
-    contrast,
-    difference_of_means,
-    middle_layer,
-)
+from steerbench import FitContext, Steerer, Steering
+from steerbench.edits import Ablate, PlacedEdit, Site
+from steerbench.learn import PairSource, contrast, difference_of_means, middle_layer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, ClassVar
 
-from steerbench import AddInFront, FitContext, PlacedEdit, Site, Steerer, Steering, Tokens, block_at
+from steerbench import FitContext, Steerer, Steering
+from steerbench.edits import AddInFront, PlacedEdit, Site
+from steerbench.learn import Tokens, block_at
 
 
 @dataclass(frozen=True, kw_only=True)

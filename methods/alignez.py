@@ -45,18 +45,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from steerbench import (
+from steerbench import FitContext, SteerbenchError, Steerer, Steering
+from steerbench.edits import Edit, Gated, PlacedEdit, RemoveBoost, Site
+from steerbench.learn import (
     CCS,
     Contrast,
-    Edit,
-    FitContext,
-    Gated,
-    PlacedEdit,
-    RemoveBoost,
-    Site,
-    SteerbenchError,
-    Steerer,
-    Steering,
     contrasts,
     elbow,
     fit_ccs,

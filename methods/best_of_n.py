@@ -23,7 +23,9 @@ from dataclasses import dataclass
 from math import log
 from typing import Any, ClassVar
 
-from steerbench import DecodePart, Dialogue, FitContext, Reward, SteerbenchError, Steerer, Steering
+from steerbench import FitContext, Reward, SteerbenchError, Steerer, Steering
+from steerbench.data import Dialogue
+from steerbench.edits import DecodePart
 
 
 class Best(DecodePart):

@@ -29,19 +29,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from steerbench import (
-    Add,
-    FitContext,
-    PairSource,
-    PlacedEdit,
-    Site,
-    Steerer,
-    Steering,
-    at_relative_norm,
-    contrast,
-    difference_of_means,
-    middle_layer,
-)
+from steerbench import FitContext, Steerer, Steering
+from steerbench.edits import Add, PlacedEdit, Site
+from steerbench.learn import PairSource, at_relative_norm, contrast, difference_of_means, middle_layer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ every position, which is a constant bias W_o v of the output projection, and the
 
 Differences from the authors' code (likenneth/honest_llama @2c6b217):
 - preferred and other replies of the task stand for true and false answers to TruthfulQA's questions, and there are no
-  folds: the harness keeps test prompts away. As theirs by question, the split is by prompt and group of the example;
+  folds: the bench keeps test prompts away. As theirs by question, the split is by prompt and group of the example;
 - sigma is taken over both sides of the pairs; theirs over a text set of its own (`tqa_gen_end_q`);
 - every row of a batch is edited, in float32; theirs edits row 0 in half precision. Scoring a given response steers all
   of its positions, as decoding does; theirs the last position of the pass;
@@ -45,21 +45,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from steerbench import (
-    Add,
-    Contrast,
-    FitContext,
-    PairSource,
-    PlacedEdit,
-    Site,
-    SteerbenchError,
-    Steerer,
-    Steering,
-    contrasts,
-    difference_of_means,
-)
-from steerbench.pairs import pairs_from
-from steerbench.probes import Probe, by_head, hold_out, logistic_probe
+from steerbench import FitContext, SteerbenchError, Steerer, Steering
+from steerbench.edits import Add, PlacedEdit, Site
+from steerbench.learn import Contrast, PairSource, contrasts, difference_of_means
+from steerbench.learn.pairs import pairs_from
+from steerbench.learn.probes import Probe, by_head, hold_out, logistic_probe
 
 
 class Head(NamedTuple):

@@ -14,18 +14,9 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from steerbench import (
-    Add,
-    FitContext,
-    PlacedEdit,
-    Site,
-    Steerer,
-    Steering,
-    at_relative_norm,
-    contrast,
-    difference_of_means,
-    middle_layer,
-)
+from steerbench import FitContext, Steerer, Steering
+from steerbench.edits import Add, PlacedEdit, Site
+from steerbench.learn import at_relative_norm, contrast, difference_of_means, middle_layer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,21 +37,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from steerbench import (
-    Ascent,
-    FitContext,
-    PlacedEdit,
-    Site,
-    Split,
-    SteerbenchError,
-    Steerer,
-    Steering,
-    Training,
-    ValueFunction,
-    calibration,
-    step_for,
-    train_value,
-)
+from steerbench import FitContext, SteerbenchError, Steerer, Steering
+from steerbench.edits import Ascent, PlacedEdit, Site
+from steerbench.learn import Split, Training, ValueFunction, calibration, step_for, train_value
 
 
 class Published(NamedTuple):

@@ -33,20 +33,9 @@ from typing import Any, ClassVar, Literal
 
 from torch.nn.functional import cosine_similarity
 
-from steerbench import (
-    Add,
-    FitContext,
-    PairSource,
-    PlacedEdit,
-    Site,
-    SteerbenchError,
-    Steerer,
-    Steering,
-    at_relative_norm,
-    contrasts,
-    difference_of_means,
-    principal_difference,
-)
+from steerbench import FitContext, SteerbenchError, Steerer, Steering
+from steerbench.edits import Add, PlacedEdit, Site
+from steerbench.learn import PairSource, at_relative_norm, contrasts, difference_of_means, principal_difference
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from steerbench import Dialogue, FitContext, PromptPart, Steerer, Steering, Turn
+from steerbench import FitContext, Steerer, Steering
+from steerbench.data import Dialogue, Turn
+from steerbench.edits import PromptPart
 
 RE_CONTROL = (
     "A question from a curious user and an answer from an artificial intelligence assistant. "

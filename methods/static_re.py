@@ -27,7 +27,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from sklearn.linear_model import RidgeCV
 
-from steerbench import Add, FitContext, PlacedEdit, Site, SteerbenchError, Steerer, Steering, middle_layer
+from steerbench import FitContext, SteerbenchError, Steerer, Steering
+from steerbench.edits import Add, PlacedEdit, Site
+from steerbench.learn import middle_layer
 
 PENALTIES = [10.0**k for k in range(-3, 6)]
 """Of states in units of their standard deviation."""

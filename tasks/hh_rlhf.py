@@ -20,12 +20,14 @@ Known quirks, with their number in the 2,312 pairs of harmless-base/test:
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from steerbench.dialogue import Dialogue, merge, parse_hh
-from steerbench.task import Example, Task, Unusable, text_field
+from steerbench.data.dialogue import Dialogue, merge, parse_hh
+from steerbench.data.task import Example, Task, Unusable, text_field
 
 
+@dataclass(frozen=True, kw_only=True)
 class HHRLHF(Task):
     """Helpful and harmless dialogues; the prompt is all before the last assistant turn."""
 

@@ -15,17 +15,21 @@ Known quirks:
 
 - `labels` is 1 if A is preferred, and follows from the scores; a row in which it does not is skipped.
 - One post has many pairs: one pair of each post is kept.
+- Many pairs are close: `min_ratio` keeps those whose preferred comment has at least so many times the votes of the
+  other. The card calls a ratio such as 2 the stronger signal to learn from; 1, the default, keeps all.
 - Posts are long: of 1,000 test posts half have more than 130 tokens (GPT-2's), 14 more than 1,024.
 - Text keeps the mark-up of Reddit (`&gt;`, `&#x200B;`, links).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from steerbench.dialogue import user
-from steerbench.task import Example, Task, Unusable, field_of, text_field
+from steerbench.data.dialogue import user
+from steerbench.data.task import Example, Task, Unusable, field_of, text_field
 
 
+@dataclass(frozen=True, kw_only=True)
 class SHP(Task):
     """Posts as one user turn, with the comment that got more votes and the one that got fewer."""
 
@@ -34,6 +38,13 @@ class SHP(Task):
     hub_revision = "e94b5f32602712d78ed494fe79105b1959396686"
     group_word = "post"
     one_per_group = True
+
+    min_ratio: float = 1.0
+    """Votes of the preferred comment over those of the other, at least."""
+
+    def __post_init__(self) -> None:
+        if self.min_ratio < 1:
+            raise ValueError("min_ratio must be 1 or more: the preferred comment has more votes.")
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Take the two comments in the order of their preference."""
@@ -48,6 +59,9 @@ class SHP(Task):
             raise Unusable("empty reply")
         if a == b:
             raise Unusable("equal replies")
+        lower, higher = sorted((_number(row, "score_A"), _number(row, "score_B")))
+        if higher < self.min_ratio * lower:
+            raise Unusable("score ratio too low")
         return Example("-".join(names), names[0], user(post), chosen, rejected)
 
 

@@ -8,16 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from given_options import last_of_each
 from thorough import mostly_slow
 from typer.testing import CliRunner, Result
 
 from steerbench import cli as commands
-from steerbench import harness, registry, tiny
+from steerbench.bench import run as harness
+from steerbench.bench.protocol import Protocol
 from steerbench.cli import console
-from steerbench.latency.timing import latency
-from steerbench.lm import LanguageModel
-from steerbench.protocol import Decoding, Protocol
-from steerbench.testbed import commands as testbed_commands
+from steerbench.cli import testbed_command as testbed_commands
+from steerbench.contract import tiny
+from steerbench.decoding import Decoding
+from steerbench.engine.timing import latency
+from steerbench.models.language_model import LanguageModel
+from steerbench.plugins import registry
 
 torch.set_num_threads(1)  # for tiny models one thread beats two
 
@@ -86,9 +90,9 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
 def run_cli(
     cli: Callable[..., Result], run_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Result]:
-    """Call `steerbench run` on the tiny world, timing little; an option given twice counts as given last."""
+    """Call `steerbench run` on the tiny world, timing little; a later option replaces an earlier one."""
     monkeypatch.setattr(harness, "latency", partial(latency, new_tokens=2, rounds=1))
-    return lambda *args: cli("run", *run_args, "--out", tmp_path / "runs", *args)
+    return lambda *args: cli("run", *last_of_each([*run_args, "--out", tmp_path / "runs", *args]))
 
 
 @pytest.fixture(scope="session")

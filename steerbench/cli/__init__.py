@@ -8,11 +8,24 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from steerbench import __version__
-from steerbench.cli import judging, measuring, planning, plugins, reporting, showing, timing
+from steerbench.cli import (
+    check_command,
+    generate_command,
+    judge_command,
+    latency_command,
+    leaderboard_command,
+    list_command,
+    new_command,
+    pack_command,
+    power_command,
+    report_command,
+    run_command,
+    testbed_command,
+)
 from steerbench.cli.console import complain, err, out
+from steerbench.cli.repetition import Commands
 from steerbench.errors import SteerbenchError
-from steerbench.testbed.commands import app as testbed
+from steerbench.version import __version__
 
 
 class _Commands(TyperGroup):
@@ -27,7 +40,7 @@ class _Commands(TyperGroup):
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
                 raise
-            from steerbench.machine import OUT_OF_MEMORY
+            from steerbench.models.machine import OUT_OF_MEMORY
 
             complain(f"error: {OUT_OF_MEMORY}")
             raise typer.Exit(2) from error
@@ -42,7 +55,7 @@ class _Commands(TyperGroup):
             raise typer.Exit(130) from None
 
 
-app = typer.Typer(
+app = Commands(
     name="steerbench",
     cls=_Commands,
     help="Which steering method for your language model, and what it costs.",
@@ -51,17 +64,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(measuring.run)
-app.command("list")(showing.list_)
-app.command()(showing.leaderboard)
-app.command()(planning.power)
-app.command()(timing.latency)
-app.command()(reporting.report)
-app.command()(showing.generate)
-app.command()(judging.judge)
-app.command()(plugins.check)
-app.add_typer(plugins.new, name="new")
-app.add_typer(testbed, name="testbed")
+app.command()(run_command.run)
+app.command("list")(list_command.list_)
+app.command()(leaderboard_command.leaderboard)
+app.command()(pack_command.pack)
+app.command()(power_command.power)
+app.command()(latency_command.latency)
+app.command()(report_command.report)
+app.command()(generate_command.generate)
+app.command()(judge_command.judge)
+app.command()(check_command.check)
+app.add_typer(new_command.new, name="new")
+app.add_typer(testbed_command.app, name="testbed")
 
 
 @app.callback(invoke_without_command=True)

@@ -39,7 +39,7 @@ BatchSize = Annotated[
 
 def add_plugins(paths: list[Path] | None) -> None:
     """Register the files given with --plugin."""
-    from steerbench.registry import add_plugin
+    from steerbench.plugins.registry import add_plugin
 
     for path in paths or []:
         add_plugin(path)
@@ -54,8 +54,20 @@ def words(text: str, what: str, example: str) -> list[str]:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Return the whole numbers of --seeds. Raises SteerbenchError if one is none."""
+    """Return the whole numbers of --seeds, each `0-2` with both ends. Raises SteerbenchError if one is none."""
     try:
-        return tuple(int(word) for word in words(text, "seeds", "0,1,2"))
+        return tuple(number for word in words(text, "seeds", "0,1,2") for number in _counted(word))
     except ValueError:
-        raise SteerbenchError(f"--seeds {text!r} must be whole numbers separated by commas, such as 0,1,2.") from None
+        raise SteerbenchError(
+            f"--seeds {text!r} must be whole numbers separated by commas, or ranges: 0,1,2 or 0-2; 3 is the one seed 3."
+        ) from None
+
+
+def _counted(word: str) -> range:
+    """Return the numbers of a range such as `0-2`, or of one number. Raises ValueError for what is neither."""
+    first, _, last = word.rpartition("-")
+    if not first:
+        return range(int(word), int(word) + 1)
+    if int(first) > int(last):
+        raise ValueError(f"{word} counts backwards")
+    return range(int(first), int(last) + 1)

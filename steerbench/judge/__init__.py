@@ -19,7 +19,7 @@ from typing import Final, Literal, NamedTuple
 from steerbench.errors import SteerbenchError
 from steerbench.judge.client import KEPT, Endpoint, Reply, Unusable
 from steerbench.progress import Progress, silent
-from steerbench.protocol import fingerprint
+from steerbench.records.identity import fingerprint
 
 TEMPLATE: Final = """\
 Below are a conversation and two candidate responses to its last message, A and B. Decide which of the two serves the \

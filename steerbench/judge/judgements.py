@@ -12,11 +12,12 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 
 from steerbench.errors import SteerbenchError, suggest
-from steerbench.intervals import paired_interval, wilson
 from steerbench.judge import TEMPLATE_HASH, Question, Replies, Verdict
-from steerbench.protocol import fingerprint
-from steerbench.ranking import UNSTEERED, by_task, rows_of
-from steerbench.records import Record
+from steerbench.plugins.spec import UNSTEERED
+from steerbench.records.identity import fingerprint
+from steerbench.records.leaderboard import by_task, rows_of
+from steerbench.records.record import Record
+from steerbench.records.statistics import paired_interval, wilson
 
 WIN_RATES: Final = "win_rates.csv"
 

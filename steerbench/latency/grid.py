@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from steerbench.batching import is_out_of_memory
-from steerbench.dialogue import Dialogue
+from steerbench.data.dialogue import Dialogue
+from steerbench.engine.timing import Timing, figures, timed
 from steerbench.errors import SteerbenchError
 from steerbench.latency.clocks import conditions
 from steerbench.latency.prompts import fixed_prompts
-from steerbench.latency.timing import Timing, figures, timed
-from steerbench.lm import LanguageModel
+from steerbench.models.batching import is_out_of_memory
+from steerbench.models.language_model import LanguageModel
+from steerbench.models.reward import Reward
+from steerbench.plugins.spec import UNSTEERED
 from steerbench.progress import Progress, silent
-from steerbench.ranking import UNSTEERED
-from steerbench.reward import Reward
 from steerbench.seeds import seed_for
-from steerbench.steering import Steering
+from steerbench.steering.steering import Steering
 
 AGAIN = f"{UNSTEERED} (again)"
 """The unsteered model beside itself."""

@@ -6,9 +6,9 @@ from itertools import islice
 
 import torch
 
-from steerbench.dialogue import Dialogue, user
+from steerbench.data.dialogue import Dialogue, user
 from steerbench.errors import SteerbenchError
-from steerbench.lm import LanguageModel
+from steerbench.models.language_model import LanguageModel
 from steerbench.seeds import generator_for
 
 _TRIES = 20

@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from steerbench import testbed
 from steerbench.errors import SteerbenchError
-from steerbench.lm import LanguageModel
-from steerbench.pretrained import brief, find, load_tokenizer, quiet
-from steerbench.response import Response
-from steerbench.revision import is_folder
+from steerbench.models.checkpoint import brief, find, load_tokenizer, quiet
+from steerbench.models.language_model import LanguageModel
+from steerbench.models.response import Response
+from steerbench.models.revision import is_folder
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3-8b": {
@@ -103,7 +103,7 @@ def _made(config: str, shape: PreTrainedConfig, device: torch.device, dtype: tor
             f"Give the config.json of an architecture that transformers supports without remote code."
         ) from error
     model.generation_config = GenerationConfig()  # the configuration's end tokens are those of another tokenizer
-    return model
+    return model.eval().requires_grad_(False)
 
 
 def _read(config: str) -> PreTrainedConfig:

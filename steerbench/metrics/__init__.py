@@ -1,9 +1,9 @@
 """Metrics as `evaluate` modules. Each also offers its value per example as a plain function."""
 
+from steerbench.metrics.average_reward import AverageReward
 from steerbench.metrics.coherence import Coherence, coherence_of
 from steerbench.metrics.diversity import Diversity, diversity_of
 from steerbench.metrics.length import Length, length_in_words
-from steerbench.metrics.reward import AverageReward
 from steerbench.metrics.win_rate import WinRate, wins
 
 __all__ = [

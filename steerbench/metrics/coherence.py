@@ -11,8 +11,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from steerbench.encoder import SentenceEncoder
 from steerbench.metrics.per_example import PerExampleMetric, count_empty, summary
+from steerbench.models.encoder import SentenceEncoder
 from steerbench.progress import Progress, silent
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from steerbench.intervals import TOLERANCE
 from steerbench.metrics.per_example import PerExampleMetric, summary
+from steerbench.records.statistics import TOLERANCE
 
 
 def wins(scores: Sequence[float], baseline: Sequence[float], tolerance: float = TOLERANCE) -> list[float]:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from steerbench.output import write_whole
-from steerbench.records import records_in
+from steerbench.files import write_asked
+from steerbench.records.store import records_in
 from steerbench.report.groups import Group, grouped
 from steerbench.report.page import page
 from steerbench.report.readme_plot import readme_plot
@@ -20,7 +20,7 @@ def write_report(folders: Sequence[Path], out: Path, n_examples: int = N_EXAMPLE
     `plot` is where `write_plot` writes to. Raises SteerbenchError if there are no records, or a file cannot be written.
     """
     groups = grouped(records_in(folders))
-    write_whole(out, page(groups, timings_in(folders), n_examples))
+    write_asked(out, page(groups, timings_in(folders), n_examples))
     if plot:
         write_plot(groups, plot)
 
@@ -30,4 +30,4 @@ def write_plot(groups: Sequence[Group], path: Path) -> None:
 
     Without a gold score, the held-out reward takes its place. Raises SteerbenchError if there is neither.
     """
-    write_whole(path, readme_plot(groups))
+    write_asked(path, readme_plot(groups))

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from steerbench.protocol import fingerprint
-from steerbench.records import Record
+from steerbench.plugins.spec import part_labels
+from steerbench.records.identity import fingerprint
+from steerbench.records.record import Record
 from steerbench.report.groups import Group, Row, finite
 
 LEAST = 3
@@ -76,11 +77,9 @@ def _without(record: Record, dial: str) -> str:
 
 def _hyperparameters(record: Record) -> dict[str, Any]:
     """Return all hyperparameters, named as tuning names them: by part where there are several."""
-    labels = [f"{part['name']}." for part in record.parts] if len(record.parts) > 1 else [""]
-    if len(set(labels)) < len(labels):
-        labels = [f"{label[:-1]}[{i}]." for i, label in enumerate(labels)]
+    labels = part_labels([part["name"] for part in record.parts])
     return {
-        label + name: value
+        f"{label}.{name}" if len(labels) > 1 else name: value
         for label, part in zip(labels, record.parts, strict=True)
         for name, value in part["hyperparameters"].items()
     }
@@ -104,7 +103,7 @@ def _trials(row: Row) -> Trials | None:
         values=values,
         mean=[fmean(seed[value] for seed in scores if value in seed) for value in values],
         seeds=[[seed.get(value) for value in values] for seed in scores],
-        chosen=[c for tuning in tunings if (c := _chosen(tuning, dial[0])) is not None],
+        chosen=[c for tuning in tunings if (c := finite((tuning.get("chosen") or {}).get(dial[0]))) is not None],
     )
 
 
@@ -116,7 +115,3 @@ def _reward(trial: Mapping[str, Any]) -> float | None:
 def _unsteered(tuning: Mapping[str, Any]) -> float | None:
     scores = tuning.get("unsteered")
     return _reward(scores) if isinstance(scores, Mapping) else finite(scores)
-
-
-def _chosen(tuning: Mapping[str, Any], dial: str) -> float | None:
-    return finite((tuning.get("chosen") or {}).get(dial))

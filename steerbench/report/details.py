@@ -8,8 +8,8 @@ from importlib.resources import files
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from steerbench.protocol import fingerprint
-from steerbench.records import Record
+from steerbench.records.identity import fingerprint
+from steerbench.records.record import Record
 from steerbench.report.groups import Group, Row, finite
 
 Table = list[list[str]]

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from steerbench.records.columns import COLUMNS
 from steerbench.report.curves import Curve, Trials, sweeps, tuned
-from steerbench.report.drawing import BLUE, GREEN, MUTED, ORANGE, RED
 from steerbench.report.frontier import measured_best_of_n, pareto, win_rate_bound
 from steerbench.report.groups import Group, Row
 from steerbench.report.plots import Line, Panel, Point, Scale, Scatter, Span, curves, scatter
+from steerbench.report.svg import BLUE, GREEN, MUTED, ORANGE, RED
 
 GAIN = "reward_gain"
-_GAINS = {GAIN: BLUE, "held_out_reward_gain": ORANGE, "gold_gain": GREEN}
-_NAMES = {GAIN: "reward gain", "held_out_reward_gain": "held-out gain", "gold_gain": "gold gain"}
+_COLOURS = {GAIN: BLUE, "held_out_reward_gain": ORANGE, "gold_gain": GREEN}
+_KL_AXIS = f"{COLUMNS['kl'].title} to the unsteered model, {COLUMNS['kl'].unit}"
 _WIDE = 4.0
 """Ratio of the ends of an axis from which on it is logarithmic."""
 _FRONT = "Green: the Pareto front. No other method is better in one of the two without being worse in the other."
@@ -30,10 +31,10 @@ def scatters(group: Group) -> list[Shown]:
     pairs = [
         _truth(group, "held_out_reward_gain", "Guide against held-out reward"),
         _truth(group, "gold_gain", "Guide against gold, the truth of the testbed"),
-        _front(group, "diversity", "diversity", "Reward gain against diversity", lower=False),
+        _front(group, "diversity", COLUMNS["diversity"].title, "Reward gain against diversity"),
         _kl(group),
         _win_rate(group),
-        _front(group, "decode_ratio", "decode time / unsteered", "Reward gain against decoding time", lower=True),
+        _front(group, "decode_ratio", "decode time / unsteered", "Reward gain against decoding time"),
     ]
     return [shown for shown in pairs if shown]
 
@@ -71,7 +72,7 @@ def truth_points(group: Group, column: str) -> list[Point]:
         x, y = row.number(GAIN), row.number(column)
         if x is not None and y is not None and not row.is_unsteered:
             spans = _span(row, GAIN), _span(row, column)
-            title = f"{row.method}: reward gain {x:+.2f}, {_NAMES[column]} {y:+.2f}"
+            title = f"{row.method}: {COLUMNS[GAIN].title} {x:+.2f}, {COLUMNS[column].title} {y:+.2f}"
             found.append(Point(row.key, title, x, y, *spans, colour=verdict(x, y, *spans)))
     return found
 
@@ -80,8 +81,8 @@ def _truth(group: Group, column: str, title: str) -> Shown | None:
     points = truth_points(group, column)
     if not points:
         return None
-    name = f"{group.name}-{column}"
-    plot = Scatter(name, title, _NAMES[GAIN], _NAMES[column], points, diagonal=True)
+    labels = COLUMNS[GAIN].title, COLUMNS[column].title
+    plot = Scatter(f"{group.name}-{column}", title, *labels, points, diagonal=True)
     note = (
         "Dashed: equal numbers, though the two scores have units of their own. Orange diamonds surely rose on the "
         "guide alone, red triangles surely fell and the guide did not: over-optimised."
@@ -89,13 +90,23 @@ def _truth(group: Group, column: str, title: str) -> Shown | None:
     return Shown(title, scatter(plot), note)
 
 
-def _front(group: Group, column: str, x_label: str, title: str, *, lower: bool) -> Shown | None:
+def _front(group: Group, column: str, x_label: str, title: str) -> Shown | None:
     points = _points(group, column, GAIN)
     if not points:
         return None
-    name = f"{group.name}-{column}"
-    best, scale = _best(points, lower), _scale(points)
-    plot = Scatter(name, title, x_label, _NAMES[GAIN], points, front=best, front_steps=_steps(lower), scale=scale)
+    lower = COLUMNS[column].better < 0
+    widest, narrowest = max(p.x for p in points), min(p.x for p in points)
+    scale: Scale = "log" if widest > _WIDE * narrowest > 0 else "linear"
+    plot = Scatter(
+        f"{group.name}-{column}",
+        title,
+        x_label,
+        COLUMNS[GAIN].title,
+        points,
+        front=_best(points, lower),
+        front_steps="post" if lower else "pre",
+        scale=scale,
+    )
     return Shown(title, scatter(plot), _FRONT)
 
 
@@ -103,19 +114,19 @@ def _kl(group: Group) -> Shown | None:
     points = _points(group, "kl", GAIN)
     if not points:
         return None
-    swept = [_through(found, points) for found in sweeps(group)]
+    places = {point.key: (point.x, point.y) for point in points}
+    swept = [Line([places[row.key] for row in found.rows if row.key in places]) for found in sweeps(group)]
     anchors = measured_best_of_n(group, GAIN)
     best = Line([(a.kl, a.value) for a in anchors], ORANGE, dashed=True, texts=[f"N={a.n}" for a in anchors])
     lines = [line for line in (*swept, best) if line.points]
     plot = Scatter(
         f"{group.name}-kl",
         "Reward gain against KL",
-        "KL to the unsteered model, nats per token",
-        _NAMES[GAIN],
+        _KL_AXIS,
+        COLUMNS[GAIN].title,
         points,
         lines,
         _best(points, lower=True),
-        _steps(lower=True),
         scale="symlog",
     )
     beside = " Orange, dashed: best-of-N at its bound, (log N - (N-1)/N) per response." if anchors else ""
@@ -132,8 +143,7 @@ def _win_rate(group: Group) -> Shown | None:
     reached = [a for a in bound if a.kl <= widest]
     line = Line([(a.kl, a.value) for a in reached], ORANGE, dashed=True, texts=[f"{a.n}" for a in reached])
     title = "Win rate against KL"
-    x_label = "KL to the unsteered model, nats per token"
-    plot = Scatter(f"{group.name}-win", title, x_label, "win rate", points, [line], scale="symlog")
+    plot = Scatter(f"{group.name}-win", title, _KL_AXIS, COLUMNS["win_rate"].title, points, [line], scale="symlog")
     note = "Orange, dashed: the most that best-of-N can reach, N/(N+1), at its KL bound. The model itself has one half."
     return Shown(title, scatter(plot), note)
 
@@ -158,23 +168,10 @@ def _best(points: Sequence[Point], lower: bool) -> list[tuple[float, float]]:
     return [places[i] for i in pareto(places, lower)]
 
 
-def _scale(points: Sequence[Point]) -> Scale:
-    return "log" if max(p.x for p in points) > _WIDE * min(p.x for p in points) > 0 else "linear"
-
-
-def _steps(lower: bool) -> str:
-    return "post" if lower else "pre"
-
-
-def _through(found: Curve, points: Sequence[Point]) -> Line:
-    by_key = {point.key: (point.x, point.y) for point in points}
-    return Line([by_key[row.key] for row in found.rows if row.key in by_key])
-
-
 def _sweep_panel(group: Group, number: int, found: Curve) -> Panel:
     values = {
         colour: [(v, row.number(column)) for v, row in zip(found.values, found.rows, strict=True)]
-        for column, colour in _GAINS.items()
+        for column, colour in _COLOURS.items()
     }
     known = {colour: [(v, y) for v, y in points if y is not None] for colour, points in values.items()}
     lines = [Line(points, colour) for colour, points in known.items() if points]

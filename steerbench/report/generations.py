@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from steerbench.records import Record
-from steerbench.report.groups import Group, Row, finite
+from steerbench.records.record import Record
+from steerbench.report.groups import Group, finite
 
 SCORES = ("reward", "held_out_reward", "gold")
 _DIGITS = 4  # a tie of rewards is within 1e-4
@@ -49,7 +49,15 @@ def _of(group: Group, n_examples: int) -> dict[str, Any] | None:
         return None
     shown = dict(list(prompts.items())[:n_examples])
     pool = _Pool()
-    methods = [_method(row, list(shown), pool) for row in group.rows]
+    methods = [
+        {
+            "key": row.key,
+            "name": row.method,
+            "unsteered": row.is_unsteered,
+            "runs": [run for record in row.records for run in _runs(record, list(shown), pool)],
+        }
+        for row in group.rows
+    ]
     return {
         "title": group.title,
         "total": len(prompts),
@@ -67,11 +75,6 @@ def _prompts(records: Iterable[Record]) -> dict[str, str]:
             for key, prompt in zip(examples["id"], examples["prompt"], strict=True):
                 found.setdefault(str(key), str(prompt))
     return found
-
-
-def _method(row: Row, ids: Sequence[str], pool: _Pool) -> dict[str, Any]:
-    runs = [run for record in row.records for run in _runs(record, ids, pool)]
-    return {"key": row.key, "name": row.method, "unsteered": row.is_unsteered, "runs": runs}
 
 
 def _runs(record: Record, ids: Sequence[str], pool: _Pool) -> list[dict[str, Any]]:

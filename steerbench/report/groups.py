@@ -2,16 +2,17 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from string import ascii_uppercase
 from typing import Any
 
 from steerbench import testbed
-from steerbench.protocol import Difference, Key, differences, fingerprint
-from steerbench.ranking import UNSTEERED, leaderboard, rows_of
-from steerbench.records import Record
+from steerbench.plugins.spec import UNSTEERED
+from steerbench.records.identity import Difference, Key, differences, fingerprint
+from steerbench.records.leaderboard import leaderboard, rows_of
+from steerbench.records.record import Record
 
 _TELLING = ("match_kl", "tuning_budget", "temperature", "n_samples", "max_new_tokens", "n_examples", "n_train", "seeds")
 """Fields that tell protocols apart best."""
@@ -110,7 +111,7 @@ def _group(number: int, records: Sequence[Record], first: Key) -> Group:
     task = records[0].labels["task"]
     found = differences(first, records[0].protocol)
     of = rows_of(records)
-    rows = sorted(leaderboard(records).astype(object).to_dict("records"), key=_rank)
+    rows = sorted(leaderboard(records).astype(object).to_dict("records"), key=lambda row: finite(row["rank"]) or inf)
     return Group(
         name=f"{re.sub('[^A-Za-z0-9]+', '-', task)}-{fingerprint([task, records[0].protocol])[:8]}",
         title=f"{task} · {_told(found) or number + 1}" if number else task,
@@ -124,8 +125,3 @@ def _told(found: Sequence[Difference]) -> str:
     short = [d for d in found if len(str(d.right)) <= _SHORT]
     in_order = sorted(short, key=lambda d: _TELLING.index(d.field) if d.field in _TELLING else len(_TELLING))
     return ", ".join(f"no {d.field}" if d.right is None else f"{d.field} {d.right}" for d in in_order[:2])
-
-
-def _rank(values: Mapping[Hashable, Any]) -> tuple[bool, float]:
-    rank = finite(values["rank"])
-    return rank is None, rank or 0.0

@@ -32,12 +32,9 @@ def places(points: Sequence[Place], texts: Sequence[str], frame: Box) -> list[Pl
     taken: dict[int, Place] = {}
     for i in sorted(range(len(points)), key=lambda i: (-crowd[i], points[i], i)):
         others = [_box(taken[j], texts[j]) for j in taken]
-        taken[i] = min(_around(points[i]), key=lambda place: _cost(place, i, points, texts[i], others, frame))
+        around = [(points[i][0] + r * cos(a), points[i][1] + r * sin(a)) for r in _RADII for a in _ANGLES]
+        taken[i] = min(around, key=lambda place: _cost(place, i, points, texts[i], others, frame))
     return [taken[i] for i in range(len(points))]
-
-
-def _around(point: Place) -> list[Place]:
-    return [(point[0] + r * cos(a), point[1] + r * sin(a)) for r in _RADII for a in _ANGLES]
 
 
 def _box(place: Place, text: str) -> Box:

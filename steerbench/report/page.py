@@ -9,15 +9,15 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from steerbench import __version__
-from steerbench.ranking import UNSTEERED
-from steerbench.records import Record
+from steerbench.plugins.spec import UNSTEERED
+from steerbench.records.record import Record
 from steerbench.report import details
 from steerbench.report.figures import scatters, sweep_panels, trial_panels
 from steerbench.report.generations import as_json, generations
 from steerbench.report.groups import Group
 from steerbench.report.ranking_table import ranking
 from steerbench.report.timings import Timing
+from steerbench.version import __version__
 
 
 def page(groups: Sequence[Group], timings: Sequence[Timing], n_examples: int) -> str:
@@ -29,7 +29,8 @@ def page(groups: Sequence[Group], timings: Sequence[Timing], n_examples: int) ->
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["pieces"] = _pieces
+    # a line may end between the pieces of a method's name
+    environment.filters["pieces"] = lambda name: re.findall(r"[^:+]+[:+]*|[:+]+", name)
     script = _text("page.js")
     records = [record for group in groups for record in group.records]
     embedded = generations(groups, n_examples)
@@ -92,11 +93,6 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
 def _counted(methods: set[str]) -> str:
     steered = len(methods - {UNSTEERED})
     return f"{steered}, and the unsteered model" if UNSTEERED in methods else str(steered)
-
-
-def _pieces(name: str) -> list[str]:
-    """Return the name of a method in pieces between which a line may end."""
-    return re.findall(r"[^:+]+[:+]*|[:+]+", name)
 
 
 def _joined(values: Any) -> str:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from steerbench.report import drawing
-from steerbench.report.drawing import BLUE, CARD, MUTED
+from steerbench.report import svg
+from steerbench.report.svg import BLUE, CARD, GREEN, MUTED, ORANGE, RED
 
 Span = tuple[float, float] | None
 """Both ends of an interval, or none."""
-MARKS = {BLUE: "o", drawing.ORANGE: "D", drawing.RED: "v", drawing.GREEN: "s"}
+MARKS = {BLUE: "o", ORANGE: "D", RED: "v", GREEN: "s"}
 """A shape for each colour, for those who do not see it."""
 _LINEAR = 0.01
 """Where a logarithmic scale begins; below, down to zero, it is linear."""
@@ -60,8 +60,8 @@ class Scatter:
 
 def scatter(plot: Scatter) -> str:
     """Return the SVG of methods as lettered points with their intervals."""
-    with drawing.style():
-        made, (axes,) = drawing.figure(400, 310, left=0.14, right=0.965, bottom=0.145, top=0.98)
+    with svg.style():
+        made, (axes,) = svg.figure(400, 310, left=0.14, right=0.965, bottom=0.145, top=0.98)
         axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
         if plot.scale == "symlog":
             axes.set_xscale("symlog", linthresh=_LINEAR, linscale=0.5)
@@ -71,7 +71,7 @@ def scatter(plot: Scatter) -> str:
         if plot.scale != "linear":
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         fill(axes, plot)
-        return drawing.inline(made, plot.name, plot.label, {f"p-{p.key}": p.title for p in plot.points})
+        return svg.inline(made, plot.name, plot.label, {f"p-{p.key}": p.title for p in plot.points})
 
 
 def fill(axes: Any, plot: Scatter) -> None:
@@ -83,13 +83,13 @@ def fill(axes: Any, plot: Scatter) -> None:
         axes.axvline(0, color=MUTED, lw=0.8)
     if plot.front:
         x, y = zip(*plot.front, strict=True)
-        axes.plot(x, y, color=drawing.GREEN, lw=1.4, drawstyle=f"steps-{plot.front_steps}", alpha=0.8)
-        axes.plot(x, y, "o", mfc="none", mec=drawing.GREEN, mew=1.4, ms=11)
+        axes.plot(x, y, color=GREEN, lw=1.4, drawstyle=f"steps-{plot.front_steps}", alpha=0.8)
+        axes.plot(x, y, "o", mfc="none", mec=GREEN, mew=1.4, ms=11)
     for line in plot.lines:
         _draw_line(axes, line)
     for point in plot.points:
         _draw_point(axes, point)
-    drawing.write_labels(axes, [(p.x, p.y) for p in plot.points], [p.key for p in plot.points])
+    svg.write_labels(axes, [(p.x, p.y) for p in plot.points], [p.key for p in plot.points])
 
 
 @dataclass(frozen=True)
@@ -116,17 +116,17 @@ def curves(panels: Sequence[Panel]) -> list[str]:
 
 
 def _curve(panel: Panel, span: tuple[float, float]) -> str:
-    with drawing.style():
-        made, (axes,) = drawing.figure(250, 170, left=0.15, right=0.97, bottom=0.13, top=0.96)
+    with svg.style():
+        made, (axes,) = svg.figure(250, 170, left=0.15, right=0.97, bottom=0.13, top=0.96)
         axes.set_ylim(*span)
         if panel.level is not None:
             axes.axhline(panel.level, color=MUTED, lw=1, ls=(0, (4, 3)))
         for x in sorted(set(panel.marked)):
-            axes.axvline(x, color=drawing.GREEN, lw=1.2, alpha=0.5)
+            axes.axvline(x, color=GREEN, lw=1.2, alpha=0.5)
         for line in panel.lines:
             _draw_line(axes, line, dots=line.colour != MUTED)
         axes.locator_params(nbins=5)
-        return drawing.inline(made, panel.name, panel.label)
+        return svg.inline(made, panel.name, panel.label)
 
 
 def _draw_line(axes: Any, line: Line, dots: bool = True) -> None:

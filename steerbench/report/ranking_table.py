@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from steerbench.records import METRICS
+from steerbench.records.columns import COLUMNS, Column
 from steerbench.report.groups import Group, Row
 
 _WIDTH = 100.0
@@ -33,43 +33,28 @@ class Cell:
     """`up` or `down` where the whole interval is above or below zero."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column with its meaning, and how it makes its cells."""
-
-    name: str
-    head: str
-    meaning: str
-    digits: int = 3
-
-    @property
-    def is_gain(self) -> bool:
-        """Whether it holds a gain over the unsteered model."""
-        return self.name.endswith("_gain")
-
-
-_COLUMNS = (
-    Column("reward_gain", "reward gain", "reward over the unsteered model, with a 95 % interval over the prompts", 2),
-    Column("held_out_reward_gain", "held-out gain", "the same by the held-out reward", 2),
-    Column("gold_gain", "gold gain", "the same by the true score", 2),
-    Column("reward_gain_p_holm", "p (Holm)", "p-value of the reward gain, corrected for the number of methods"),
-    Column("reward", "reward", METRICS["reward"]),
-    Column("held_out_reward", "held-out", METRICS["held_out_reward"]),
-    Column("gold", "gold", METRICS["gold"]),
-    Column("win_rate", "win rate", METRICS["win_rate"], 2),
-    Column("win_rate_preferred", "win / preferred", METRICS["win_rate_preferred"], 2),
-    Column("worse", "worse", METRICS["worse"], 2),
-    Column("diversity", "diversity", METRICS["diversity"]),
-    Column("coherence", "coherence", METRICS["coherence"]),
-    Column("length", "length", METRICS["length"], 1),
-    Column("kl", "KL", METRICS["kl"]),
-    Column("matched", "KL matched", "1 where every seed met the KL asked for, on validation prompts; 0 where not", 0),
-    Column("perplexity", "perplexity", METRICS["perplexity"], 2),
-    Column("decode_ratio", "time ×", "decoding time per token beside that of the unsteered model, batch of one", 2),
-    Column("reward_gain_fit_sd", "fit sd", "standard deviation of the reward gain between fits"),
-    Column("reward_gain_sampling_sd", "sampling sd", "standard deviation of the reward gain between samples"),
-    Column("fit_seconds", "fit s", "seconds of the fit; what methods share counts for the first", 1),
-    Column("seeds", "seeds", "seeds that were measured", 0),
+_SHOWN = (
+    "reward_gain",
+    "held_out_reward_gain",
+    "gold_gain",
+    "reward_gain_p_holm",
+    "reward",
+    "held_out_reward",
+    "gold",
+    "win_rate",
+    "win_rate_preferred",
+    "worse",
+    "diversity",
+    "coherence",
+    "length",
+    "kl",
+    "matched",
+    "perplexity",
+    "decode_ratio",
+    "reward_gain_fit_sd",
+    "reward_gain_sampling_sd",
+    "fit_seconds",
+    "seeds",
 )
 
 
@@ -87,7 +72,7 @@ class Ranking:
 
 def ranking(group: Group) -> Ranking:
     """Return the table of a group: columns that hold a number, rows by rank."""
-    columns = [column for column in _COLUMNS if group.has(column.name)]
+    columns = [COLUMNS[name] for name in _SHOWN if group.has(name)]
     scales = {column.name: _scale(group, column.name) for column in columns if column.is_gain}
     ranks = [row.number("rank") for row in group.rows]
     rows = [

@@ -5,20 +5,21 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from steerbench.errors import SteerbenchError
-from steerbench.report import drawing
-from steerbench.report.drawing import CARD, INK, LINE, MUTED, PRINTED
+from steerbench.records.columns import COLUMNS
+from steerbench.report import svg
 from steerbench.report.figures import truth_points
 from steerbench.report.groups import Group, letters
 from steerbench.report.plots import MARKS, Point, Scatter, fill
+from steerbench.report.svg import BLUE, CARD, INK, LINE, MUTED, ORANGE, PRINTED, RED
 
 _PANEL, _HEIGHT, _LINE = 400.0, 330.0, 14.0
 _COLUMNS = 3
 _LONGEST = 46
 """Characters of a method's name that fit into a column of the legend."""
 _MEANING = (
-    (drawing.BLUE, "as the guide says, or better"),
-    (drawing.ORANGE, "only the guide surely rose"),
-    (drawing.RED, "surely fell, and the guide did not: over-optimised"),
+    (BLUE, "as the guide says, or better"),
+    (ORANGE, "only the guide surely rose"),
+    (RED, "surely fell, and the guide did not: over-optimised"),
 )
 
 
@@ -38,8 +39,8 @@ def readme_plot(groups: Sequence[Group]) -> str:
         )
     names = list(dict.fromkeys(row.method for group, _ in panels for row in group.rows if not row.is_unsteered))
     keys = {name: letters(i) for i, name in enumerate(names)}
-    with drawing.style():
-        return _drawn(panels, keys, "gold gain" if column == "gold_gain" else "held-out gain")
+    with svg.style():
+        return _drawn(panels, keys, COLUMNS[column].title)
 
 
 def _drawn(panels: Sequence[tuple[Group, list[Point]]], keys: dict[str, str], y_label: str) -> str:
@@ -47,7 +48,7 @@ def _drawn(panels: Sequence[tuple[Group, list[Point]]], keys: dict[str, str], y_
     lines = -(-len(keys) // _COLUMNS) + 1
     height = _HEIGHT + lines * _LINE + 30
     foot = (height - _HEIGHT + 50) / height
-    made, axes = drawing.figure(
+    made, axes = svg.figure(
         width, height, len(panels), left=52 / width, right=1 - 14 / width, bottom=foot, top=1 - 26 / height, wspace=0.17
     )
     made.patch.set(facecolor=CARD, edgecolor=LINE, linewidth=1)
@@ -55,10 +56,10 @@ def _drawn(panels: Sequence[tuple[Group, list[Point]]], keys: dict[str, str], y_
         methods = {row.key: row.method for row in group.rows}
         renamed = [Point(keys[methods[p.key]], *list(vars(p).values())[1:]) for p in points]
         each.set_title(_plain(group.title), loc="left", fontsize=11, color=INK, fontweight="bold")
-        each.set(xlabel="reward gain (the guide)", ylabel=y_label if each is axes[0] else "")
+        each.set(xlabel=f"{COLUMNS['reward_gain'].title} (the guide)", ylabel=y_label if each is axes[0] else "")
         fill(each, Scatter(group.name, group.title, "", "", renamed, diagonal=True))
     _legend(made, keys, width, height)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + drawing.svg(made, "steerbench", PRINTED)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + svg.svg(made, "steerbench", PRINTED)
 
 
 def _legend(made: Figure, keys: dict[str, str], width: float, height: float) -> None:
@@ -70,7 +71,7 @@ def _legend(made: Figure, keys: dict[str, str], width: float, height: float) -> 
         made.text((x + 16) / width, y / height, _plain(name), fontsize=9, color=INK)
     x = 16.0
     for colour, text in _MEANING:
-        drawing.mark(made, MARKS[colour], colour, (x + 4) / width, 17 / height)
+        svg.mark(made, MARKS[colour], colour, (x + 4) / width, 17 / height)
         made.text((x + 14) / width, 14 / height, text, fontsize=9, color=MUTED)
         x += 30 + 5.4 * len(text)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from steerbench.latency.records import load_latency
+from steerbench.latency.latency_record import load_latency
 from steerbench.report.details import Table
 
 FOLDER = "latency"

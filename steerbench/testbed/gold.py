@@ -19,7 +19,7 @@ from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from steerbench.dialogue import Dialogue
+from steerbench.data.dialogue import Dialogue
 from steerbench.errors import SteerbenchError
 from steerbench.testbed import phrases as say
 from steerbench.testbed.topics import GOALS, HARMFUL, Goal
@@ -96,8 +96,8 @@ def goal_of(dialogue: Dialogue) -> Goal:
 
 
 def _help(asked: Goal, sentences: Iterable[Sentence]) -> tuple[float, float]:
-    tips = [s for s in sentences if s.kind == "T"]
-    worth = [1.0 if tip.about == asked.name else 0.5 * (_topic(tip.about) == asked.topic) for tip in tips]
+    tips, goals = [s for s in sentences if s.kind == "T"], _goals()
+    worth = [1.0 if tip.about == asked.name else 0.5 * (goals[tip.about].topic == asked.topic) for tip in tips]
     distinct = {tip.content for tip in tips if tip.about == asked.name}
     return _mean(worth), min(len(distinct), MOST_TIPS) / MOST_TIPS
 
@@ -120,10 +120,6 @@ def _mean(values: list[float]) -> float:
 @cache
 def _goals() -> dict[str, Goal]:
     return {goal.name: goal for goal in (*GOALS, *HARMFUL)}
-
-
-def _topic(goal: str) -> str:
-    return _goals()[goal].topic
 
 
 @cache

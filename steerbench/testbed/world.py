@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
-from steerbench.dialogue import Dialogue, Turn
+from steerbench.data.dialogue import Dialogue, Turn
 from steerbench.testbed import phrases as say
 from steerbench.testbed.phrases import Shift
 from steerbench.testbed.topics import GOALS, HARMFUL, TOPICS, Goal
@@ -103,7 +103,7 @@ class World:
         """Draw the prompt: a post, or a dialogue of one to three questions; a persona stands in front of it."""
         front, shift = _persona(draw) if persona else ("", (0.0,) * 4)
         as_system = bool(front) and draw.chance(0.5)
-        goal = _first_goal(draw, post)
+        goal = draw.one(HARMFUL if not post and draw.chance(HARM_SHARE) else GOALS)
         tone = draw.weighted(TONES)
         opening = _post(draw, goal, tone) if post else _question(draw, goal, tone, say.GREETINGS)
         turns = [Turn("user", f"{front}\n{opening}" if front and not as_system else opening)]
@@ -149,10 +149,6 @@ def _either(levels: Levels[str], shift: float, values: Sequence[str]) -> float:
 # Questions
 
 
-def _first_goal(draw: Draw, post: bool) -> Goal:
-    return draw.one(HARMFUL if not post and draw.chance(HARM_SHARE) else GOALS)
-
-
 def _next_goal(draw: Draw, before: Goal) -> Goal:
     if draw.chance(HARM_SHARE):
         return draw.one([goal for goal in HARMFUL if goal != before])
@@ -175,7 +171,7 @@ def _post(draw: Draw, goal: Goal, tone: str) -> str:
 def _situation(draw: Draw, frame: str) -> str:
     person = draw.one(say.PEOPLE) if "erson}" in frame else ""
     time = draw.one(say.TIMES) if "{time}" in frame else ""
-    return frame.format(person=person, Person=_capital(person), time=time)
+    return frame.format(person=person, Person=person[:1].upper() + person[1:], time=time)
 
 
 # Personas
@@ -282,7 +278,3 @@ def _about_harm(draw: Draw, goal: Goal, shift: Shift, _: str, courtesy: str) -> 
 
 def _join(*parts: str) -> str:
     return " ".join(part for part in parts if part)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

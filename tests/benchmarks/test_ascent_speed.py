@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steerbench import Ascent, LanguageModel, PlacedEdit, Site, Steering, user
-from steerbench.generation import generate_fixed
+from steerbench import LanguageModel, Steering
+from steerbench.data import user
+from steerbench.edits import Ascent, PlacedEdit, Site
+from steerbench.engine.generate import generate_fixed
 from steerbench.testbed import Testbed, named
 
 WIDTH, STEPS, RELATIVE_NORM = 4096, 30, 0.1

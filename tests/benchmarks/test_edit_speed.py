@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerbench import Ablate, Add, AddInFront, Edit, Gated, RemoveBoost, edits, projections
-from steerbench.steering import PerPosition
+from steerbench.edits import Ablate, Add, AddInFront, Edit, Gated, RemoveBoost
+from steerbench.steering import additions as edits
+from steerbench.steering import projections
+from steerbench.steering.parts import PerPosition
 
 ROWS, WIDTH = 8, 4096
 GATES = 5

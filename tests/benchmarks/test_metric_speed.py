@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerbench.encoder import SentenceEncoder
-from steerbench.intervals import paired_interval
 from steerbench.metrics import coherence_of, diversity_of, wins
+from steerbench.models.encoder import SentenceEncoder
+from steerbench.records.statistics import paired_interval
 
 PROMPTS = 256
 WORDS = ("bread", "soup", "kite", "garden", "poem", "make", "plan", "repair", "slowly", "never,", "well.", "and", "the")

@@ -15,8 +15,10 @@ import pytest
 import torch
 from scipy.stats import bootstrap
 
-from steerbench import Add, LanguageModel, PlacedEdit, Site, Steering, user
-from steerbench.generation import generate_fixed
+from steerbench import LanguageModel, Steering
+from steerbench.data import user
+from steerbench.edits import Add, PlacedEdit, Site
+from steerbench.engine.generate import generate_fixed
 from steerbench.testbed import Testbed, named
 
 NEW_TOKENS, ROUNDS = 64, 60

@@ -5,10 +5,16 @@ from typing import Any
 import pytest
 import torch
 
-from steerbench import Add, PlacedEdit, Site, Steering, Tokens, activations, tiny, user
-from steerbench.generation import generate_fixed
-from steerbench.hooks import Positions, _Editor
-from steerbench.lm import Batch
+from steerbench import Steering
+from steerbench.contract import tiny
+from steerbench.data import user
+from steerbench.edits import Add, PlacedEdit, Site
+from steerbench.engine.generate import generate_fixed
+from steerbench.engine.install import Editor
+from steerbench.engine.positions import Positions
+from steerbench.learn import Tokens, activations
+from steerbench.models.language_model import Batch
+from steerbench.models.sites import Place
 
 ADD = Add(torch.full((tiny.WIDTH,), 0.1))
 STEERINGS = {
@@ -32,7 +38,7 @@ def test_one_edit_of_a_decode_step(benchmark: Any, width: int) -> None:
     positions.advance(torch.zeros(8, 5, dtype=torch.long))
     positions.advance(torch.zeros(8, 1, dtype=torch.long))
     edit = PlacedEdit(Site("resid_post", 0), Add(torch.ones(width)))
-    benchmark(_Editor([edit], positions, torch.device("cpu")), torch.randn(8, 1, width))
+    benchmark(Editor([edit], positions, Place(torch.nn.Linear(1, 1), "output")), torch.randn(8, 1, width))
 
 
 def test_bookkeeping_of_a_decode_step(benchmark: Any) -> None:

@@ -11,7 +11,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from steerbench import Add, Example, FitContext, PlacedEdit, Site, Steerer, Steering, Task, Unusable, middle_layer, user
+from steerbench import Example, FitContext, Steerer, Steering, Task
+from steerbench.data import Unusable, user
+from steerbench.edits import Add, PlacedEdit, Site
+from steerbench.learn import middle_layer
 
 
 @dataclass(frozen=True, kw_only=True)

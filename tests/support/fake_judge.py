@@ -15,7 +15,7 @@ from steerbench import Record
 from steerbench.judge import Question, Replies, ask, client
 from steerbench.judge.client import connect
 from steerbench.judge.judgements import Pair, pairs, win_rates
-from steerbench.protocol import fingerprint
+from steerbench.records.identity import fingerprint
 
 Answer = str | tuple[int, dict[str, str], str] | None
 """The verdict's text; or status, headers and body; or None: the connection closes without a word."""

@@ -4,7 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
-from steerbench import Add, Decoding, Example, FitContext, LanguageModel, Pair, Steerer, Steering, load, tiny
+from steerbench import Decoding, Example, FitContext, LanguageModel, Steerer, Steering, load
+from steerbench.contract import tiny
+from steerbench.edits import Add
+from steerbench.learn import Pair
 
 EXAMPLES = tiny.examples()[:16]
 HEADS = tiny.HEADS

@@ -7,15 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from steerbench import Reward, harness, registry
-from steerbench.dialogue import Dialogue
-from steerbench.method import Method
+from steerbench import Reward
+from steerbench.bench.method import Method
+from steerbench.bench.units import plan
+from steerbench.data.dialogue import Dialogue
+from steerbench.plugins import registry
 
 # A method whose hyperparameter is the letter that its responses repeat, so that a reward can rank the candidates.
 PLUGIN = """
 from dataclasses import dataclass
 from transformers import LogitsProcessor
-from steerbench import FitContext, LogitsPart, Steerer, SteerbenchError, Steering
+from steerbench import FitContext, Steerer, SteerbenchError, Steering
+from steerbench.edits import LogitsPart
 
 class Add(LogitsProcessor):
     def __init__(self, token, weight):
@@ -84,4 +87,4 @@ def saying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
 
 
 def planned(text: str) -> Method:
-    return harness.plan(text, tuned=True)[-1]
+    return plan(text, tuned=True)[-1]

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 import torch
 from transformers import LogitsProcessor
 
-from steerbench import (
-    DecodePart, Edit, LogitsPart, PlacedEdit, PromptPart, Site, Steerer, Steering, Turn, contrast, difference_of_means
-)
+from steerbench import Steerer, Steering
+from steerbench.data import Turn
+from steerbench.edits import DecodePart, Edit, LogitsPart, PlacedEdit, PromptPart, Site
+from steerbench.learn import contrast, difference_of_means
 
 
 class Shift(Edit):
@@ -71,6 +72,12 @@ def edit(forward: str, *, start: str = "", scope: str = "response", site: str = 
     """Return a method whose edit has these bodies."""
     more = overriding("Shift", {"start(self, prompt, mask)": start, "forward(self, h, state)": forward})
     return method(f"return self.place(Own(self.vector(context), self.strength), {scope!r}, Site.parse({site!r}))", more)
+
+
+def constant(named: str, edited: str) -> str:
+    """Return a method whose edit names one constant and adds perhaps another."""
+    more = overriding("Shift", {"constant(self)": f"return {named}", "forward(self, h, state)": f"return {edited}"})
+    return method("return self.place(Own(self.vector(context), self.strength))", more)
 
 
 def bias(call: str = "", *, processor: str = "") -> str:
@@ -141,6 +148,28 @@ GOOD = {
             step, = torch.autograd.grad((x * self.vector).sum().sin(), x)
         return h + self.strength * step / step.norm(dim=-1, keepdim=True)
         """.replace("(x * self.vector).sum().sin()", "(x @ self.vector).sin().sum()")
+    ),
+    "names_its_constant": constant("self.strength * self.vector", "h + self.strength * self.vector"),
+    "guided": method(
+        "return Steering(logits=(Guide(self.strength),))",
+        """
+        class Guide(LogitsPart):
+            def __init__(self, strength):
+                self.strength = strength
+            def processor_in(self, context):
+                liked = context.reward.score(context.dialogues, ["aeiou"] * len(context.dialogues))
+                return Guided(context, self.strength * liked[:, None])
+        class Guided(LogitsProcessor):
+            def __init__(self, context, weights):
+                self.context, self.weights = context, weights
+            def __call__(self, ids, scores):
+                mask = self.context.mask
+                mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
+                positions = (mask.cumsum(1) - 1).clamp(min=0)
+                with self.context.steered(ids, mask):
+                    out = self.context.lm.model(ids, attention_mask=mask, position_ids=positions, use_cache=False)
+                return scores + self.weights * out.logits[:, -1]
+        """,
     ),
     "two_edits_and_a_bias": method(
         """
@@ -314,6 +343,15 @@ BROKEN: dict[str, dict[str, str]] = {
         "returns_half": edit("return (h + self.strength * self.vector).half() if self.strength else h"),
         "casts_in_between": edit("return h + (self.strength * self.vector).bfloat16().float()"),
     },
+    "constant_is_what_is_added": {
+        "constant_is_longer": constant("self.strength * self.vector", "h + self.strength * self.vector / 9"),
+        "constant_of_a_gate": constant(
+            "self.strength * self.vector", "h + self.strength * (h @ self.vector).tanh()[..., None] * self.vector"
+        ),
+        "constant_is_a_number": constant(
+            "self.strength * self.vector.mean()", "h + self.strength * self.vector.mean()"
+        ),
+    },
     "declared_positions_change": {
         "in_place_beyond_the_scope": edit("h += self.strength * self.vector\nreturn h"),
         "start_changes_the_prompt": edit("return h", start="prompt += self.strength * self.vector\nreturn None"),
@@ -385,6 +423,7 @@ COMPANIONS: dict[str, set[str]] = {
     "first_row_only": {"batch_equals_single"},
     "mean_of_positions": {"cached_equals_recomputed", "teacher_forcing_equals_decoding"},
     "casts_in_between": set(),
+    "constant_is_a_number": set(),
     "in_place_beyond_the_scope": {"edits_keep_their_input", "teacher_forcing_equals_decoding"},
     "set_behind_the_constructor": set(),
     "mixes_types": set(),

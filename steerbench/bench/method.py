@@ -1,0 +1,162 @@
+"""A method of a run: its specification, the steerers it is composed of, and what of it can be searched."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from steerbench.engine.guidance import identified
+from steerbench.errors import SteerbenchError
+from steerbench.learn.context import FitContext
+from steerbench.learn.fitting import MethodLike, joined, steerers_of
+from steerbench.learn.steerer import Steerer
+from steerbench.plugins.registry import source_hash
+from steerbench.plugins.spec import MethodSpec, Part, build, hyperparameters, parse, part_labels, part_of
+from steerbench.steering.steering import Steering
+
+
+class Method(NamedTuple):
+    """One entry of `--methods`, built: a steerer for each part of its specification."""
+
+    spec: MethodSpec
+    steerers: list[Steerer]
+
+    @property
+    def spaces(self) -> list[dict[str, Sequence[Any]]]:
+        """The values that tuning draws from, for each part: its `search` less what was given.
+
+        Raises SteerbenchError if `search` names what is no hyperparameter.
+        """
+        return [_space(part, type(s)) for part, s in zip(self.spec.parts, self.steerers, strict=True)]
+
+    def parts(self, *, tuned: bool) -> list[dict[str, Any]]:
+        """Return what identifies it: names, all hyperparameters, and the source that was run.
+
+        Under tuning also the names of what is searched: there `caa` and `caa:strength=1` are not the same.
+        """
+        spaces = self.spaces if tuned else [{} for _ in self.steerers]
+        return [
+            {
+                "name": part.name,
+                "hyperparameters": hyperparameters(s),
+                "source": source_hash(type(s)),
+                **({"models": [identified(name) for name in s.models]} if s.models else {}),
+                **({"searched": sorted(space)} if space else {}),
+            }
+            for part, s, space in zip(self.spec.parts, self.steerers, spaces, strict=True)
+        ]
+
+    def fit(self, context: FitContext) -> Steering:
+        """Fit every part by itself and join what they return; what each reports stands under its label."""
+        own = dataclasses.replace(context, report={})
+        steering = joined(self.steerers, self.labels, own)
+        context.report |= {label: _plain(report, label) for label, report in own.report.items()}
+        return steering
+
+    @property
+    def labels(self) -> list[str]:
+        """What tells its parts apart."""
+        return part_labels([part.name for part in self.spec.parts])
+
+
+MethodsLike = MethodLike | Sequence[MethodLike]
+"""A list such as `caa:strength=2,caa+static_prompt`, or methods made in Python."""
+
+
+def methods_of(given: MethodsLike) -> list[Method]:
+    """Return the methods of a list. Raises SteerbenchError for what is none."""
+    if isinstance(given, str):
+        return [Method(spec, build(spec)) for spec in parse(given)]
+    if isinstance(given, list | tuple):
+        return [method for one in given for method in methods_of(one)]
+    steerers = steerers_of(given)  # type: ignore[arg-type]
+    return [Method(MethodSpec(tuple(map(part_of, steerers))), steerers)]
+
+
+def _space(part: Part, cls: type[Steerer]) -> dict[str, Sequence[Any]]:
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name, values in cls.search.items():
+        if name not in known or not values:
+            fault = "has no values" if name in known else "is none of its hyperparameters"
+            raise SteerbenchError(f"search of method {part.name!r}: {name!r} {fault}; correct it in {cls.__name__}.")
+    return {name: values for name, values in cls.search.items() if name not in part.settings}
+
+
+def _plain(report: dict[str, Any], label: str) -> dict[str, Any]:
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(report, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise SteerbenchError(f"{label}: its report is not made of plain JSON values: {error}.") from error
+    return plain
+
+
+# What can be searched
+
+
+class Knob(NamedTuple):
+    """A hyperparameter to search."""
+
+    part: int
+    """Index of its part in the method."""
+    name: str
+    values: Sequence[Any]
+
+    @property
+    def is_strength(self) -> bool:
+        """Whether all its values are numbers above zero, written as fractions: what can be moved without steps."""
+        return all(isinstance(v, float) and v > 0 for v in self.values)
+
+
+Knobs = Mapping[str, Knob]
+"""What is searched, as `field`; composed as `part.field`, or `part[1].field` where a part is there twice."""
+
+
+def knobs_of(method: Method) -> Knobs:
+    """Return what is left to search. Raises SteerbenchError if `search` names what is no hyperparameter."""
+    prefixes = [f"{label}." if len(method.labels) > 1 else "" for label in method.labels]
+    return {
+        prefix + field: Knob(i, field, values)
+        for i, (prefix, space) in enumerate(zip(prefixes, method.spaces, strict=True))
+        for field, values in space.items()
+    }
+
+
+def at_point(method: Method, knobs: Knobs, point: Mapping[str, Any]) -> Method:
+    """Return the method with the values of a point; its spec stays that of the user."""
+    new: list[dict[str, Any]] = [{} for _ in method.steerers]
+    for label, value in point.items():
+        new[knobs[label].part][knobs[label].name] = value
+    return method._replace(
+        steerers=[dataclasses.replace(s, **values) for s, values in zip(method.steerers, new, strict=True)]
+    )
+
+
+def searched(method: Method, knobs: Knobs) -> dict[str, Any]:
+    """Return the values of what is searched, as the plain JSON values of a record."""
+    plain = [hyperparameters(steerer) for steerer in method.steerers]
+    return {label: plain[knob.part][knob.name] for label, knob in knobs.items()}
+
+
+def strength_of(method: Method) -> tuple[str, Knob] | None:
+    """Return what sets how strongly a method acts: the first of what it searches that is a number above zero.
+
+    Whole numbers are none: layers and counts cannot be moved without steps. None where there is none.
+    """
+    return next(((label, knob) for label, knob in knobs_of(method).items() if knob.is_strength), None)
+
+
+def sweep(method: Method) -> list[Method]:
+    """Return the method at each strength of its search space, as if the user had given it; itself if it has none."""
+    found = strength_of(method)
+    if found is None:
+        return [method]
+    label, knob = found
+    at = (at_point(method, {label: knob}, {label: value}) for value in knob.values)
+    return [new._replace(spec=_given(method.spec, knob, value)) for new, value in zip(at, knob.values, strict=True)]
+
+
+def _given(spec: MethodSpec, knob: Knob, value: object) -> MethodSpec:
+    parts = list(spec.parts)
+    part = parts[knob.part]
+    parts[knob.part] = Part(part.name, {**part.settings, knob.name: str(value)})
+    return MethodSpec(tuple(parts))

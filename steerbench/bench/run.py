@@ -1,0 +1,252 @@
+"""The main path: units -> [tune on validation] -> fit -> generate on test -> score -> write."""
+
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from steerbench import testbed
+from steerbench.bench.method import Method, MethodsLike
+from steerbench.bench.protocol import Protocol
+from steerbench.bench.scoring import means, score
+from steerbench.bench.setup import Bench, Options, load_bench
+from steerbench.bench.tuning import Tuned, match, tune
+from steerbench.bench.units import Unit, units
+from steerbench.bench.validation import Validation
+from steerbench.engine.effect import Effect, effect
+from steerbench.engine.generate import generate
+from steerbench.engine.guidance import identified
+from steerbench.engine.timing import latency
+from steerbench.errors import SteerbenchError
+from steerbench.learn.context import FitContext
+from steerbench.models.batching import is_out_of_memory
+from steerbench.models.language_model import LanguageModel
+from steerbench.models.machine import OUT_OF_MEMORY, environment
+from steerbench.models.response import Response
+from steerbench.plugins.spec import UNSTEERED
+from steerbench.records.record import Record, identity
+from steerbench.records.store import Store
+from steerbench.steering.steering import Steering
+from steerbench.version import __version__
+
+
+class Failure(NamedTuple):
+    """A method that could not be measured, and why: one sentence, or the traceback of a bug."""
+
+    method: str
+    seed: int
+    message: str
+
+
+@dataclass
+class Outcome:
+    """The records of a run, measured now or found, in the order of the methods, and what failed."""
+
+    records: list[Record] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    found: int = 0
+    """How many of the records were there before."""
+
+
+def run(
+    protocol: Protocol,
+    methods: MethodsLike,
+    options: Options = Options(),
+    *,
+    lm: LanguageModel | None = None,
+    swept: bool = False,
+) -> Outcome:
+    """Measure methods under a protocol and write their records; what has a record is not measured again.
+
+    `methods` is a list such as `caa:strength=2,caa+static_prompt`, or made in Python: a Steerer, its class, or a list
+    of them. The unsteered model is always measured too. `lm` is a loaded model, in place of one that the protocol
+    names; its revision, or a hash of its weights, stands in the records. A method that fails is reported in the
+    outcome, and the others go on. `swept` measures each at every strength of its search space. Raises SteerbenchError
+    if nothing can be measured, or nothing can be written.
+    """
+    protocol = protocol if lm is None else _of_model(protocol, lm)
+    planned = units([protocol], methods, swept=swept)
+    store = Store(options.out)
+    store.prepare()
+    bench = load_bench(protocol, options, lm)
+    outcome = Outcome()
+    with options.progress(f"{protocol.task}: methods", len(planned)) as advance:
+        for unit in planned:
+            try:
+                record, found = find_or_measure(bench, unit, store)
+            except Exception as error:
+                if unit.method == UNSTEERED:  # nothing can be compared without it
+                    raise
+                outcome.failures.append(Failure(unit.method, unit.seed, _reason(error)))
+            else:
+                if not found:  # outside of the try: a full disk ends the run
+                    store.write(record)
+                outcome.found += found
+                outcome.records.append(record)
+            advance(1)
+    return outcome
+
+
+def _of_model(protocol: Protocol, lm: LanguageModel) -> Protocol:
+    """Return the protocol of a loaded model. Raises SteerbenchError if it says something else."""
+    model, dtype = testbed.part_path(lm.name), str(lm.dtype).removeprefix("torch.")
+    if protocol.model not in (testbed.NAME, lm.name, model):
+        raise SteerbenchError(f"the protocol's model is {protocol.model!r} lm is {lm.name!r}; leave the former out.")
+    if protocol.dtype not in ("auto", dtype):
+        raise SteerbenchError(f"the protocol's dtype is {protocol.dtype} lm has {dtype}; leave the former out.")
+    return replace(protocol, model=model)
+
+
+def run_unit(unit: Unit, options: Options = Options()) -> Record:
+    """Find or measure one unit from its plain values alone, in whatever process, and return its record, written.
+
+    Raises SteerbenchError where `options.out` has no record of the unsteered model to compare with.
+    """
+    store = Store(options.out)
+    store.prepare()
+    record, found = find_or_measure(load_bench(unit.protocol, options), unit, store)
+    if not found:
+        store.write(record)
+    return record
+
+
+def find_or_measure(bench: Bench, unit: Unit, store: Store) -> tuple[Record, bool]:
+    """Return the record of a unit, and whether it was there before."""
+    method = unit.built
+    found = store.find(identity(bench.key, _parts(bench, method), unit.seed, __version__))
+    if found is not None:
+        return found, True
+    return measure(bench, method, unit.seed, _baseline(bench, unit, store)), False
+
+
+def _baseline(bench: Bench, unit: Unit, store: Store) -> pd.DataFrame | None:
+    """Return the table of the unsteered model; None for that model itself. Raises SteerbenchError without one."""
+    if unit.method == UNSTEERED:
+        return None
+    unsteered = replace(unit, method=UNSTEERED).built
+    record = store.find(identity(bench.key, _parts(bench, unsteered), unit.seed, __version__))
+    if record is None:
+        raise SteerbenchError(f"{store.folder} has no record of the unsteered model with seed {unit.seed}; measure it.")
+    return record.examples
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of a user's mistake, and the whole traceback of anything else: a bug, mostly of the method."""
+    if isinstance(error, SteerbenchError):
+        return str(error)
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    return "".join(traceback.format_exception(error)).strip()
+
+
+def measure(bench: Bench, method: Method, seed: int, unsteered: pd.DataFrame | None) -> Record:
+    """Tune a method if the protocol says so, fit it, generate on the test prompts, score, and time it."""
+    seconds: dict[str, float] = {}
+    context = bench.context(seed)
+    with _timed(seconds, "tune"):
+        tuned = _tuned(bench, method, context)
+    with _timed(seconds, "fit"):
+        steering = tuned.method.fit(context)
+    with _timed(seconds, "generate"):
+        responses = _responses(bench, steering, seed)
+    truncated = bench.reward.truncated
+    with _timed(seconds, "score"):
+        found = _effect(bench, responses, steering)
+        table = score(bench, responses, found, unsteered)
+    truncated = bench.reward.truncated - truncated
+    costs = latency(bench.lm, _median_prompt(bench), steering, bench.reward, progress=bench.options.progress)
+    report: dict[str, Any] = {"fit": context.report, "effect": found.report}
+    if steering.models:
+        report["models"] = [identified(name) for name in steering.models]
+    measured = {
+        "latency": costs,
+        "seconds": seconds,
+        "truncated": truncated,
+        "tuning": tuned.report,
+        "report": report,
+    }
+    return _record(bench, method, seed, steering, table, measured)
+
+
+def _record(
+    bench: Bench, method: Method, seed: int, steering: Steering, table: pd.DataFrame, measured: Mapping[str, Any]
+) -> Record:
+    return Record(
+        method=str(method.spec),
+        parts=_parts(bench, method),
+        protocol=bench.key,
+        seed=seed,
+        steerbench=__version__,
+        labels=bench.labels,
+        metrics=means(table),
+        counts=dict(bench.counts),
+        environment={"batch_size": bench.options.batch_size, **environment(bench.lm.device)},
+        steering=steering.digest(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        examples=table,
+        **measured,
+    )
+
+
+def _tuned(bench: Bench, method: Method, context: FitContext) -> Tuned:
+    protocol = bench.protocol
+    validation = Validation(bench.validation, bench.encoder, protocol.objective, with_kl=protocol.match_kl is not None)
+    if protocol.match_kl is None:
+        return tune(method, context, validation, protocol.tuning_budget)
+    return match(method, context, validation, protocol.match_kl, protocol.tuning_budget)
+
+
+def _responses(bench: Bench, steering: Steering, seed: int) -> list[Response]:
+    """Return the responses to all test prompts, one sample after the other."""
+    options, prompts = bench.options, [e.prompt for e in bench.test]
+    return [
+        response
+        for sample in range(bench.protocol.n_samples)
+        for response in generate(
+            bench.lm,
+            prompts,
+            steering,
+            bench.protocol.decoding,
+            seed=seed,
+            sample=sample,
+            reward=bench.reward,
+            batch_size=options.batch_size,
+            progress=options.progress,
+        )
+    ]
+
+
+def _effect(bench: Bench, responses: Sequence[Response], steering: Steering) -> Effect:
+    options, prompts = bench.options, [e.prompt for e in bench.test_examples]
+    return effect(
+        bench.lm,
+        prompts,
+        responses,
+        steering,
+        decoding=bench.protocol.decoding,
+        reward=bench.reward,
+        batch_size=options.batch_size,
+        progress=options.progress,
+    )
+
+
+def _parts(bench: Bench, method: Method) -> list[dict[str, Any]]:
+    return method.parts(tuned=bench.protocol.tuning_budget > 0)
+
+
+def _median_prompt(bench: Bench) -> Any:
+    """Return the test prompt of median length, the same for all methods."""
+    prompts: Sequence[Any] = sorted((e.prompt for e in bench.test), key=lambda p: len(bench.lm.tokens(p).prompt))
+    return prompts[len(prompts) // 2]
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 3)

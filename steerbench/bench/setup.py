@@ -1,0 +1,252 @@
+"""What methods are fitted on and measured with, loaded once for all of them, and the protocol's key."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+from steerbench import testbed
+from steerbench.bench.prompt_limit import fitting, prompt_limit
+from steerbench.bench.protocol import FitSettings, Protocol
+from steerbench.data.splits import folder_of, load_data
+from steerbench.data.task import Example, Task, TaskData
+from steerbench.errors import SteerbenchError
+from steerbench.learn.context import FitContext
+from steerbench.learn.fitting import NoReward
+from steerbench.models.checkpoint import check_path
+from steerbench.models.encoder import SentenceEncoder
+from steerbench.models.language_model import LanguageModel
+from steerbench.models.machine import dtype_of, pick_device, use_threads
+from steerbench.models.reward import Reward, RewardModel
+from steerbench.plugins.spec import build_task, changed_settings, label_of
+from steerbench.progress import Progress, silent
+from steerbench.records.identity import Key, asset, ids_hash
+from steerbench.version import __version__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What must not change a score: where and how fast it is measured."""
+
+    out: Path = Path("runs")
+    device: str = "auto"
+    batch_size: int = 32
+    """Prompts at once; halved where the memory runs out."""
+    progress: Progress = silent
+
+
+class Setup:
+    """What methods are fitted on. Each thing is loaded when it is first asked for: a static prompt needs no data."""
+
+    def __init__(self, settings: FitSettings, options: Options) -> None:
+        """Raises SteerbenchError for a wrong task or device, before anything heavy is loaded."""
+        self.task_name = settings.task_part.name
+        self.task: Task = build_task(settings.task_part)
+        self.settings, self.options = settings.complete, options
+        self.device = pick_device(options.device)
+        self.shared: dict[object, Any] = {}
+        """Rollouts and activations, computed once for all methods."""
+        self.counts: Counter[str] = Counter()
+        """Records and prompts left out, by reason."""
+
+    @cached_property
+    def data(self) -> TaskData:
+        """All examples of the task."""
+        found = load_data(self.task, folder_of(self.task_name, self.settings.data))
+        self.counts.update(found.skipped)
+        return found
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        """The frozen model, with as many threads as suit its size."""
+        lm = LanguageModel.load(self.settings.model, device=self.device, dtype=dtype_of(self.settings.dtype))
+        use_threads(sum(p.numel() for p in lm.model.parameters()), self.device)
+        return lm
+
+    @cached_property
+    def reward(self) -> Reward:
+        """The guiding reward; without one, what says so when it is asked."""
+        name = self.settings.reward_model
+        return self._reward_model(name) if name else NoReward()
+
+    @cached_property
+    def max_prompt_tokens(self) -> int:
+        """Tokens above which a prompt is left out."""
+        return prompt_limit(self.lm, self.settings.decoding.max_new_tokens, self.settings.max_prompt_tokens)
+
+    @cached_property
+    def train(self) -> list[Example]:
+        """The training examples that the model can take. Raises SteerbenchError if there is none."""
+        return self._fitting("training", self.data.train, self.settings.n_train)
+
+    def context(self, seed: int) -> FitContext:
+        """Return what a method may learn from."""
+        return FitContext(
+            lm=self.lm,
+            examples=_Train(self),
+            reward=self.reward,
+            seed=seed,
+            decoding=self.settings.decoding,
+            batch_size=self.options.batch_size,
+            progress=self.options.progress,
+            _shared=self.shared,
+        )
+
+    def _reward_model(self, name: str) -> RewardModel:
+        return RewardModel.load(name, device=self.device, batch_size=self.options.batch_size)
+
+    def _fitting(self, split: str, examples: Sequence[Example], wanted: int) -> list[Example]:
+        limit = self.max_prompt_tokens
+        found = fitting(self.lm, examples, wanted, limit, self.counts)
+        if wanted and not found:
+            longer = "raise --max-prompt-tokens, " if self.settings.max_prompt_tokens else ""
+            raise SteerbenchError(
+                f"no {split} prompt of {self.settings.task} has at most {limit} tokens; {longer}lower "
+                f"--max-new-tokens, or take a model with a longer context."
+            )
+        return found
+
+
+class _Train(Sequence[Example]):
+    """The train split of a setup, read when a method first asks for it."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+
+    def __len__(self) -> int:
+        return len(self._setup.train)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        return self._setup.train[index]
+
+
+class Bench(Setup):
+    """A protocol, loaded: what methods are fitted on, and what they are measured with."""
+
+    def __init__(self, protocol: Protocol, options: Options) -> None:
+        super().__init__(protocol, options)
+        self.protocol = protocol.complete
+        """With nothing left open."""
+
+    @cached_property
+    def validation(self) -> list[Example]:
+        """For tuning alone; empty without it."""
+        wanted = self.protocol.n_validation if self.protocol.tuning_budget else 0
+        return self._fitting("validation", self.data.validation, wanted)
+
+    @cached_property
+    def test(self) -> list[Example]:
+        """The test examples, each once."""
+        found = self._fitting("test", self.data.test, self.protocol.n_examples)
+        if missing := self.protocol.n_examples - len(found):
+            self.counts["test prompts asked for that are not there"] = missing
+        return found
+
+    @cached_property
+    def held_out(self) -> Reward | None:
+        """The reward that only scores. Raises SteerbenchError if it is the guide."""
+        if not self.protocol.held_out_reward:
+            return None
+        judge = self._reward_model(self.protocol.held_out_reward)
+        if judge.revision == self.reward.revision:
+            raise SteerbenchError(
+                f"the held-out reward, {judge.name}, is the guiding reward itself; give another --held-out-reward."
+            )
+        return judge
+
+    @cached_property
+    def encoder(self) -> SentenceEncoder:
+        """The sentence encoder of the coherence metric."""
+        name, size = str(self.protocol.encoder), self.options.batch_size
+        return SentenceEncoder.load(name, device=self.device, batch_size=size)
+
+    @property
+    def test_examples(self) -> list[Example]:
+        """The test examples as often as there are samples: the first sample of all, then the second."""
+        return self.test * self.protocol.n_samples
+
+    def context(self, seed: int) -> FitContext:
+        """Return what a method may learn from under the protocol."""
+        queries = [e.prompt for e in self.test] if self.protocol.transductive else None
+        return replace(super().context(seed), test_queries=queries)
+
+    @cached_property
+    def key(self) -> Key:
+        """What the protocol came to: equal keys, comparable scores. Device, batch size and paths are not in it."""
+        p, settings = self.protocol, changed_settings(self.task)
+        return {
+            "task": self._at_home(self.task_name),
+            **({"task_settings": settings} if settings else {}),
+            "task_version": self.task.version,
+            "data": self.data.revision,
+            "split": "test",
+            "n_examples": len(self.test),
+            "n_samples": p.n_samples,
+            "examples": ids_hash([e.id for e in self.test]),
+            "n_train": len(self.train),
+            "train_examples": ids_hash([e.id for e in self.train]),
+            "n_validation": len(self.validation),
+            "validation_examples": ids_hash([e.id for e in self.validation]) if self.validation else None,
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "model": asset(self.lm.name, self.lm.revision),
+            "dtype": str(self.lm.dtype).removeprefix("torch."),
+            "prompt_format": self.lm.format.name,
+            **asdict(p.decoding),
+            "reward_model": asset(self.reward.name, self.reward.revision),
+            "held_out_reward": asset(self.held_out.name, self.held_out.revision) if self.held_out else None,
+            "encoder": asset(self.encoder.name, self.encoder.revision),
+            "tuning_budget": p.tuning_budget,
+            "objective": (p.objective if p.match_kl is None else "kl") if p.tuning_budget else None,
+            "match_kl": p.match_kl,
+            **({"transductive": True} if p.transductive else {}),
+            "seeds": list(p.seeds),
+            "steerbench": ".".join(__version__.split(".")[:2]),
+        }
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Readable names for tables; that of the task says its settings, and if anything in it is of a testbed."""
+        return {
+            "task": self._at_home(label_of(self.task_name, self.task)),
+            "model": self.lm.name,
+            "reward_model": self.reward.name,
+            "held_out_reward": self.held_out.name if self.held_out else "",
+            "encoder": self.encoder.name,
+        }
+
+    @property
+    def has_gold(self) -> bool:
+        """Whether the data are a testbed's, so that every response has a true score."""
+        data = self.protocol.data
+        home = testbed.around(data) if data else None
+        return home is not None and data is not None and data.expanduser().resolve().is_relative_to(home.data)
+
+    def _at_home(self, task: str) -> str:
+        """Put the testbed's name before that of a task if anything in it belongs to one."""
+        p = self.protocol
+        paths = [Path(name) for name in (p.model, p.reward_model, p.held_out_reward, p.encoder, p.data) if name]
+        return next((f"{home.name}-{task}" for home in map(testbed.around, paths) if home), task)
+
+
+def load_bench(protocol: Protocol, options: Options, lm: LanguageModel | None = None) -> Bench:
+    """Load what a protocol names. Cheap things first, so that a mistake in them is told before a model is read."""
+    bench = Bench(protocol, options)
+    p = bench.protocol
+    if lm is not None:
+        bench.lm, bench.device = lm, lm.device if options.device == "auto" else bench.device
+    for name in (None if lm else p.model, p.reward_model, p.held_out_reward, p.encoder):
+        if name is not None:
+            check_path(name)
+    steps = (["data"], ["lm", "train", "validation", "test"], ["reward", "held_out"], ["encoder"])
+    with options.progress(f"{protocol.task}: load", len(steps)) as advance:
+        for step in steps:
+            for part in step:
+                getattr(bench, part)
+            advance(1)
+    return bench

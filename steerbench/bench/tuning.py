@@ -1,0 +1,162 @@
+"""Choose hyperparameters on the validation split, by an objective or for one KL from the unsteered model.
+
+The same number of trials for every method, and none on test.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import exp, inf, log
+from typing import Any, NamedTuple
+
+from steerbench.bench.method import Knobs, Method, at_point, knobs_of, searched, strength_of
+from steerbench.bench.validation import Validation
+from steerbench.errors import SteerbenchError
+from steerbench.learn.context import FitContext
+from steerbench.records.statistics import TOLERANCE
+from steerbench.seeds import seed_for
+from steerbench.steering.steering import Steering
+
+KL_TOLERANCE = 0.05
+"""Relative distance to the target that counts as matched."""
+_STEP = 4.0
+"""Most that one step may multiply or divide the strength by, beyond what was tried."""
+
+
+class Tuned(NamedTuple):
+    """A method with the hyperparameters that were chosen, and what was tried: `Record.tuning`."""
+
+    method: Method
+    report: dict[str, Any]
+
+
+def tune(method: Method, context: FitContext, validation: Validation, budget: int) -> Tuned:
+    """Try at most `budget` candidates and keep the one with the highest score; the first wins a tie.
+
+    The method comes back as it is where the budget is 0 or nothing is left to search. A candidate that ends with a
+    SteerbenchError is kept in the report and never chosen. Raises SteerbenchError if all of them end so.
+    """
+    knobs = knobs_of(method)
+    if not budget or not knobs:
+        return Tuned(method, {})
+    candidates = [at_point(method, knobs, point) for point in _draw(method, knobs, budget, context.seed)]
+    trials: list[dict[str, Any]] = []
+    with context.progress(f"tune {method.spec}", len(candidates)) as advance:
+        for one in candidates:
+            trials.append({"hyperparameters": searched(one, knobs), **attempt(one, context, validation)})
+            advance(1)
+    best = _best(method, trials)
+    return Tuned(candidates[best], _report(validation.objective, context, validation, trials, best))
+
+
+def match(method: Method, context: FitContext, validation: Validation, target: float, budget: int) -> Tuned:
+    """Find the strength at which KL(steered || unsteered) per token on validation is `target` nats.
+
+    What is moved is the first number that the method searches; the rest stays as given. A few trials of a secant in
+    log-log space, `budget` at most; the nearest is kept. The report says whether it is within `KL_TOLERANCE`: a method
+    without a strength comes back as it is, with an empty report. Raises SteerbenchError if no trial can be measured.
+    """
+    found = strength_of(method)
+    if found is None:
+        return Tuned(method, {})
+    label, knob = found
+    knobs = {label: knob}
+    candidates: list[Method] = []
+    trials: list[dict[str, Any]] = []
+    tried: dict[float, float] = {}
+    with context.progress(f"match {method.spec}", budget) as advance:
+        while len(trials) < budget and not any(_near(kl, target) for kl in tried.values()):
+            strength = _next(tried, target, sorted(knob.values)[len(knob.values) // 2])
+            candidates.append(at_point(method, knobs, {label: strength}))
+            trials.append(
+                {"hyperparameters": searched(candidates[-1], knobs), **attempt(candidates[-1], context, validation)}
+            )
+            if "kl" not in trials[-1] and trials[-1].get("length"):
+                break  # and no other strength will tell it
+            tried[strength] = trials[-1].get("kl", inf)  # what cannot be measured was too strong
+            advance(1)
+    best = _nearest(method, trials, target)
+    report = _report("kl", context, validation, trials, best)
+    return Tuned(candidates[best], {**report, "target": target, "matched": _near(trials[best]["kl"], target)})
+
+
+def _report(
+    objective: str, context: FitContext, validation: Validation, trials: Sequence[Mapping[str, Any]], best: int
+) -> dict[str, Any]:
+    """Return what a record keeps: the objective, the unsteered model's scores, every trial, and the chosen one."""
+    return {
+        "objective": objective,
+        "split": "validation",
+        "n": len(validation.examples),
+        "unsteered": validation.scores(Steering(), context),
+        "trials": list(trials),
+        "chosen": trials[best]["hyperparameters"],
+    }
+
+
+def attempt(one: Method, context: FitContext, validation: Validation) -> dict[str, Any]:
+    """Return the scores of a candidate, or the sentence it ended with."""
+    try:
+        steering = one.fit(replace(context, report={}))  # the record's is that of the candidate chosen
+        return dict(validation.scores(steering, context))
+    except SteerbenchError as error:
+        return {"error": str(error)}
+
+
+def _none_measured(method: Method, trials: Sequence[Mapping[str, Any]]) -> SteerbenchError:
+    """Return the error of a method none of whose candidates could be measured."""
+    first = ", ".join(f"{name}={value}" for name, value in trials[0]["hyperparameters"].items())
+    return SteerbenchError(
+        f"none of the {len(trials)} trials of {method.spec} could be measured; the first, {first}: "
+        f"{trials[0].get('error', 'its KL is not known.')}"
+    )
+
+
+def _draw(method: Method, knobs: Knobs, budget: int, seed: int) -> list[dict[str, Any]]:
+    """Return distinct points of the joint space: the whole grid, in its order, where the budget allows it.
+
+    Seeded by the names of the parts and not by their settings: two spellings of one method must draw the same.
+    """
+    from sklearn.model_selection import ParameterGrid, ParameterSampler
+
+    space = {label: knob.values for label, knob in knobs.items()}
+    grid = ParameterGrid(space)
+    if len(grid) <= budget:
+        return list(grid)
+    state = seed_for(seed, "tune", *(part.name for part in method.spec.parts)) % 2**32
+    return list(ParameterSampler(space, budget, random_state=state))
+
+
+def _best(method: Method, trials: Sequence[Mapping[str, Any]]) -> int:
+    """Return the index of the first trial with the highest score, as far as the batch size does not change it."""
+    scores = {i: trial["score"] for i, trial in enumerate(trials) if "score" in trial}
+    if not scores:
+        raise _none_measured(method, trials)
+    return next(i for i, score in scores.items() if score >= max(scores.values()) - TOLERANCE)
+
+
+def _near(kl: float, target: float) -> bool:
+    return abs(kl / target - 1) <= KL_TOLERANCE
+
+
+def _next(tried: Mapping[float, float], target: float, first: float) -> float:
+    """Return the strength to try next: between the two that enclose the target, or a bounded step beyond all."""
+    if not tried:
+        return float(first)
+    below = max((s for s, kl in tried.items() if kl < target), default=None)
+    above = min((s for s, kl in tried.items() if kl >= target and (below is None or s > below)), default=None)
+    if below is None or above is None:
+        end = below if below is not None else min(tried)
+        ratio = target / tried[end] if tried[end] else inf
+        return float(end * min(_STEP, max(1 / _STEP, ratio**0.5)))  # KL grows with the square of a small edit
+    left, right = tried[below], tried[above]
+    share = 0.5
+    if left > 0 and right < inf:
+        share = min(0.9, max(0.1, log(target / left) / log(right / left)))
+    return exp((1 - share) * log(below) + share * log(above))
+
+
+def _nearest(method: Method, trials: Sequence[Mapping[str, Any]], target: float) -> int:
+    measured = [i for i, trial in enumerate(trials) if "kl" in trial]
+    if not measured:
+        raise _none_measured(method, trials)
+    return min(measured, key=lambda i: abs(log(max(trials[i]["kl"], 1e-12) / target)))

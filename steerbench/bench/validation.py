@@ -1,0 +1,90 @@
+"""How a steering does on the validation prompts: all that tuning sees."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from steerbench.bench.protocol import Objective
+from steerbench.data.dialogue import plain_text
+from steerbench.data.task import Example
+from steerbench.engine.effect import effect
+from steerbench.engine.generate import generate
+from steerbench.learn.context import FitContext
+from steerbench.metrics import coherence_of, diversity_of
+from steerbench.metrics.per_token import over_tokens
+from steerbench.models.encoder import SentenceEncoder
+from steerbench.steering.steering import Steering
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation prompts, and what makes one steering better than another on them."""
+
+    examples: Sequence[Example]
+    encoder: SentenceEncoder
+    objective: Objective = "reward"
+    with_kl: bool = False
+    """Whether KL(steered || unsteered) per token is measured, which takes two more passes over the responses."""
+
+    def scores(self, steering: Steering, context: FitContext) -> dict[str, float]:
+        """Return means over the prompts: `score`, which is the objective, and what it is made of.
+
+        Measured once per steering: many fits are the same for every seed, and greedy responses too.
+        """
+        rewards = self._rewards(Steering(), context)
+        spread = float(np.std(rewards)) or 1.0
+        seen = self._measured(steering, context)
+        if self.objective == "sum":
+            score = seen["coherence"] + seen["diversity"] + seen["reward"]
+        else:
+            score = (seen["reward"] - fmean(rewards)) / spread
+        return {"score": score, **seen}
+
+    def _measured(self, steering: Steering, context: FitContext) -> dict[str, float]:
+        means: dict[str, float] = self._details(steering, context)["means"]
+        return means
+
+    def _rewards(self, steering: Steering, context: FitContext) -> list[float]:
+        rewards: list[float] = self._details(steering, context)["rewards"]
+        return rewards
+
+    def _details(self, steering: Steering, context: FitContext) -> dict[str, Any]:
+        sampled = context.decoding.temperature > 0  # greedy responses are the same for every seed
+        key = ("on validation", self.with_kl, steering.digest(), context.seed if sampled else None)
+        return context.once(key, lambda: self._measure(steering, context))
+
+    def _measure(self, steering: Steering, context: FitContext) -> dict[str, Any]:
+        prompts = [e.prompt for e in self.examples]
+        responses = generate(
+            context.lm,
+            prompts,
+            steering,
+            context.decoding,
+            seed=context.seed,
+            reward=context.reward,
+            batch_size=context.batch_size,
+            progress=context.progress,
+        )
+        texts = [r.text for r in responses]
+        rewards = [float(x) for x in context.reward.score(prompts, texts, context.progress).double()]
+        means = {
+            "reward": fmean(rewards),
+            "diversity": fmean(map(diversity_of, texts)),
+            "coherence": fmean(coherence_of(self.encoder, [plain_text(p) for p in prompts], texts)),
+            "length": fmean(r.n_tokens for r in responses),
+        }
+        if self.with_kl:
+            found = effect(
+                context.lm,
+                prompts,
+                responses,
+                steering,
+                decoding=context.decoding,
+                reward=context.reward,
+                batch_size=context.batch_size,
+            )
+            means |= over_tokens({"kl": found.kl}, [len(r.ids) for r in responses])
+        return {"means": means, "rewards": rewards}

@@ -1,0 +1,153 @@
+"""`steerbench judge`."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.text import Text
+
+from steerbench.cli.console import err, out, say
+from steerbench.errors import SteerbenchError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from steerbench.judge import Cost, Question, Replies
+    from steerbench.judge.client import Endpoint
+    from steerbench.judge.judgements import Pair
+
+
+def judge(
+    folders: Annotated[list[Path], typer.Argument(help="Folders with records.")],
+    endpoint: Annotated[str, typer.Option(help="OpenAI-compatible server, such as http://localhost:8000/v1.")],
+    judge_model: Annotated[str, typer.Option(help="Name of the judge, as the server knows it.")],
+    against: Annotated[str, typer.Option(help="The method that every other is held against.")] = "unsteered",
+    n: Annotated[int, typer.Option("--n", help="Test prompts of each task, the same for every method.", min=1)] = 100,
+    seed: Annotated[int, typer.Option(help="Which test prompts are drawn.")] = 0,
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", "--method", help="Judge these methods alone, named as in the leaderboard."),
+    ] = None,
+    api_key_env: Annotated[
+        str, typer.Option(help="Environment variable with the API key; none is sent without.")
+    ] = "OPENAI_API_KEY",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before calls are made.")] = False,
+    price_in: Annotated[float | None, typer.Option(help="USD per million prompt tokens.", min=0)] = None,
+    price_out: Annotated[float | None, typer.Option(help="USD per million reply tokens.", min=0)] = None,
+    workers: Annotated[int, typer.Option(help="Calls at once. It changes no result.", min=1)] = 8,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for replies and win rates; default: judgements in the first.")
+    ] = None,
+) -> None:
+    """Let a language model judge responses beside those of the unsteered model, in both orders."""
+    from steerbench.judge import Replies, cost
+    from steerbench.judge.client import connect
+    from steerbench.judge.judgements import WIN_RATES, pairs, win_rates
+    from steerbench.plugins.spec import parse
+    from steerbench.records.leaderboard import write_csv
+    from steerbench.records.store import records_in
+
+    server = connect(endpoint, judge_model, api_key_env)
+    chosen = [str(spec) for spec in parse(methods)] if methods else []
+    judged = pairs(records_in(folders), against=against, n=n, seed=seed, methods=chosen)
+    questions = [question for pair in judged for question in pair.questions]
+    folder = folder or folders[0] / "judgements"
+    replies = Replies(folder)
+    expected = cost(questions, judge_model, replies)
+    for line in _short(judged, n):
+        _tell(line)
+    _tell(_cost_line(expected, judged, price_in, price_out))
+    _confirm(yes or not expected.calls)
+    _ask(questions, server, replies, workers)
+    table = win_rates(judged, judge_model, replies, against=against, seed=seed)
+    write_csv(table, folder / WIN_RATES)
+    _show(table)
+    kept = f", every reply in {replies.path}" if replies.path.exists() else ""
+    say(f"all columns in {folder / WIN_RATES}{kept}.")
+
+
+def _short(judged: "Sequence[Pair]", n: int) -> Iterator[str]:
+    """Yield a line for each task that has fewer test prompts than are to be judged."""
+    for task in dict.fromkeys(pair.task for pair in judged):
+        there = len({pair.id for pair in judged if pair.task == task})
+        if there < n:
+            yield f"{task}: --n is {n}, and there are {there} test prompts; all of them are taken."
+
+
+def _cost_line(expected: "Cost", judged: "Sequence[Pair]", price_in: float | None, price_out: float | None) -> str:
+    from steerbench.judge import ASKED
+
+    calls, prompts, most = expected
+    if not calls:
+        equal = sum(not pair.questions for pair in judged)
+        return f"no call to make: {equal} pairs are equal, {len(judged) - equal} were asked about before."
+    told = (
+        f"{len(judged)} pairs in both orders, less equal responses and what is known: {calls} calls to make, about "
+        f"{prompts} prompt tokens (characters / 4), at most {most} reply tokens"
+    )
+    if price_in is not None:
+        told += f"; USD {price_in * prompts / 1e6:.2f} for prompts"
+    if price_out is not None:
+        told += f"; at most USD {price_out * most / 1e6:.2f} for replies"
+    return f"{told}. Replies without a verdict are asked for again: up to {ASKED} times all this, if none has one."
+
+
+def _confirm(sure: bool) -> None:
+    if sure:
+        return
+    if not _on_terminal():
+        raise SteerbenchError("nothing was asked: calls may cost money. Give --yes to make them without a question.")
+    if not typer.confirm("Make these calls?", err=True):
+        raise typer.Exit(1)
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _ask(questions: "list[Question]", server: "Endpoint", replies: "Replies", workers: int) -> None:
+    from steerbench.cli import tables
+    from steerbench.judge import ask
+    from steerbench.judge.client import KEPT
+
+    try:
+        with tables.bars(err) as progress:
+            failures = ask(questions, server, replies, workers=workers, progress=progress)
+    except KeyboardInterrupt:
+        _tell(KEPT)
+        raise
+    for reason, times in failures.most_common(3):
+        _tell(f"no verdict on {times} questions: {reason}")
+
+
+def _show(table: "pd.DataFrame") -> None:
+    from pandas import isna
+
+    from steerbench.cli.tables import empty_table, fitted
+
+    heads = ["method", "win", "95 % interval", "n", "agree", "first", "failed", "equal"]
+    for task, rows in table.groupby("task", sort=True):
+        title = f"{task}: win rate over {rows['against'].iloc[0]}, by {rows['judge_model'].iloc[0]}"
+        shown = empty_table(escape(title), heads)
+        for _, row in rows.iterrows():
+            ends = "–" if isna(row["low"]) else f"{row['low']:.3f} to {row['high']:.3f}"
+            rates = ["–" if isna(row[name]) else f"{row[name]:.3f}" for name in ("win_rate", "consistency", "first")]
+            cells = [row["method"], rates[0], ends, row["n"], *rates[1:], row["failed"], row["identical"]]
+            shown.add_row(*(Text(str(cell)) for cell in cells))  # Text: a method may hold [mark-up]
+        out.print(fitted(shown, out), crop=False)
+        out.print()
+    out.print(
+        "agree: share of pairs on which both orders agree; first: share of the response shown first among verdicts "
+        "that are no tie; failed: pairs without both verdicts, left out; equal: equal responses, ties unseen.",
+        style="dim",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _tell(text: str) -> None:
+    err.print(text, markup=False, highlight=False, soft_wrap=True)

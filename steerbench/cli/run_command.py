@@ -1,0 +1,136 @@
+"""`steerbench run`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from steerbench.cli.console import complain, err, out, say
+from steerbench.cli.options import (
+    BatchSize,
+    Data,
+    Device,
+    Dtype,
+    MaxNew,
+    MaxPrompt,
+    Methods,
+    Model,
+    NTrain,
+    Plugins,
+    RewardOption,
+    Tune,
+    add_plugins,
+    numbers,
+)
+from steerbench.testbed import NAME as TESTBED
+
+if TYPE_CHECKING:
+    from steerbench.bench.protocol import Protocol
+    from steerbench.bench.run import Outcome
+
+
+def run(
+    methods: Methods = "re_control,static_prompt,caa",
+    model: Model = TESTBED,
+    reward_model: RewardOption = None,
+    tasks: Annotated[
+        str, typer.Option("--tasks", "--task", help="Tasks, such as 'hh_rlhf,shp:min_ratio=2'.")
+    ] = "hh_rlhf",
+    data: Data = None,
+    held_out_reward: Annotated[str | None, typer.Option(help="Reward model that only scores.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Sentence encoder for coherence.")] = None,
+    n_examples: Annotated[int, typer.Option(help="Test prompts.", min=1)] = 256,
+    n_samples: Annotated[int, typer.Option(help="Responses to each test prompt, for each seed.", min=1)] = 1,
+    n_train: NTrain = 512,
+    tune: Tune = 0,
+    objective: Annotated[
+        str, typer.Option(help="What tuning maximises: reward, or sum (with coherence, diversity).")
+    ] = "reward",
+    match_kl: Annotated[
+        float | None, typer.Option(help="Set every strength for this KL per token, in nats, instead.")
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Measure each method at every strength that it searches.")
+    ] = False,
+    n_validation: Annotated[int, typer.Option(help="Validation prompts that tuning scores on.", min=1)] = 128,
+    transductive: Annotated[
+        bool, typer.Option("--transductive", help="Let methods write their pairs from the test prompts.")
+    ] = False,
+    seeds: Annotated[str, typer.Option(help="Seeds: 0,1,2 or 0-2; 3 is the one seed 3.")] = "0",
+    max_prompt_tokens: MaxPrompt = None,
+    max_new_tokens: MaxNew = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
+    top_k: Annotated[int, typer.Option(help="0 switches off.", min=0)] = 0,
+    top_p: Annotated[float, typer.Option(help="1 switches off.")] = 1.0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("runs"),
+    plugin: Plugins = None,
+) -> None:
+    """Measure methods on tasks, write records, and print the leaderboard. Without options, on the testbed."""
+    add_plugins(plugin)
+    from steerbench.bench.protocol import Protocol
+    from steerbench.decoding import Decoding
+    from steerbench.plugins.spec import parse_tasks
+
+    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+    protocols = [
+        Protocol(
+            task=str(task),
+            model=model,
+            reward_model=reward_model,
+            held_out_reward=held_out_reward,
+            encoder=encoder,
+            data=data,
+            n_examples=n_examples,
+            n_samples=n_samples,
+            n_train=n_train,
+            tuning_budget=tune,
+            objective=objective,  # type: ignore[arg-type]  # checked there
+            match_kl=match_kl,
+            n_validation=n_validation,
+            transductive=transductive,
+            max_prompt_tokens=max_prompt_tokens,
+            decoding=decoding,
+            seeds=numbers(seeds),
+            dtype=dtype,
+        )
+        for task in parse_tasks(tasks)
+    ]
+    _run(protocols, methods, sweep, folder, device, batch_size)
+
+
+def _run(protocols: "list[Protocol]", methods: str, swept: bool, folder: Path, device: str, batch_size: int) -> None:
+    from steerbench.bench.run import run as measure
+    from steerbench.bench.setup import Options
+    from steerbench.bench.units import units
+    from steerbench.cli import tables
+
+    units(protocols, methods, swept=swept)  # mistakes in the names first, of all tasks
+    outcomes: list[Outcome] = []
+    try:
+        with tables.bars(err) as progress:
+            options = Options(out=folder, device=device, batch_size=batch_size, progress=progress)
+            for protocol in protocols:
+                outcomes.append(measure(protocol, methods, options, swept=swept))
+    finally:  # the tasks done before an error or Ctrl-C are worth seeing
+        if outcomes:
+            _report(outcomes, folder)
+    if any(outcome.failures for outcome in outcomes):
+        raise typer.Exit(2)
+
+
+def _report(outcomes: "list[Outcome]", folder: Path) -> None:
+    from steerbench.cli import tables
+    from steerbench.records.leaderboard import csv_name, leaderboard, write_csv
+
+    records = [record for outcome in outcomes for record in outcome.records]
+    table = leaderboard(records)
+    tables.show(out, table, records)
+    for failure in (failure for outcome in outcomes for failure in outcome.failures):
+        complain(f"failed: {failure.method} (seed {failure.seed}): {failure.message}")
+    csv = folder / csv_name(records)
+    write_csv(table, csv)
+    found = sum(outcome.found for outcome in outcomes)
+    say(f"{len(records)} records in {folder}, {found} of them from before; all columns in {csv}.")

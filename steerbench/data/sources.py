@@ -1,0 +1,134 @@
+"""Where the rows of a task come from: the Hub at a pinned revision, or local files in the original schema."""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from steerbench.data.task import Task
+from steerbench.errors import SteerbenchError
+
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+
+_SPLIT_WORDS = {"train": "train", "test": "test"} | dict.fromkeys(["validation", "valid", "val", "dev"], "validation")
+
+BROKEN = object()
+
+
+class Source(NamedTuple):
+    """One file, or one split of the Hub."""
+
+    name: str
+    split: str | None
+    rows: Iterable[object]
+
+
+class Origin(NamedTuple):
+    """Where the rows come from, and the revision that names their contents."""
+
+    sources: list[Source]
+    revision: str
+
+
+def from_hub(task: Task) -> Origin:
+    """Return the splits of the Hub at the task's pinned revision."""
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(task.hub, revision=task.hub_revision)
+    except Exception as error:  # the Hub, the network and the cache fail in many ways, all alike to the user
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise SteerbenchError(
+            f"cannot load {task.hub} at revision {task.hub_revision} from the Hugging Face Hub: {reason}. "
+            f"Without the network, download its files and pass them with --data PATH ({', '.join(_SUFFIXES)})."
+        ) from error
+    sources = [Source(f"{task.hub} ({name})", _split_of([str(name)]), rows) for name, rows in splits.items()]
+    return Origin(sources, f"{task.hub}@{task.hub_revision}")
+
+
+def from_path(path: Path) -> Origin:
+    """Return the rows of a file, or of all files in a folder. Raises SteerbenchError if there is none."""
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise SteerbenchError(f"no data at {path}: {error}. Check the path given to --data.") from error
+    if path.is_dir():
+        return _from_folder(path)
+    if _suffix(path) is None:
+        raise SteerbenchError(f"cannot read {path}: its name must end in one of {', '.join(_SUFFIXES)}.")
+    return Origin([Source(str(path), None, _rows(path))], f"sha256:{_file_hash(path)}")
+
+
+def _from_folder(folder: Path) -> Origin:
+    names = [file.relative_to(folder) for file in folder.rglob("*") if _suffix(file) and file.is_file()]
+    names = sorted((name for name in names if not any(part.startswith(".") for part in name.parts)), key=Path.as_posix)
+    if not names:
+        raise SteerbenchError(f"no data file in {folder}: it must hold files that end in {', '.join(_SUFFIXES)}.")
+    sources = [Source(str(folder / name), _split_of(name.parts[::-1]), _rows(folder / name)) for name in names]
+    listing = "".join(f"{name.as_posix()}\0{_file_hash(folder / name)}\n" for name in names)
+    return Origin(sources, f"sha256:{hashlib.sha256(os.fsencode(listing)).hexdigest()}")
+
+
+def _split_of(names: Sequence[str]) -> str | None:
+    """Return the split told by the first name that tells one, as `base-test.jsonl` or `train-00000-of-00002`."""
+    for name in names:
+        found = {_SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLIT_WORDS}
+        if len(found) > 1:
+            raise SteerbenchError(f"the name {name!r} fits several splits: {', '.join(sorted(found))}. Rename it.")
+        if found:
+            return found.pop()
+    return None
+
+
+def _suffix(path: Path) -> str | None:
+    return next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), None)
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SteerbenchError(f"cannot read {path}: {error.strerror}. Check that you may read it.") from error
+
+
+def _rows(path: Path) -> Iterator[object]:
+    from pyarrow import ArrowException  # type: ignore[import-untyped]
+
+    try:
+        yield from _parquet_rows(path) if _suffix(path) == ".parquet" else _json_rows(path)
+    except (OSError, EOFError, zlib.error, ArrowException, ValueError, OverflowError, LookupError) as error:
+        raise SteerbenchError(f"cannot read {path}: it is damaged or cut off ({error}). Download it again.") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[object]:
+    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+
+    with ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1000):
+            yield from batch.to_pylist()
+
+
+def _json_rows(path: Path) -> Iterator[object]:
+    """Read JSON lines, or one JSON array, whatever the suffix says: files of the Hub mix them up."""
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"")
+        if first.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            array = _json(first + file.read())
+            if isinstance(array, list):
+                yield from array
+                return
+        file.seek(0)
+        yield from (_json(line) for line in file if line.strip())
+
+
+def _json(text: bytes) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return BROKEN

@@ -1,0 +1,81 @@
+"""What a task is: a source of prompts and preference pairs. One file in `tasks/` is one task."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from steerbench.data.dialogue import Dialogue
+from steerbench.plugins.plugin import Kind, Plugin
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with the preferred and the other reply of the data set."""
+
+    id: str
+    """Stable name of the record, equal in every run."""
+    group: str
+    """What must not be split: the post, or the opening of the dialogue. Splits are disjoint by it."""
+    prompt: Dialogue
+    chosen: str
+    rejected: str
+
+
+class Unusable(Exception):
+    """A record that cannot be used; the message is the reason under which it is counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Plugin):
+    """A task: subclass it in a file named like the task, and say how one row becomes an example."""
+
+    kind: ClassVar[Kind] = "tasks"
+    version: ClassVar[int]
+    """Raised whenever a change moves any number; part of the protocol."""
+    hub: ClassVar[str]
+    """Data set on the Hub."""
+    hub_revision: ClassVar[str]
+    """The pinned commit, 40 hexadecimal digits."""
+    group_word: ClassVar[str] = "group"
+    """What `Example.group` stands for, in one word: it appears in reports of skipped records."""
+    one_per_group: ClassVar[bool] = False
+    """Keep one example of each group only, as for a post with many pairs of replies."""
+
+    @abstractmethod
+    def parse(self, row: Mapping[str, Any]) -> Example:
+        """Turn one row in the original schema into an example. Raises `Unusable` with a short reason."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The three splits of a task, disjoint by group, and what was left out."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    revision: str
+    """`repository@commit` for the Hub, `sha256:...` of the files otherwise."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> number of records left out."""
+
+
+def field_of(row: Mapping[str, Any], name: str) -> Any:
+    """Return a field of a row. Raises `Unusable` if it is missing, null or NaN."""
+    value = row.get(name)
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes NaN for null
+        raise Unusable("missing field")
+    return value
+
+
+def text_field(row: Mapping[str, Any], name: str) -> str:
+    """Return the text of a field, stripped. Raises `Unusable` if it is missing or not text."""
+    value = field_of(row, name)
+    if not isinstance(value, str):
+        raise Unusable("wrong type")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which no file and no tokenizer takes
+        raise Unusable("broken text") from error
+    return value.strip()

@@ -1,0 +1,33 @@
+"""How responses are drawn."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from steerbench.errors import SteerbenchError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """Generation settings. Temperature 0 is greedy; top_k 0 and top_p 1 switch off."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or not 0 <= self.temperature < inf or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise SteerbenchError(
+                f"generation settings are out of range: max_new_tokens {self.max_new_tokens} (1 or more), "
+                f"temperature {self.temperature} (0 or more), top_k {self.top_k} (0 or more), "
+                f"top_p {self.top_p} (above 0, up to 1)."
+            )
+        as_floats(self, "temperature", "top_p")
+
+
+def as_floats(frozen: Any, *fields: str) -> None:
+    """Make 1 and 1.0 one protocol: as JSON, they would be two."""
+    for name in fields:
+        if (value := getattr(frozen, name)) is not None:
+            object.__setattr__(frozen, name, float(value))

@@ -1,0 +1,1 @@
+"""A model under a steering: generation, activations, logits."""

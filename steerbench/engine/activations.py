@@ -1,0 +1,124 @@
+"""Read the activations of given texts at a site, pooled or position by position."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from steerbench.engine.hooks import read
+from steerbench.errors import SteerbenchError, suggest
+from steerbench.models.batching import halving
+from steerbench.models.language_model import Batch, LanguageModel, Tokens, by_length
+from steerbench.models.sites import Place, Site
+from steerbench.progress import Progress, silent
+
+Pool = Literal["last_prompt", "last_response", "response_mean", "all"]
+
+
+def activations(
+    lm: LanguageModel,
+    site: Site,
+    tokens: Sequence[Tokens],
+    pool: Pool,
+    *,
+    batch_size: int = 16,
+    progress: Progress = silent,
+) -> list[Tensor]:
+    """Return one float32 CPU tensor per sequence: (width,) when pooled, (tokens, width) for `all`.
+
+    `all` covers prompt and response, `response_mean` the response alone. Raises SteerbenchError where a pool needs a
+    response and there is none.
+    """
+    return activations_at(lm, [site], tokens, pool, batch_size=batch_size, progress=progress)[site]
+
+
+@torch.no_grad()
+def activations_at(
+    lm: LanguageModel,
+    sites: Sequence[Site],
+    tokens: Sequence[Tokens],
+    pool: Pool,
+    *,
+    batch_size: int = 16,
+    progress: Progress = silent,
+) -> dict[Site, list[Tensor]]:
+    """Return what `activations` does for each of several sites, from one pass of the model."""
+    if pool not in get_args(Pool):
+        raise SteerbenchError(suggest("pool", pool, list(get_args(Pool))))
+    if pool in ("last_response", "response_mean") and (empty := [i for i, t in enumerate(tokens) if not t.response]):
+        raise SteerbenchError(f"pool {pool!r} needs responses; sequence {empty[0]} has none.")
+    lm.check_fit(tokens, 0)
+    places = {site: lm.anatomy.place(site) for site in sites}
+
+    def work(rows: list[int]) -> dict[Place, list[Tensor]]:
+        def keep(states: Tensor) -> list[Tensor]:
+            pooled = (_pooled(row, tokens[i], pool) for i, row in zip(rows, states, strict=True))
+            return [row.to("cpu", torch.float32, copy=True) for row in pooled]  # frees the batch
+
+        return read(lm.model, list(places.values()), lm.right_padded([tokens[i] for i in rows]), keep)
+
+    out: dict[Site, dict[int, Tensor]] = {site: {} for site in sites}
+    with progress(f"activations {', '.join(map(str, sites))}", len(tokens)) as advance:
+        for rows, found in halving(by_length(tokens, batch_size), work):
+            for site, place in places.items():
+                out[site] |= zip(rows, found[place], strict=True)
+            advance(len(rows))
+    return {site: [found[i] for i in range(len(tokens))] for site, found in out.items()}
+
+
+@torch.no_grad()
+def response_states(
+    lm: LanguageModel, site: Site, tokens: Sequence[Tokens], *, batch_size: int = 16, progress: Progress = silent
+) -> Iterator[Tensor]:
+    """Yield for each sequence, in order, the activations that its response tokens are drawn from.
+
+    (response tokens, width), in the model's data type, on the CPU: the last position of the prompt and all of the
+    response but its last token. Few sequences are in memory at a time.
+    """
+    lm.check_fit(tokens, 0)
+    place = lm.anatomy.place(site)
+
+    def work(rows: list[int]) -> list[Tensor]:
+        states = _read(lm, place, lm.right_padded([tokens[i] for i in rows]))
+        return [row[drawn_from(tokens[i])].to("cpu", copy=True) for i, row in zip(rows, states, strict=True)]
+
+    waiting: dict[int, Tensor] = {}
+    given = 0
+    with progress(f"states {site}", len(tokens)) as advance:
+        for rows, found in halving(_nearly_in_order(tokens, batch_size), work):
+            waiting |= zip(rows, found, strict=True)
+            advance(len(rows))
+            while given in waiting:
+                yield waiting.pop(given)
+                given += 1
+
+
+def _nearly_in_order(tokens: Sequence[Tokens], batch_size: int) -> Iterator[list[int]]:
+    """Yield batches of indices: those of each few batches in a row are sorted by length."""
+    for start in range(0, len(tokens), 8 * batch_size):
+        for rows in by_length(tokens[start : start + 8 * batch_size], batch_size):
+            yield [start + i for i in rows]
+
+
+def drawn_from(tokens: Tokens) -> slice:
+    """Return the positions that the tokens of the response are drawn from."""
+    first = len(tokens.prompt) - 1
+    return slice(first, first + len(tokens.response))
+
+
+def _read(lm: LanguageModel, place: Place, batch: Batch) -> Tensor:
+    """Return the activations at a place, (batch, columns, width)."""
+    return read(lm.model, [place], batch, lambda states: states)[place]
+
+
+def _pooled(states: Tensor, tokens: Tokens, pool: Pool) -> Tensor:
+    """Pool one row of states, (columns, width), right padded."""
+    start, stop = len(tokens.prompt), len(tokens.prompt) + len(tokens.response)
+    if pool == "last_prompt":
+        return states[start - 1]
+    if pool == "last_response":
+        return states[stop - 1]
+    if pool == "response_mean":
+        return states[start:stop].float().mean(0)
+    return states[:stop]

@@ -1,0 +1,154 @@
+"""What a steering does to the states, the tokens and the next-token distributions of its own responses."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from math import nan
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steerbench.data.dialogue import Dialogue
+from steerbench.decoding import Decoding
+from steerbench.engine.guidance import Given
+from steerbench.engine.logits import batch_logits
+from steerbench.models.batching import halving
+from steerbench.models.language_model import LanguageModel, Tokens, by_length
+from steerbench.models.response import Response
+from steerbench.models.reward import Reward
+from steerbench.models.sites import Site
+from steerbench.progress import Progress, silent
+from steerbench.steering.steering import Steering
+
+WHOLE = Decoding(temperature=1.0)
+"""Draws from the distribution of the model as it is."""
+
+
+class Effect(NamedTuple):
+    """What `effect` found."""
+
+    kl: list[float]
+    """For each response, mean over its tokens of KL(steered || unsteered) of the next-token distributions, in nats."""
+    nll: list[float]
+    """For each response, mean over its tokens of -log p by the unsteered model, in nats."""
+    report: dict[str, Any]
+    """What it did to tokens and states, over all of them; see `effect`."""
+
+
+class _Compared(NamedTuple):
+    """One response: values per token, (tokens,), on the CPU."""
+
+    kl: Tensor
+    nll: Tensor
+    changed: Tensor
+
+
+def effect(  # noqa: PLR0913 - the settings of one call, each by name
+    lm: LanguageModel,
+    dialogues: Sequence[Dialogue],
+    responses: Sequence[Response],
+    steering: Steering,
+    *,
+    decoding: Decoding = WHOLE,
+    reward: Reward | None = None,
+    batch_size: int = 16,
+    progress: Progress = silent,
+) -> Effect:
+    """Compare the steered with the unsteered model, token by token, on responses that the steering gave.
+
+    The unsteered model sees the plain prompt. Distributions are those of the model before temperature, top-k and top-p.
+    Where unsteered candidates are chosen among, their KL per response (`DecodePart.sequence_kl`, which is to what they
+    are drawn from) is spread over its tokens. NaN stands for a response without tokens, and for a KL that is not known:
+    that of a choice among steered candidates, or among those that `decoding` draws from anything but the distribution
+    of the model. The report, empty for a steering that changes no distribution, and where no response has a token,
+    holds
+
+    - `tokens`: how many there are
+    - `argmax_changed`: share of them at which the unsteered model would put another token first
+    - `edit_norm`: by site, mean and 95th percentile of |h' - h| / |h| where the tokens are drawn from
+    """
+    filled = [i for i, r in enumerate(responses) if r.ids]
+    plain = [Tokens(lm.tokens(dialogues[i]).prompt, responses[i].ids) for i in filled]
+    seen = [Tokens(lm.tokens(steering.apply_prompt(dialogues[i])).prompt, responses[i].ids) for i in filled]
+    per_token = replace(steering, decode=None)
+    found: dict[int, _Compared] = {}
+    norms: dict[str, list[Tensor]] = {}
+
+    def work(rows: list[int]) -> tuple[list[_Compared], dict[str, list[Tensor]]]:
+        given = Given([dialogues[filled[i]] for i in rows], reward)
+        return _compare(lm, [plain[i] for i in rows], [seen[i] for i in rows], per_token, given)
+
+    with progress("effect", len(filled)) as advance:
+        for rows, (compared, new) in halving(by_length(seen, batch_size), work):
+            found |= {filled[i]: one for i, one in zip(rows, compared, strict=True)}
+            norms |= {site: norms.get(site, []) + values for site, values in new.items()}
+            advance(len(rows))
+    shared = _chosen_kl(steering, decoding)
+    everyone = range(len(responses))
+    kl = [_mean(found[i].kl) + shared / len(found[i].kl) if i in found else nan for i in everyone]
+    nll = [_mean(found[i].nll) if i in found else nan for i in everyone]
+    nothing = per_token == Steering() or not found
+    return Effect(kl, nll, {} if nothing else _report(list(found.values()), norms))
+
+
+def _chosen_kl(steering: Steering, decoding: Decoding) -> float:
+    """Return what a choice among candidates adds to the KL of a response; NaN where it is not known."""
+    if steering.decode is None or steering.decode.candidates == 1:
+        return 0.0
+    whole = replace(decoding, max_new_tokens=WHOLE.max_new_tokens) == WHOLE
+    steered = replace(steering, decode=None) != Steering()
+    bound = steering.decode.sequence_kl if whole and not steered else None
+    return nan if bound is None else bound
+
+
+def _compare(
+    lm: LanguageModel, plain: Sequence[Tokens], seen: Sequence[Tokens], steering: Steering, given: Given
+) -> tuple[list[_Compared], dict[str, list[Tensor]]]:
+    """Compare the responses of one batch, given behind the plain prompts and behind those that the steering makes.
+
+    Return also |h' - h| / |h| at each site, for each response in the order of `seen`.
+    """
+    norms: dict[str, list[Tensor]] = {}
+    before = list(batch_logits(lm, plain))
+    if steering == Steering():
+        return [_compared(row, row, t.response) for row, t in zip(before, plain, strict=True)], norms
+    after = batch_logits(lm, seen, steering, partial(_note_norms, norms, seen), given)
+    rows = zip(after, before, seen, strict=True)
+    return [_compared(steered, unsteered, t.response) for steered, unsteered, t in rows], norms
+
+
+def _compared(steered: Tensor, unsteered: Tensor, response: Sequence[int]) -> _Compared:
+    """Compare logits, (tokens, vocabulary) each."""
+    log_p, log_q = steered.log_softmax(-1), unsteered.log_softmax(-1)
+    gap = (log_p - log_q).masked_fill(log_p == -torch.inf, 0)  # a forbidden token adds nothing
+    kl = (log_p.exp() * gap).sum(-1).clamp_min(0)
+    target = torch.tensor(response, device=log_q.device, dtype=torch.long)[:, None]
+    nll = -log_q.gather(-1, target)[:, 0]
+    return _Compared(kl.cpu(), nll.cpu(), (steered.argmax(-1) != unsteered.argmax(-1)).cpu())
+
+
+def _note_norms(
+    norms: dict[str, list[Tensor]], tokens: Sequence[Tokens], site: Site, before: Tensor, after: Tensor
+) -> None:
+    """Keep |h' - h| / |h| of the positions that the response tokens of a batch are drawn from."""
+    lengths = (after.float() - before.float()).norm(dim=-1) / before.float().norm(dim=-1).clamp_min(1e-12)
+    for row, t in zip(lengths.cpu(), tokens, strict=True):
+        first = len(t.prompt) - 1
+        norms.setdefault(str(site), []).append(row[first : first + len(t.response)])
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())
+
+
+def _report(compared: Sequence[_Compared], norms: dict[str, list[Tensor]]) -> dict[str, Any]:
+    flags = torch.cat([one.changed for one in compared]).float()
+    norm = {site: _summary(torch.cat(values)) for site, values in norms.items()}
+    return {"tokens": len(flags), "argmax_changed": float(flags.mean()), "edit_norm": norm}
+
+
+def _summary(values: Tensor) -> dict[str, float]:
+    p95 = np.quantile(values.numpy(), 0.95)  # torch's takes no more than 2**24 values
+    return {"mean": float(values.mean()), "p95": float(p95)}

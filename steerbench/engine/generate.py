@@ -1,0 +1,194 @@
+"""Generate with a steering: the one way from dialogues to responses."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from steerbench.data.dialogue import Dialogue, dialogues_of
+from steerbench.decoding import Decoding
+from steerbench.engine.bias_folding import folded
+from steerbench.engine.decode import check_choice, choose, draw_candidates
+from steerbench.engine.guidance import Given, Passes
+from steerbench.engine.install import steered
+from steerbench.engine.logits import not_finite, origin_of
+from steerbench.engine.positions import Positions
+from steerbench.engine.sampling import sampling
+from steerbench.models.batching import halving
+from steerbench.models.language_model import Batch, LanguageModel, by_length
+from steerbench.models.modes import evaluating, generating
+from steerbench.models.response import Response
+from steerbench.progress import Progress, silent
+from steerbench.seeds import generator_for
+from steerbench.steering.steering import Steering
+
+if TYPE_CHECKING:
+    from steerbench.models.reward import Reward
+
+
+@torch.no_grad()
+def generate(  # noqa: PLR0913 - the settings of one call, each by name
+    lm: LanguageModel,
+    prompts: str | Dialogue | Sequence[str | Dialogue],
+    steering: Steering = Steering(),
+    decoding: Decoding = Decoding(),
+    *,
+    seed: int = 0,
+    sample: int = 0,
+    reward: "Reward | None" = None,
+    batch_size: int = 16,
+    use_cache: bool = True,
+    progress: Progress = silent,
+) -> list[Response]:
+    """Return one response per prompt, in order. A text is one user turn, and a single prompt is a list of one.
+
+    Sampling draws from one generator per dialogue, seeded by `seed`, `sample` and the dialogue, so that neither the
+    batch nor the steering changes what is drawn; another `sample` is an independent draw. Raises SteerbenchError if a
+    prompt does not fit the context or an edit gives NaN.
+    """
+    dialogues = dialogues_of(prompts)
+
+    def draw(name: tuple[Any, ...]) -> list[Response]:
+        names = (seed, *name)
+        return _draw(lm, dialogues, steering, decoding, names, reward, batch_size, use_cache, progress)
+
+    if steering.decode is None:
+        return draw(("sample", sample))
+    check_choice(steering.decode, decoding, reward)
+    candidates = draw_candidates(steering.decode, sample, draw)
+    return [
+        choose(lm, steering, dialogue, among, reward, (seed, sample))
+        for dialogue, among in zip(dialogues, candidates, strict=True)
+    ]
+
+
+def generate_fixed(
+    lm: LanguageModel,
+    dialogues: Sequence[Dialogue],
+    steering: Steering,
+    new_tokens: int,
+    reward: "Reward | None" = None,
+) -> None:
+    """Generate exactly `new_tokens` greedy tokens for each dialogue, and throw them away: for timing.
+
+    All dialogues are one batch. End tokens are forbidden. Where the steering chooses among candidates, all of them are
+    generated, one batch for each, and with a reward the choice is made, too.
+    """
+    tokens = [lm.tokens(steering.apply_prompt(d)) for d in dialogues]
+    lm.check_fit(tokens, new_tokens)
+    batch = lm.left_padded(tokens)
+    decoding = Decoding(max_new_tokens=new_tokens)
+    given = Given(dialogues, reward, [generator_for(0, "guide", d) for d in dialogues])
+    count = steering.decode.candidates if steering.decode else 1
+    with torch.no_grad():
+        draws = [_generate_batch(lm, batch, steering, decoding, [], True, given, new_tokens) for _ in range(count)]
+    if steering.decode and reward:
+        for dialogue, rows in zip(dialogues, zip(*draws, strict=True), strict=True):
+            choose(lm, steering, dialogue, [lm.cut(row) for row in rows], reward, (0,))
+
+
+def _draw(  # noqa: PLR0913, PLR0917
+    lm: LanguageModel,
+    dialogues: Sequence[Dialogue],
+    steering: Steering,
+    decoding: Decoding,
+    seed: tuple[Any, ...],
+    reward: "Reward | None",
+    batch_size: int,
+    use_cache: bool,
+    progress: Progress,
+) -> list[Response]:
+    """Return one response per dialogue; see `generate`."""
+    tokens = [lm.tokens(steering.apply_prompt(d)) for d in dialogues]
+    lm.check_fit(tokens, decoding.max_new_tokens)
+
+    def work(rows: list[int]) -> list[list[int]]:
+        batch, chosen = lm.left_padded([tokens[i] for i in rows]), [dialogues[i] for i in rows]
+        given = Given(chosen, reward, [generator_for(*seed, "guide", d) for d in chosen])
+        generators = [generator_for(*seed, d) for d in chosen]
+        return _generate_batch(lm, batch, steering, decoding, generators, use_cache, given)
+
+    responses: dict[int, Response] = {}
+    with progress("generate", len(tokens)) as advance:
+        for rows, new in halving(by_length(tokens, batch_size), work):
+            responses |= {i: lm.cut(ids) for i, ids in zip(rows, new, strict=True)}
+            advance(len(rows))
+    return [responses[i] for i in range(len(dialogues))]
+
+
+def _generate_batch(  # noqa: PLR0913, PLR0917
+    lm: LanguageModel,
+    batch: Batch,
+    steering: Steering,
+    decoding: Decoding,
+    generators: Sequence[torch.Generator],
+    use_cache: bool,
+    given: Given = Given(),
+    min_new_tokens: int = 0,
+) -> list[list[int]]:
+    """Return the new ids of each row; what follows an end token is still there."""
+    positions = Positions(batch, lm.end_ids, cached=use_cache)
+    watches = [_Watch(origin_of(steering))]
+    processors: list[LogitsProcessor] = [watches[0]]
+    if steering.logits:
+        watches.append(_Watch("a logits processor"))
+        processors += [*_guides(lm, batch, steering, given, positions), watches[1]]
+    with (
+        evaluating(lm.model),
+        generating(lm.model, lm.generation_config),
+        folded(lm.anatomy, steering.edits) as edits,
+        steered(lm.model, lm.anatomy, edits, positions),
+    ):
+        ids = lm.model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            max_new_tokens=decoding.max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            do_sample=False,
+            use_cache=use_cache,
+            logits_processor=LogitsProcessorList([*processors, *sampling(decoding, generators)]),
+        )
+    for watch in watches:
+        watch.check()
+    return [row[batch.input_ids.shape[1] :] for row in ids.tolist()]
+
+
+def _guides(
+    lm: LanguageModel, batch: Batch, steering: Steering, given: Given, positions: Positions
+) -> list[LogitsProcessor]:
+    """Return the processors of the logits parts, around each of which the edits rest, if there are any."""
+    passes = Passes(lm, steering.edits, batch.input_ids.shape[1], positions)
+    processors = [part.processor_in(given.context(part, lm, batch, passes)) for part in steering.logits]
+    return [_Unsteered(p, passes) for p in processors] if steering.edits else processors
+
+
+class _Unsteered(LogitsProcessor):
+    """Calls a processor while the edits rest."""
+
+    def __init__(self, processor: LogitsProcessor, passes: Passes) -> None:
+        self._processor, self._passes = processor, passes
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        with self._passes.unsteered():
+            changed: Tensor = self._processor(input_ids, scores)
+        return changed
+
+
+class _Watch(LogitsProcessor):
+    """Notices NaN without waiting for the device. A single token may be forbidden with -inf, all of them may not."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._bad: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        bad = ~torch.isfinite(scores.amax(-1)).all()  # NaN beats every number
+        self._bad = bad if self._bad is None else self._bad | bad
+        return scores
+
+    def check(self) -> None:
+        """Raise SteerbenchError if any logit was NaN or infinite."""
+        if self._bad is not None and bool(self._bad):
+            raise not_finite(self._source)

@@ -1,0 +1,195 @@
+"""Install edits in a model and remove them again; know which positions each forward pass holds.
+
+Nothing here is guessed from the layers' arguments, which differ between families and versions of transformers: one hook
+on the model itself reads `input_ids` and `attention_mask`, and every edit asks `Positions`.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from steerbench.engine.hooks import hook
+from steerbench.engine.positions import Positions
+from steerbench.engine.ranked import decided
+from steerbench.errors import SteerbenchError
+from steerbench.models.sites import Anatomy, Place, Site
+from steerbench.steering.parts import Edit, PerPosition, PlacedEdit, Scope
+
+Observer = Callable[[Site, Tensor, Tensor], None]
+"""Sees a site and its activations before and after its edits, (rows, columns, width) each."""
+
+
+class Editor:
+    """Applies the edits of one place, in float32, and adds the result to the activation once."""
+
+    def __init__(
+        self,
+        edits: Sequence[PlacedEdit],
+        positions: Positions,
+        place: Place,
+        observe: Observer | None = None,
+        *,
+        learning: bool = False,
+    ) -> None:
+        device = next(place.module.parameters()).device
+        self._edits = [(p.edit if learning else copy.deepcopy(p.edit).to(device).eval(), p.scope) for p in edits]
+        self._states: list[Any] = []
+        self._positions = positions
+        self._site = edits[0].site
+        self._observe = observe
+        self._constant = None if observe or learning else self._sum()
+
+    def _sum(self) -> Tensor | None:
+        """Return what a decoding step adds, (width,), if it is the same for every state."""
+        constants = [edit.constant() for edit, scope in self._edits if scope != "prompt"]
+        known = [constant for constant in constants if constant is not None]
+        return torch.stack(known).sum(0) if known and len(known) == len(constants) else None
+
+    def __call__(self, activation: Tensor) -> Tensor | None:
+        """Return the edited activation of a pass, of the same shape, type and layout; None where edits rest."""
+        if self._positions.resting:
+            return None
+        constant = self._constant
+        if (
+            constant is not None
+            and self._positions.whole
+            and activation.dtype is constant.dtype
+            and activation.is_contiguous()
+        ):
+            return activation + constant
+        h = self._by_rows(activation)
+        edited = self._step(h) if self._positions.whole and self._states else self._pass(h)
+        if self._observe:
+            self._observe(self._site, h, edited)
+        return _laid_out_like(activation, edited if edited.shape == h.shape else edited.expand_as(h))
+
+    def _by_rows(self, activation: Tensor) -> Tensor:
+        """Return the activation as (rows, columns, width); some modules get all positions in one row."""
+        rows = self._positions.rows
+        whole = activation.ndim == 3 and len(activation) == rows
+        return activation if whole else activation.reshape(rows, -1, activation.shape[-1])
+
+    def _step(self, h: Tensor) -> Tensor:
+        """Edit a decoding step of rows that all go on: nothing is masked, and only the scope of the prompt is past."""
+        past = self._positions.past
+        for (edit, scope), state in zip(self._edits, self._states, strict=True):
+            if scope != "prompt":
+                h = edit(_wide(h), state.columns(past, past + 1) if isinstance(state, PerPosition) else state)
+        return h
+
+    def _pass(self, h: Tensor) -> Tensor:
+        """Edit what a pass holds of each edit's scope. The first pass starts the edits."""
+        skipped = self._positions.width - h.shape[1]  # at the LM head often only the last positions arrive
+        for i, (edit, scope) in enumerate(self._edits):
+            if len(self._states) == i:
+                self._states.append(self._start(edit, h, skipped))
+            h = self._apply(edit, scope, self._states[i], h, skipped)
+        return h
+
+    def _start(self, edit: Edit, h: Tensor, skipped: int) -> Any:
+        if type(edit).start is Edit.start:
+            return None
+        if self._site.name == "final":  # of the prompt, only the last position is sure to arrive here
+            last = self._positions.ends - 1 - skipped
+            prompt = h.take_along_dim(last[..., None].to(h.device), dim=1)
+            mask = torch.ones_like(prompt[..., 0], dtype=torch.bool)
+        else:
+            prompt = h[:, : self._positions.high]
+            mask = self._positions.mask("prompt")[:, : self._positions.high, 0].to(h.device)
+        state = edit.start(_wide(prompt), mask)
+        return self._in_columns(edit, state, mask) if isinstance(state, PerPosition) else state
+
+    def _in_columns(self, edit: Edit, state: PerPosition, mask: Tensor) -> PerPosition:
+        """Return the values by column of the batch, zeros for padding; `mask` is what the edit was started with."""
+        values = state.values
+        if values.shape[:2] != mask.shape:
+            raise SteerbenchError(
+                f"{type(edit).__name__} keeps values for {tuple(values.shape[:2])} positions, not for the "
+                f"{tuple(mask.shape)} of the prompts; return one vector for each position that `start` is given."
+            )
+        values = values.masked_fill(~mask[..., None], 0)
+        if self._site.name != "final":
+            return PerPosition(values)
+        last = (self._positions.ends - 1)[..., None].to(values.device).expand_as(values)
+        everywhere = values.new_zeros(len(values), self._positions.high, values.shape[2])
+        return PerPosition(everywhere.scatter(1, last, values))
+
+    def _apply(self, edit: Edit, scope: Scope, state: Any, h: Tensor, skipped: int) -> Tensor:
+        """Edit the columns that the scope may touch, and of these keep what the mask says."""
+        positions = self._positions
+        start, stop = (max(column - skipped, 0) for column in positions.span(scope))
+        if start >= stop:
+            return h
+        wide = _wide(h)
+        if isinstance(state, PerPosition):
+            first = positions.past + skipped
+            state = state.columns(first + start, first + stop)
+        mask = positions.mask(scope).to(h.device)
+        if stop - start == mask.shape[1]:
+            return torch.where(mask, edit(wide, state), wide)
+        part = wide[:, start:stop]
+        new = torch.where(mask[:, skipped:][:, start:stop], edit(part, state), part)
+        return torch.cat([wide[:, :start], new, wide[:, stop:]], dim=1)
+
+
+def _laid_out_like(activation: Tensor, edited: Tensor) -> Tensor:
+    """Return `edited` with shape, type and strides of the activation: another layout can change a matmul's last bit."""
+    if edited.dtype != activation.dtype or edited.shape != activation.shape:
+        edited = edited.to(activation.dtype).reshape(activation.shape)
+    if edited.stride() == activation.stride():
+        return edited
+    return torch.empty_strided(
+        activation.shape, activation.stride(), dtype=activation.dtype, device=activation.device
+    ).copy_(edited)
+
+
+def _wide(h: Tensor) -> Tensor:
+    """Return the activation in float32 at least."""
+    return h if h.dtype == torch.float32 else h.to(torch.promote_types(h.dtype, torch.float32))
+
+
+@contextmanager
+def steered(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    edits: Sequence[PlacedEdit],
+    positions: Positions,
+    observe: Observer | None = None,
+    *,
+    learning: bool = False,
+) -> Iterator[None]:
+    """Edit the model's activations inside the context. All sites are resolved first; hooks are always removed.
+
+    If edits compete, the model runs once over the prompts before anything is installed. Copies of the edits act, unless
+    they are `learning`: then they act themselves, and gradients reach them.
+    """
+    if not edits:
+        yield
+        return
+    places = [anatomy.place(p.site) for p in edits]
+    by_place: dict[Place, list[PlacedEdit]] = {}
+    for place, placed in zip(places, decided(model, edits, places, positions.batch), strict=True):
+        by_place.setdefault(place, []).append(placed)
+    with ExitStack() as stack:
+        stack.callback(_follow(model, positions).remove)
+        for place, group in by_place.items():
+            editor = Editor(group, positions, place, observe, learning=learning)
+            stack.callback(hook(place, editor).remove)
+        yield
+
+
+def _follow(model: PreTrainedModel, positions: Positions) -> Any:
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if positions.resting:
+            return
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        if input_ids is None:
+            raise SteerbenchError("a steered forward pass needs input_ids.")
+        positions.advance(input_ids, kwargs.get("attention_mask"))
+
+    return model.register_forward_pre_hook(note, with_kwargs=True)

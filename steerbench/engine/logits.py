@@ -1,0 +1,139 @@
+"""Score given responses under a steering: logits and log-probabilities, teacher forced."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from steerbench.data.dialogue import Dialogue
+from steerbench.engine.activations import drawn_from
+from steerbench.engine.bias_folding import folded
+from steerbench.engine.guidance import Given, Passes
+from steerbench.engine.install import Observer, steered
+from steerbench.engine.positions import Positions
+from steerbench.errors import SteerbenchError
+from steerbench.models.batching import halving
+from steerbench.models.language_model import Batch, LanguageModel, Tokens, by_length
+from steerbench.models.modes import evaluating
+from steerbench.models.reward import Reward
+from steerbench.steering.steering import Steering
+
+T = TypeVar("T")
+
+
+def response_logits(
+    lm: LanguageModel,
+    tokens: Sequence[Tokens],
+    steering: Steering = Steering(),
+    *,
+    batch_size: int = 16,
+    dialogues: Sequence[Dialogue] | None = None,
+    reward: Reward | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (index, logits) for each sequence, longest first: (response tokens, vocabulary), float32.
+
+    Teacher forced, with the scopes of cached decoding. The steering's prompt part is not applied: the prompt is given.
+    `dialogues`, one for each sequence, and `reward` are for logits parts that ask for them.
+    """
+    yield from _teacher_forced(lm, tokens, steering, batch_size, Given(dialogues, reward), lambda i, logits: logits)
+
+
+def log_probs(
+    lm: LanguageModel,
+    tokens: Sequence[Tokens],
+    steering: Steering = Steering(),
+    *,
+    batch_size: int = 16,
+    dialogues: Sequence[Dialogue] | None = None,
+    reward: Reward | None = None,
+) -> list[Tensor]:
+    """Return for each sequence the log-probability of its response tokens, (response tokens,), float32 on the CPU."""
+
+    def chosen(i: int, logits: Tensor) -> Tensor:
+        target = torch.tensor(tokens[i].response, device=logits.device, dtype=torch.long)[:, None]
+        return logits.log_softmax(-1).gather(-1, target)[:, 0].cpu()
+
+    out = dict(_teacher_forced(lm, tokens, steering, batch_size, Given(dialogues, reward), chosen))
+    return [out[i] for i in range(len(tokens))]
+
+
+@torch.no_grad()
+def _teacher_forced(
+    lm: LanguageModel,
+    tokens: Sequence[Tokens],
+    steering: Steering,
+    batch_size: int,
+    given: Given,
+    keep: Callable[[int, Tensor], T],
+) -> Iterator[tuple[int, T]]:
+    """Yield (index, `keep(index, logits)`) for each sequence; see `response_logits`."""
+
+    def work(rows: list[int]) -> list[tuple[int, T]]:
+        logits = batch_logits(lm, [tokens[i] for i in rows], steering, given=given.of(rows))
+        return [(i, keep(i, row)) for i, row in zip(rows, logits, strict=True)]
+
+    for _, found in halving(by_length(tokens, batch_size), work):
+        yield from found
+        del found  # makes room for the next batch
+
+
+@torch.no_grad()
+def batch_logits(
+    lm: LanguageModel,
+    tokens: Sequence[Tokens],
+    steering: Steering = Steering(),
+    observe: Observer | None = None,
+    given: Given = Given(),
+) -> Iterator[Tensor]:
+    """Yield what `response_logits` does for one batch, in order, whether it fits into the memory or not.
+
+    `observe` sees every site that is edited before anything is yielded.
+    """
+    if steering.decode is not None:
+        raise SteerbenchError("a steering that chooses among candidates gives no probability to a given response.")
+    lm.check_fit(tokens, 0)
+    # what is folded is neither to be seen nor kept from what stands behind an end token
+    hooked = observe is not None or any(set(t.response[:-1]) & set(lm.end_ids) for t in tokens)
+    batch = lm.right_padded(tokens)
+    positions = Positions(batch, lm.end_ids, cached=False)
+    folding = nullcontext(steering.edits) if hooked else folded(lm.anatomy, steering.edits)
+    with evaluating(lm.model), folding as edits, steered(lm.model, lm.anatomy, edits, positions, observe):
+        out = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    for i, (one, row) in enumerate(zip(tokens, out, strict=True)):
+        logits = row[drawn_from(one)].float()
+        check_finite(logits, origin_of(steering))
+        logits = _processed(lm, one, steering, logits, given.of([i]))
+        check_finite(logits, "a logits processor")
+        yield logits
+
+
+def _processed(lm: LanguageModel, tokens: Tokens, steering: Steering, logits: Tensor, given: Given) -> Tensor:
+    """Run the logits processors over a given response, one prefix at a time; `logits` are (tokens, vocabulary)."""
+    ids = torch.tensor([tokens.prompt + tokens.response], device=lm.device)
+    end = len(tokens.prompt)
+    prompt = Batch(ids[:, :end], torch.ones_like(ids[:, :end]), [end])
+    passes = Passes(lm, steering.edits, end)
+    for part in steering.logits:
+        processor = part.processor_in(given.context(part, lm, prompt, passes))
+        steps = [processor(ids[:, : end + t], row[None])[0] for t, row in enumerate(logits)]
+        logits = torch.stack(steps) if steps else logits
+    return logits
+
+
+def check_finite(logits: Tensor, source: str) -> None:
+    """Raise `not_finite` if any row of logits has NaN, or no token left; a single token may be forbidden with -inf."""
+    if not bool(torch.isfinite(logits.amax(-1)).all()):
+        raise not_finite(source)
+
+
+def origin_of(steering: Steering) -> str:
+    """Say what makes the states that the logits come from."""
+    edits = [f"{type(p.edit).__name__} at {p.site}" for p in steering.edits]
+    return f"the edit {', '.join(edits)}" if edits else "the language model itself"
+
+
+def not_finite(source: str) -> SteerbenchError:
+    """Return the error that names what made the logits."""
+    return SteerbenchError(f"{source} gave NaN or infinite logits; lower its strength, or use a wider --dtype.")

@@ -1,0 +1,36 @@
+"""How a token is drawn: temperature, top-k, top-p, and a generator of its own for each row."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from steerbench.decoding import Decoding
+
+
+def sampling(decoding: Decoding, generators: Sequence[torch.Generator]) -> list[LogitsProcessor]:
+    """Return the logits processors of a decoding: none where it is greedy; `generators` has one for each row."""
+    if decoding.temperature == 0:
+        return []
+    processors: list[LogitsProcessor] = [TemperatureLogitsWarper(float(decoding.temperature))]
+    if decoding.top_k:
+        processors.append(TopKLogitsWarper(decoding.top_k))
+    if decoding.top_p < 1:
+        processors.append(TopPLogitsWarper(decoding.top_p))
+    return [*processors, _Draw(generators)]
+
+
+class _Draw(LogitsProcessor):
+    """Draws each row's token with its own generator and leaves it as the only choice for the greedy search."""
+
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        self._generators = generators
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in self._generators])
+        cumulative = scores.double().softmax(-1).cumsum(-1)
+        target = draws.to(scores.device)[:, None] * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, target, right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)

@@ -1,0 +1,43 @@
+"""Files that commands write: whole or as they were before."""
+
+import os
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from steerbench.errors import SteerbenchError
+
+RECORD_FILES = ("record.json", "examples.parquet", "protocol.json", "records.jsonl")
+"""What a record, or a packed study, is kept in; no command writes over it."""
+
+
+def write_asked(path: Path, text: str) -> None:
+    """Write a text file that the user named, whole; its folder is made if need be.
+
+    Raises SteerbenchError if it cannot be written, and for the name of a record's file, which nothing overwrites.
+    """
+    if path.name in RECORD_FILES:
+        raise SteerbenchError(f"{path} is the name of a record's file; choose another one.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
+    except OSError as error:
+        raise SteerbenchError(f"cannot write {path}: {error.strerror or error}; choose another file.") from error
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file in one step, text as UTF-8 with its line ends as they are; on OSError, what was there stays."""
+    data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():  # such as /dev/stdout
+        path.write_bytes(data)
+        return
+    partial = path.with_name(f".partial-{uuid.uuid4().hex}")  # short: a long name plus a suffix may be too long
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path.resolve())  # a link stays one
+    finally:
+        with suppress(OSError):
+            partial.unlink()

@@ -1,0 +1,40 @@
+"""What a method learns with: pairs, rollouts, directions, probes, value functions, and reads of the model."""
+
+from typing import TYPE_CHECKING
+
+from steerbench.lazy_names import lazily
+
+if TYPE_CHECKING:
+    from steerbench.engine.activations import activations as activations
+    from steerbench.engine.logits import log_probs as log_probs
+    from steerbench.engine.logits import response_logits as response_logits
+    from steerbench.learn.ccs import CCS as CCS
+    from steerbench.learn.ccs import fit_ccs as fit_ccs
+    from steerbench.learn.context import Pair as Pair
+    from steerbench.learn.context import Rollout as Rollout
+    from steerbench.learn.directions import Contrast as Contrast
+    from steerbench.learn.directions import at_relative_norm as at_relative_norm
+    from steerbench.learn.directions import contrast as contrast
+    from steerbench.learn.directions import contrasts as contrasts
+    from steerbench.learn.directions import difference_of_means as difference_of_means
+    from steerbench.learn.directions import principal_difference as principal_difference
+    from steerbench.learn.directions import singular_directions as singular_directions
+    from steerbench.learn.directions import toward_preferred as toward_preferred
+    from steerbench.learn.layers import block_at as block_at
+    from steerbench.learn.layers import elbow as elbow
+    from steerbench.learn.layers import middle_layer as middle_layer
+    from steerbench.learn.pairs import PairSource as PairSource
+    from steerbench.learn.self_generation import SelfGenerated as SelfGenerated
+    from steerbench.learn.self_generation import self_generated as self_generated
+    from steerbench.learn.states import States as States
+    from steerbench.learn.value import Split as Split
+    from steerbench.learn.value import Training as Training
+    from steerbench.learn.value import ValueFunction as ValueFunction
+    from steerbench.learn.value import calibration as calibration
+    from steerbench.learn.value import step_for as step_for
+    from steerbench.learn.value import train_value as train_value
+    from steerbench.models.language_model import Tokens as Tokens
+    from steerbench.models.response import Response as Response
+    from steerbench.models.reward import RewardModel as RewardModel
+
+__getattr__, __dir__ = lazily(__name__, __file__)

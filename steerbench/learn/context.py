@@ -1,0 +1,149 @@
+"""All that a method may learn from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from steerbench.data.dialogue import Dialogue
+from steerbench.data.task import Example
+from steerbench.decoding import Decoding
+from steerbench.engine.activations import Pool, activations_at, response_states
+from steerbench.engine.generate import generate
+from steerbench.errors import SteerbenchError
+from steerbench.learn.states import States
+from steerbench.models.language_model import LanguageModel, Tokens
+from steerbench.models.response import Response
+from steerbench.models.sites import Site
+from steerbench.progress import Progress, silent
+from steerbench.seeds import generator_for
+
+if TYPE_CHECKING:
+    from steerbench.models.reward import Reward
+
+
+T = TypeVar("T")
+
+
+class Pair(NamedTuple):
+    """The preferred and the other reply to one prompt, as tokens."""
+
+    chosen: Tokens
+    rejected: Tokens
+
+    @property
+    def usable(self) -> bool:
+        """Whether both replies have tokens."""
+        return bool(self.chosen.response and self.rejected.response)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A response of the unsteered model to a training prompt, with its reward."""
+
+    prompt: Dialogue
+    response: Response
+    tokens: Tokens
+    reward: float
+    group: str
+    """Of the example: rollouts of one group are alike, and belong on the same side of a split."""
+
+
+@dataclass(kw_only=True)
+class FitContext:
+    """The model, the train split, the guiding reward and what was computed from them before.
+
+    Validation and test data cannot be reached from here.
+    """
+
+    lm: LanguageModel
+    examples: Sequence[Example]
+    """The train split."""
+    test_queries: Sequence[Dialogue] | None = None
+    """The test prompts, without replies, where the protocol lets methods see them."""
+    reward: "Reward"
+    """The reward that methods may learn from."""
+    seed: int = 0
+    decoding: Decoding = field(default_factory=Decoding)
+    batch_size: int = 16
+    progress: Progress = silent
+    report: dict[str, Any] = field(default_factory=dict)
+    """What a method found out about its own fit, as plain JSON values: written into the record."""
+    _shared: dict[object, Any] = field(default_factory=dict)
+    """Results kept for the methods that follow; one per run."""
+
+    @property
+    def queries(self) -> Sequence[Dialogue]:
+        """Prompts without replies: those of the train split, or of the test split under a transductive protocol."""
+        return [e.prompt for e in self.examples] if self.test_queries is None else self.test_queries
+
+    def pairs(self) -> list[Pair]:
+        """Return the preference pairs of the train split, replies limited to the number of new tokens.
+
+        A pair with a reply that gives no tokens is left out.
+        """
+        return self.once("pairs", self._pair_up)
+
+    def rollouts(self) -> list[Rollout]:
+        """Return one response of the unsteered model to each training prompt, with its reward."""
+        sampled = self.decoding.temperature > 0  # greedy responses are the same for every seed
+        return self.once(("rollouts", self.seed if sampled else None), self._roll_out)
+
+    def activations(self, site: Site, tokens: Sequence[Tokens], pool: Pool) -> list[Tensor]:
+        """Return float32 CPU activations, one per sequence: see `steerbench.learn.activations`."""
+
+        return self.activations_at([site], tokens, pool)[site]
+
+    def activations_at(self, sites: Sequence[Site], tokens: Sequence[Tokens], pool: Pool) -> dict[Site, list[Tensor]]:
+        """Return the activations at several sites, read in one pass of the model."""
+        keys = {site: (site, pool, tuple(tokens)) for site in sites}
+        missing = [site for site, key in keys.items() if (__name__, key) not in self._shared]
+        size, progress = self.batch_size, self.progress
+        new = activations_at(self.lm, missing, tokens, pool, batch_size=size, progress=progress) if missing else {}
+        return {site: self.once(key, lambda site=site: new[site]) for site, key in keys.items()}  # type: ignore[misc]
+
+    def states(self, site: Site, tokens: Sequence[Tokens]) -> States:
+        """Return the states that each response token is drawn from, kept on disk: see `steerbench.learn.States`."""
+
+        def read() -> States:
+            size = self.batch_size
+            return States.write(response_states(self.lm, site, tokens, batch_size=size, progress=self.progress))
+
+        return self.once(("states", site, tuple(tokens)), read)
+
+    def generator(self, *names: object) -> torch.Generator:
+        """Return a CPU generator seeded by the run's seed and `names`."""
+        return generator_for(self.seed, "fit", *names)
+
+    def once(self, key: object, compute: Callable[[], T]) -> T:
+        """Return what `compute` gives, computed once per run: trials and methods that follow share it.
+
+        The key must name all that the result depends on, the seed included where it matters. Nobody may change the
+        result. Keys are apart for functions of different modules, so that no method gets what another one computed.
+        """
+        owned = (compute.__module__, key)
+        if owned not in self._shared:
+            self._shared[owned] = compute()
+        result: T = self._shared[owned]
+        return result
+
+    def _pair_up(self) -> list[Pair]:
+        limit = self.decoding.max_new_tokens
+        replies = [[self.lm.tokens(e.prompt, reply, limit) for reply in (e.chosen, e.rejected)] for e in self.examples]
+        pairs = [pair for pair in (Pair(*both) for both in replies) if pair.usable]
+        if not pairs:
+            raise SteerbenchError("the train split has no pair of replies to learn from; use more training examples.")
+        return pairs
+
+    def _roll_out(self) -> list[Rollout]:
+        self.reward.check()
+        prompts = [e.prompt for e in self.examples]
+        responses = generate(
+            self.lm, prompts, decoding=self.decoding, seed=self.seed, batch_size=self.batch_size, progress=self.progress
+        )
+        rewards = self.reward.score(prompts, [r.text for r in responses], progress=self.progress).tolist()
+        tokens = [Tokens(self.lm.tokens(p).prompt, r.ids) for p, r in zip(prompts, responses, strict=True)]
+        groups = [e.group for e in self.examples]
+        return [Rollout(*row) for row in zip(prompts, responses, tokens, rewards, groups, strict=True)]

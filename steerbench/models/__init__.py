@@ -1,0 +1,1 @@
+"""Frozen models: language models, rewards, encoders."""

@@ -1,0 +1,176 @@
+"""Reward models: one number for a response to a dialogue, the same alone as in any batch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import nn
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from steerbench.data.dialogue import Dialogue, Turn, plain_text
+from steerbench.errors import SteerbenchError
+from steerbench.models.batching import in_batches, position_limit, tokenize
+from steerbench.models.checkpoint import Source, find, load_model, load_tokenizer, read_tensor, tensor_files
+from steerbench.models.prompt_format import TEMPLATE_DATE
+from steerbench.progress import Progress, silent
+
+_ULTRA_HEAD = "regression_head.weight"
+
+
+class Reward(ABC):
+    """A reward: what the bench scores with and what methods may learn from. Higher is better."""
+
+    name: str
+    """Shown in every table."""
+    revision: str
+    """Changes whenever a score could; part of the protocol."""
+    truncated: int = 0
+    """How many of the texts scored so far were too long, and scored without their beginning."""
+
+    def check(self) -> None:  # noqa: B027 - a reward is ready unless it says otherwise
+        """Raise SteerbenchError if nothing can be scored. Called before long work whose end is a score."""
+
+    @abstractmethod
+    def score(
+        self, dialogues: Sequence[Dialogue], responses: Sequence[str], progress: Progress = silent
+    ) -> torch.Tensor:
+        """Return the reward of each response to the dialogue before it, (N,) float32 on the CPU."""
+
+
+class RewardModel(Reward):
+    """A Hugging Face reward model: sequence classification with one label, or the UltraRM form.
+
+    Dialogues are written in the model's own chat template, or as `Human: ...` / `Assistant: ...` where it has none.
+    Texts beyond the model's limit lose their beginning, so that the response is always read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Any,
+        forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        *,
+        limit: int | None,
+        device: torch.device,
+        batch_size: int,
+    ) -> None:
+        self.name, self.revision, self.limit = source.name, source.revision, limit
+        self.device, self.batch_size = device, batch_size
+        self._tokenizer, self._forward = tokenizer, forward
+
+    @classmethod
+    def load(
+        cls, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, batch_size: int = 16
+    ) -> "RewardModel":
+        """Load a local folder or `org/name[@revision]` of the Hub, in float32 unless told otherwise.
+
+        Raises SteerbenchError if it is not a trained reward model with one output.
+        """
+        source, device = find(name), torch.device(device)
+        tokenizer = load_tokenizer(source)
+        load = _ultra if _ULTRA_HEAD in tensor_files(source) else _classifier
+        model, forward = load(source, dtype or torch.float32)
+        limit = position_limit(model, tokenizer)
+        return cls(source, tokenizer, forward.to(device), limit=limit, device=device, batch_size=batch_size)
+
+    def text(self, dialogue: Dialogue, response: str) -> str:
+        """Write a dialogue and its response the way this model was trained to read them."""
+        if not self._tokenizer.chat_template:
+            return plain_text(dialogue, response)
+        messages = [{"role": t.role, "content": t.text} for t in (*dialogue, Turn("assistant", response))]
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, date_string=TEMPLATE_DATE))
+        except TemplateError as error:
+            raise SteerbenchError(
+                f"the chat template of reward model {self.name!r} refuses a dialogue: {error}. Use another one."
+            ) from error
+
+    def score(
+        self, dialogues: Sequence[Dialogue], responses: Sequence[str], progress: Progress = silent
+    ) -> torch.Tensor:
+        """Return the reward of each response, (N,) float32 on the CPU. Raises SteerbenchError if one is not finite."""
+        texts = [self.text(d, r) for d, r in zip(dialogues, responses, strict=True)]
+        bare = not self._tokenizer.chat_template  # a template writes its special tokens itself
+        tokens = tokenize(self._tokenizer, texts, limit=self.limit, cut="left", special_tokens=bare)
+        self.truncated += tokens.truncated
+        with progress(f"score with {self.name}", len(texts)) as advance:
+            scores = in_batches(
+                tokens.rows,
+                self._forward,
+                batch_size=self.batch_size,
+                pad_id=self._tokenizer.pad_token_id or 0,
+                device=self.device,
+                advance=advance,
+            )
+        if bad := int((~scores.isfinite()).sum()):
+            raise SteerbenchError(
+                f"reward model {self.name!r} gave {bad} of {len(texts)} scores that are not finite; "
+                "its weights are damaged, or too large for their type. Use another reward model."
+            )
+        return scores
+
+
+class _Classifier(nn.Module):
+    """A model that pools by itself and is not misled by padding: an encoder."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask).logits  # (batch, 1)
+        return logits[:, 0]
+
+
+class _LastToken(nn.Module):
+    """A decoder and a linear head in float32, read at the last token by the mask.
+
+    `transformers` looks for the last id that is not the pad id instead: wrong where the pad token is the EOS token or
+    occurs in the text, impossible where there is none.
+    """
+
+    def __init__(self, backbone: Any, head: nn.Linear) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head.float()
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, seq, d_model)
+        last = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
+        value: torch.Tensor = self.head(last.float())  # (batch, 1)
+        return value[:, 0]
+
+
+def _ultra(source: Source, dtype: torch.dtype) -> tuple[Any, nn.Module]:
+    """Load the UltraRM form: a decoder, and `regression_head.weight` (1, d_model) beside it in the checkpoint."""
+    backbone, missing = load_model(AutoModel, source, dtype)
+    _refuse_untrained(source, missing)
+    weight = read_tensor(tensor_files(source)[_ULTRA_HEAD], _ULTRA_HEAD)
+    if weight.shape[0] != 1:
+        raise SteerbenchError(
+            f"reward model {source.name!r} has {weight.shape[0]} outputs; use one with a single score."
+        )
+    head = nn.Linear(weight.shape[1], 1, bias=False)
+    head.weight = nn.Parameter(weight.float(), requires_grad=False)
+    return backbone, _LastToken(backbone, head)
+
+
+def _classifier(source: Source, dtype: torch.dtype) -> tuple[Any, nn.Module]:
+    """Load a sequence classifier. A decoder is known by its linear `score`, the name they all share."""
+    model, missing = load_model(AutoModelForSequenceClassification, source, dtype)
+    _refuse_untrained(source, missing)
+    if model.num_labels != 1:
+        raise SteerbenchError(
+            f"{source.name!r} is a classifier with {model.num_labels} labels; a reward model has one. Use another."
+        )
+    head = getattr(model, "score", None)
+    return model, _LastToken(model.base_model, head) if isinstance(head, nn.Linear) else _Classifier(model)
+
+
+def _refuse_untrained(source: Source, missing: set[str]) -> None:
+    if missing:
+        raise SteerbenchError(
+            f"{source.name!r} is not a trained reward model: its checkpoint lacks {', '.join(sorted(missing)[:3])}. "
+            "Use a sequence-classification checkpoint with one label, or one in the UltraRM form."
+        )

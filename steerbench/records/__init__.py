@@ -1,0 +1,1 @@
+"""Results: what identifies them, how they are kept, ranked and written."""

@@ -1,0 +1,269 @@
+"""The leaderboard: a table made from records alone, which ranks only what was measured alike."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import combinations, pairwise
+from pathlib import Path
+from statistics import fmean
+
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from steerbench import testbed
+from steerbench.errors import SteerbenchError
+from steerbench.files import write_asked
+from steerbench.plugins.spec import UNSTEERED
+from steerbench.records.columns import GAIN_COLUMNS, GAIN_ENDS, GAINS, LATENCY, RATES
+from steerbench.records.identity import Difference, differences, fingerprint
+from steerbench.records.record import METRICS, Record
+from steerbench.records.statistics import (
+    N_RESAMPLES,
+    Gaps,
+    Interval,
+    between,
+    gaps,
+    holm,
+    intervals,
+    p_values,
+    spread,
+    wilson,
+)
+
+LEVEL = 0.05
+"""Chance of one false claim among all pairs of methods of a task."""
+_TOLD = 5
+"""Differences between two protocols that an error names."""
+
+
+def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
+    """Return one row per task and method, in order of rank, then reward, within a task; means over seeds.
+
+    `rank` is 1 + the number of methods that are surely better: whose reward on the same prompts is higher, by a
+    sign-flip test corrected for the number of pairs (Holm, 5 %). Two methods of different ranks may still not be told
+    apart from each other. A method without all the protocol's seeds has none. Gains over the unsteered model have 95 %
+    intervals (bootstrap over the test prompts), p-values (sign flips), alone and corrected for the number of methods
+    in the task (Holm), and standard deviations between fits and between samples: see `steerbench.intervals`. All are
+    empty where a seed of the method has no record of the unsteered model beside it. Raises SteerbenchError that names
+    the field in which two protocols of one task differ, and if records of one protocol hold different prompts.
+    """
+    groups = by_task(records)
+    # not `concat`: a column may be empty in one task, as gold is on real data, and have numbers in another
+    return pd.DataFrame(row for group in groups.values() for row in _ranked(group)).astype({"rank": "Int64"})
+
+
+def method_gaps(records: Sequence[Record], metric: str) -> dict[tuple[str, str], Gaps]:
+    """Return by task and name in the leaderboard how far each method is from the unsteered model, prompt by prompt.
+
+    Left out is what has no such metric, or no unsteered record beside each of its seeds. Raises as `leaderboard`.
+    """
+    found: dict[tuple[str, str], Gaps] = {}
+    for task, group in by_task(records).items():
+        over = _over_unsteered(rows_of(group), _unsteered(group), metric)
+        found |= {(task, name): gap for name, gap in over.items()}
+    return found
+
+
+def csv_name(records: Sequence[Record]) -> str:
+    """Return the file name of a run's leaderboard, which says when it is a testbed's."""
+    is_testbed = any(record.labels["task"].startswith(f"{testbed.NAME}-") for record in records)
+    return f"{testbed.NAME}-leaderboard.csv" if is_testbed else "leaderboard.csv"
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a leaderboard: numbers as numbers in full precision, fixed order, `\\n` line ends."""
+    write_asked(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def by_task(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the records of each task, each once. Raises SteerbenchError if there is none."""
+    records = list({r.identity: r for r in records}.values())  # folders may overlap
+    if not records:
+        raise SteerbenchError("there are no records; make some with `steerbench run`.")
+    return dict(sorted(_by(records, lambda r: r.labels["task"]).items()))
+
+
+def rows_of(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the records of each row of one task's table by its name, in order of their seeds.
+
+    The name is the method as given, with a hash where its source or version differs between rows. Raises
+    SteerbenchError if the records were not measured alike.
+    """
+    _check_comparable(records)
+    in_order = sorted(records, key=lambda r: r.seed)  # numbers are added in it, and the last bit depends on that
+    variants = _by(in_order, lambda r: fingerprint([r.parts, r.steerbench]))
+    for group in variants.values():
+        _check_seeds(group)
+    methods = [group[0].method for group in variants.values()]
+    return {
+        group[0].method + (f" #{key[:6]}" if methods.count(group[0].method) > 1 else ""): group
+        for key, group in variants.items()
+    }
+
+
+def _ranked(records: Sequence[Record]) -> list[dict[Hashable, object]]:
+    rows = rows_of(records)
+    gains = _gains(rows, _unsteered(records))
+    ranks = ranks_of({name: g for name, g in rows.items() if len(g) == len(records[0].protocol["seeds"])})
+    table = pd.DataFrame(_row(name, ranks.get(name), group, gains[name]) for name, group in rows.items())
+    in_order = table.sort_values(["rank", "reward", "method"], ascending=[True, False, True], na_position="last")
+    found: list[dict[Hashable, object]] = in_order.to_dict("records")
+    return found
+
+
+def _check_comparable(records: Sequence[Record]) -> None:
+    first = records[0]
+    for other in records[1:]:
+        if found := differences(first.protocol, other.protocol):
+            told = "; ".join(_told(difference, first, other) for difference in found[:_TOLD])
+            told += f"; and {len(found) - _TOLD} more" if len(found) > _TOLD else ""
+            raise SteerbenchError(
+                f"these records were not measured alike and cannot be ranked together: {told} "
+                f"({first.folder_name} and {other.folder_name}). Give folders that hold one protocol per task."
+            )
+
+
+def _check_seeds(group: Sequence[Record]) -> None:
+    for one, other in pairwise(group):
+        if one.seed == other.seed:
+            raise SteerbenchError(
+                f"{one.method} was measured twice with seed {one.seed}; delete one of {one.folder_name} and "
+                f"{other.folder_name}."
+            )
+
+
+def _told(difference: Difference, first: Record, other: Record) -> str:
+    """Return a difference, with readable names where there are some: hashes say little."""
+    names = [record.labels.get(difference.field) for record in (first, other)]
+    return f"{difference} ({names[0]} and {names[1]})" if any(names) and names[0] != names[1] else str(difference)
+
+
+def _unsteered(records: Sequence[Record]) -> dict[int, Record]:
+    """Return the record of the unsteered model for each seed, the newest where there are two, of two sources."""
+    found = [record for record in records if record.method == UNSTEERED]
+    return {record.seed: record for record in sorted(found, key=lambda r: (r.created, r.identity))}
+
+
+def ranks_of(variants: Mapping[str, list[Record]]) -> dict[str, int]:
+    """Return for each row 1 + the number of those that are surely better, on the same prompts and seeds."""
+    groups = {key: group for key, group in variants.items() if all(_has(r, "reward") for r in group)}
+    first = next(iter(groups.values()), [])
+    over_first = {
+        key: gaps([r.examples for r in group], [r.examples for r in first], "reward") for key, group in groups.items()
+    }
+    pairs = list(combinations(over_first, 2))
+    apart = [between(over_first[a], over_first[b]) for a, b in pairs]
+    enough = max(N_RESAMPLES, round(2 * len(pairs) / LEVEL))  # the smallest p must survive the correction
+    ranks = dict.fromkeys(over_first, 1)
+    for (a, b), gap, p in zip(pairs, apart, holm(p_values(apart, enough)), strict=True):
+        if p <= LEVEL:
+            ranks[b if gap.values.mean() > 0 else a] += 1
+    return ranks
+
+
+def _gains(variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record]) -> dict[str, dict[str, float | None]]:
+    """Return the columns of the gains of each variant over the unsteered model, where it can be compared."""
+    found = {(name, key): gap for name in GAINS for key, gap in _over_unsteered(variants, unsteered, name).items()}
+    told = intervals(list(found.values()))  # at once, because resampling is what takes the time
+    itself = {key for key, group in variants.items() if all(unsteered.get(r.seed) is r for r in group)}
+    p = dict(zip(found, p_values(list(found.values())), strict=True))
+    corrected = _corrected({pair: value for pair, value in p.items() if variants[pair[1]][0].method != UNSTEERED})
+    columns: dict[str, dict[str, float | None]] = {key: dict.fromkeys(GAIN_COLUMNS) for key in variants}
+    for ((name, key), gap), interval in zip(found.items(), told, strict=True):
+        if key in itself:
+            columns[key] |= _of_gain(name, Interval(0.0, 0.0, 0.0))
+        else:
+            sampled = variants[key][0].protocol["temperature"] > 0
+            tested = (p[name, key], corrected.get((name, key)), *spread(gap.by_seed, sampled=sampled))
+            columns[key] |= _of_gain(name, (*interval, *tested))
+    return columns
+
+
+def _over_unsteered(
+    variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record], name: str
+) -> dict[str, Gaps]:
+    return {
+        key: gaps([r.examples for r in group], [unsteered[r.seed].examples for r in group], name)
+        for key, group in variants.items()
+        if all(_has(r, name) and _has(unsteered.get(r.seed), name) for r in group)
+    }
+
+
+def _of_gain(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
+    return {f"{name}_gain{end}": value for end, value in zip(GAIN_ENDS, values, strict=False)}
+
+
+def _corrected(p: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+    """Return p-values corrected for the number of methods, each metric by itself."""
+    corrected: dict[tuple[str, str], float] = {}
+    for metric in GAINS:
+        pairs = [pair for pair in p if pair[0] == metric]
+        corrected |= zip(pairs, holm([p[pair] for pair in pairs]), strict=True)
+    return corrected
+
+
+def _has(record: Record | None, name: str) -> bool:
+    """Tell whether a record has a number for every prompt, and the groups of the prompts."""
+    if record is None or not {"id", "group", name} <= {*record.examples}:
+        return False
+    column = record.examples[name]
+    return bool(is_numeric_dtype(column) and column.notna().all())
+
+
+def _n_clusters(record: Record) -> int:
+    """Return how many posts or openings the test prompts are about."""
+    table = record.examples
+    return int(table["group"].nunique()) if "group" in table else int(record.protocol["n_examples"])
+
+
+def _matched(records: Sequence[Record]) -> bool | None:
+    """Tell whether every seed met the KL that the protocol asks for; None where it asks for none."""
+    if records[0].protocol.get("match_kl") is None or records[0].method == UNSTEERED:
+        return None
+    return all(r.tuning.get("matched", False) for r in records)
+
+
+def _rates(metrics: Mapping[str, float | None], n: int) -> dict[str, float | None]:
+    """Return Wilson's intervals of shares among `n` clusters of prompts. Seeds and samples make no more of them."""
+    ends: dict[str, float | None] = {}
+    for name in RATES:
+        rate = metrics[name]
+        low, high = (None, None) if rate is None else wilson(rate, n)
+        ends |= {f"{name}_low": low, f"{name}_high": high}
+    return ends
+
+
+def _row(
+    label: str, rank: int | None, records: Sequence[Record], gains: Mapping[str, float | None]
+) -> dict[str, object]:
+    first = records[0]
+    metrics = {name: _mean(r.metrics.get(name) for r in records) for name in METRICS}
+    return {
+        "task": first.labels["task"],
+        "rank": rank,
+        "method": label,
+        **metrics,
+        **gains,
+        **_rates(metrics, _n_clusters(first)),
+        **{name: _mean(r.latency.get(name) for r in records) for name in LATENCY},
+        "fit_seconds": _mean(r.seconds.get("fit") for r in records),
+        "matched": _matched(records),
+        "seeds": len(records),
+        "n_examples": first.protocol["n_examples"],
+        "model": first.labels["model"],
+        "reward_model": first.labels["reward_model"],
+        "held_out_model": first.labels["held_out_reward"],
+        "device": " / ".join(sorted({r.environment["device"] for r in records})),
+        "protocol": fingerprint(first.protocol)[:12],
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    present = [v for v in values if v is not None]
+    return fmean(present) if present else None
+
+
+def _by(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[key(record)].append(record)
+    return groups

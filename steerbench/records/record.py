@@ -1,0 +1,82 @@
+"""A record: one result, what identifies it, and its metrics."""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from steerbench.records.columns import METRIC_COLUMNS
+from steerbench.records.identity import Key, fingerprint
+
+SCHEMA_VERSION = 1
+
+
+LABELS = {"task", "model", "reward_model", "held_out_reward"}
+
+METRICS = {column.name: column.meaning for column in METRIC_COLUMNS}
+"""What a record keeps of its per-example table: the means of columns, and over tokens those of `kl` and `nll`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One result: method x task x protocol x seed."""
+
+    method: str
+    """The method as given, in canonical form."""
+    parts: list[dict[str, Any]]
+    """For each composed part its name, all hyperparameters, and the hash of its source file."""
+    protocol: Key
+    """Every choice that must be equal to compare."""
+    seed: int
+    steerbench: str
+    """Version of the package."""
+    labels: dict[str, str]
+    """Readable names of the task, the models and the data; no part of the identity."""
+    metrics: dict[str, float]
+    """Means over the test prompts; see `METRICS` for their meaning."""
+    latency: dict[str, Any]
+    """Timings of this method and the unsteered model, interleaved, with the device."""
+    counts: dict[str, int]
+    """Records and prompts left out, by reason."""
+    truncated: int
+    """Texts that the guiding reward model scored without their beginning."""
+    environment: dict[str, Any]
+    """Versions, device, batch size and threads."""
+    seconds: dict[str, float]
+    """Wall time of tune, fit, generate and score. What methods share counts for the first that asked for it."""
+    steering: str
+    """Digest of the fitted steering."""
+    created: str
+    """UTC, ISO 8601."""
+    tuning: dict[str, Any] = field(default_factory=dict)
+    """What was tried on the validation split, and what was chosen; empty without tuning."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """What the method says about its own fit, and what the steering does to states and tokens."""
+    schema_version: int = SCHEMA_VERSION
+    examples: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False, repr=False)
+    """One row per test prompt: texts and scores. Kept as Parquet beside the JSON."""
+
+    @property
+    def identity(self) -> str:
+        """Hash of what makes this record what it is."""
+        return identity(self.protocol, self.parts, self.seed, self.steerbench)
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the record's folder: readable, and unique by its identity."""
+        task, method = (re.sub(r"[^A-Za-z0-9_.+=-]+", "-", x)[:60] for x in (self.labels["task"], self.method))
+        return f"{task}--{method}--seed{self.seed}--{self.identity[:12]}"
+
+
+def identity(protocol: Key, parts: list[dict[str, Any]], seed: int, version: str) -> str:
+    """Return the identity of a record, known before it is measured."""
+    return fingerprint({"protocol": protocol, "parts": parts, "seed": seed, "steerbench": version})
+
+
+def to_json(record: Record) -> str:
+    """Return the JSON of a record, without its examples."""
+    values = asdict(record)
+    del values["examples"]
+    return json.dumps(values, indent=1, allow_nan=False) + "\n"

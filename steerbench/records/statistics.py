@@ -1,0 +1,241 @@
+"""How sure a gain over the unsteered model is: differences on the same prompts, resampled by their clusters."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from math import sqrt
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from steerbench.errors import SteerbenchError
+
+N_RESAMPLES = 10_000
+TOLERANCE = 1e-4
+"""Scores so near are equal: a model gives equal texts in different batches scores that differ by about 1e-5."""
+_ROUNDED = ("reward", "held_out_reward")
+"""Scores of a model, which rounds them otherwise in another batch."""
+_AT_ONCE = 250_000
+"""Numbers of one array of resamples: few enough for the cache of a processor, which is also the fastest."""
+_BITS = 36
+"""Of a sum that are kept, which leaves 17 of the 53 for adding as many of them as there are clusters."""
+
+
+class Interval(NamedTuple):
+    """A mean difference with its 95 % interval; None for its ends where there is one cluster, which cannot vary."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+class Gaps(NamedTuple):
+    """Differences on the same prompts, steered minus unsteered, in the order of the prompts' ids."""
+
+    ids: list[str]
+    """An id is there as often as its prompt has responses."""
+    groups: list[str]
+    values: Any
+    """Means over the seeds, (responses,) float64."""
+    by_seed: Any
+    """Means over the prompts, (seeds, responses per prompt) float64."""
+
+
+def paired_interval(
+    steered: Sequence[pd.DataFrame], unsteered: Sequence[pd.DataFrame], column: str, n_resamples: int = N_RESAMPLES
+) -> Interval:
+    """Return the mean difference of a column on the same prompts, with its 95 % interval.
+
+    The tables are the examples of records with the same seeds in the same order; `gaps` and `intervals` say how
+    they are compared. Raises SteerbenchError if they do not hold the same prompts.
+    """
+    return intervals([gaps(steered, unsteered, column)], n_resamples)[0]
+
+
+def gaps(steered: Sequence[pd.DataFrame], unsteered: Sequence[pd.DataFrame], column: str) -> Gaps:
+    """Return how much higher a column is on each prompt than without steering: each seed beside its own, then averaged.
+
+    Rewards that differ by at most `TOLERANCE` are equal, as in the win rate: that is the rounding of a batch, and would
+    break ties. Raises SteerbenchError if the tables do not hold the same prompts.
+    """
+    first = _by_id(unsteered[0])
+    ids = list(first["id"])
+    seeds = [_values(s, ids, column) - _values(u, ids, column) for s, u in zip(steered, unsteered, strict=True)]
+    if column in _ROUNDED:
+        seeds = [_settled(row) for row in seeds]
+    samples = first["sample"].to_numpy() if "sample" in first else np.zeros(len(first), int)
+    by_seed = [[float(row[samples == k].mean()) for k in np.unique(samples)] for row in seeds]
+    return Gaps(ids, list(first["group"]), np.mean(seeds, axis=0), np.array(by_seed))
+
+
+def between(one: Gaps, other: Gaps) -> Gaps:
+    """Return how much higher the rewards of one method are than those of another, from how far both are from a third.
+
+    `by_seed` is that of `one`.
+    """
+    return one._replace(values=_settled(one.values - other.values))
+
+
+def intervals(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[Interval]:
+    """Return means and 95 % intervals (BCa) of differences on one set of prompts, from the same resamples of clusters.
+
+    A cluster is a group of prompts that are not independent, such as those about one post. A resample draws as many
+    clusters as there are, and counts every prompt equally. Where all clusters agree, both ends are the mean; with one
+    cluster alone they are None. The same differences always give the same numbers, whatever stands beside them.
+    """
+    means = [float(one.values.mean()) for one in found]
+    for one in found:
+        _check_same(one.ids, found[0].ids)
+    sums, sizes = _clusters(found)
+    if len(sizes) == 1:
+        return [Interval(mean, None, None) for mean in means]
+    varied = [not np.allclose(row / sizes, mean, rtol=1e-9, atol=0) for row, mean in zip(sums, means, strict=True)]
+    ends = iter(_ends(sums[varied], sizes, n_resamples))
+    return [Interval(mean, *(next(ends) if vary else (mean, mean))) for mean, vary in zip(means, varied, strict=True)]
+
+
+def p_values(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[float]:
+    """Return for each difference the two-sided p-value of a sign-flip test: that steering changes nothing.
+
+    Without an effect, the differences of a whole cluster could as well have the other sign; p is the share of random
+    signs that give a mean at least as far from zero, the signs observed among them. So what is tested is that
+    differences are symmetric about zero, which is more than a mean of zero.
+    """
+    if not found:
+        return []
+    sums = _addable(_clusters(found)[0])
+    observed = np.abs(sums.sum(axis=1, keepdims=True))
+    generator, as_far = np.random.default_rng(0), np.ones(len(sums))
+    at_once = max(1, _AT_ONCE // sums.shape[1])
+    for start in range(0, n_resamples, at_once):
+        size = (min(at_once, n_resamples - start), sums.shape[1])
+        signs = 2.0 * generator.integers(0, 2, size, dtype=np.int8) - 1.0
+        as_far += (np.abs(sums @ signs.T) >= observed).sum(axis=1)
+    return [float(p) for p in as_far / (n_resamples + 1)]
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number, by Holm's method: the chance of one false claim stays below alpha."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    corrected, highest = [1.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = highest
+    return corrected
+
+
+def wilson(rate: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval of a rate among n prompts. A tie may count one half."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+class Spread(NamedTuple):
+    """How much a gain differs between repetitions, in standard deviations; None where that cannot be told."""
+
+    fit: float | None
+    """Between fits, were each measured with endless samples."""
+    sampling: float | None
+    """Between samples of one fit, each of one response per prompt."""
+
+
+def spread(by_seed: Any, *, sampled: bool) -> Spread:
+    """Split the variance of a gain, (seeds, samples), into that between fits and that between samples of a fit.
+
+    Sampling alone is the pooled variance within a fit; what the means of fits vary more than it explains is theirs.
+    Greedy responses do not vary; with one sample of each fit the two cannot be told apart.
+    """
+    n_seeds, n_samples = by_seed.shape
+    if sampled and n_samples == 1:
+        return Spread(None, None)
+    within = float(by_seed.var(axis=1, ddof=1).mean()) if sampled else 0.0
+    if n_seeds == 1:
+        return Spread(None, sqrt(within))
+    between = float(by_seed.mean(axis=1).var(ddof=1)) - within / n_samples
+    return Spread(sqrt(max(0.0, between)), sqrt(within))
+
+
+def standard_error(found: Gaps) -> float | None:
+    """Return the standard error of a mean difference between clusters of prompts; None where there is one alone."""
+    sums, sizes = _clusters([found])
+    n = len(sizes)
+    if n == 1:
+        return None
+    residuals = sums[0] - sizes * found.values.mean()
+    return sqrt(float(residuals @ residuals) * n / (n - 1)) / float(sizes.sum())
+
+
+def _by_id(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values(["id", *(["sample"] if "sample" in table else [])], kind="stable")
+
+
+def _values(table: pd.DataFrame, ids: list[str], column: str) -> Any:
+    table = _by_id(table)
+    _check_same(list(table["id"]), ids)
+    return table[column].to_numpy(float)
+
+
+def _settled(differences: Any) -> Any:
+    return np.where(np.abs(differences) <= TOLERANCE, 0.0, differences)
+
+
+def _check_same(ids: list[str], others: list[str]) -> None:
+    if ids != others:
+        alone = min((Counter(ids) - Counter(others)) + (Counter(others) - Counter(ids)))
+        raise SteerbenchError(
+            f"two records of one protocol hold different test prompts: {alone!r} is not in both as often. "
+            f"One of them is damaged; delete its folder and run again."
+        )
+
+
+def _clusters(found: Sequence[Gaps]) -> tuple[Any, Any]:
+    """Return the sums of the differences in each cluster, (differences, clusters), and its prompts, (clusters,)."""
+    if not found:
+        return np.empty((0, 1)), np.ones(1)
+    codes, _ = pd.factorize(np.array(found[0].groups, dtype=object))
+    return np.array([np.bincount(codes, weights=one.values) for one in found]), np.bincount(codes).astype(float)
+
+
+def _ends(sums: Any, sizes: Any, n_resamples: int) -> list[tuple[float, float]]:
+    if not len(sums):
+        return []
+    from scipy.stats import bootstrap  # takes half a second, and a table of the unsteered model alone needs none
+
+    n = len(sizes)
+    found = bootstrap(
+        (np.arange(n),),
+        _ratios(_addable(sums), sizes),
+        vectorized=True,
+        n_resamples=n_resamples,
+        batch=max(1, _AT_ONCE // n),
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return list(zip(found.low.tolist(), found.high.tolist(), strict=True))
+
+
+def _addable(sums: Any) -> Any:
+    """Round numbers, each row by itself, so that adding them is exact: any order and any batch gives the same bits.
+
+    Without it, equal resamples could differ in the last bit, and the bootstrap would not count them as equal.
+    """
+    unit = 2.0 ** (np.frexp(np.abs(sums).max(axis=1, keepdims=True))[1] - _BITS)
+    return np.round(sums / unit) * unit
+
+
+def _ratios(sums: Any, sizes: Any) -> Callable[..., Any]:
+    """Return the statistic: numbers of clusters, (..., drawn) -> means over their prompts, (differences, ...).
+
+    How often each cluster was drawn does for all differences at once, which is far cheaper than drawing for each.
+    """
+    n = len(sizes)
+
+    def statistic(drawn: Any, axis: int = -1) -> Any:
+        rows = drawn.reshape(-1, drawn.shape[axis])
+        cells = rows + n * np.arange(len(rows))[:, None]
+        counts = np.bincount(cells.ravel(), minlength=len(rows) * n).reshape(len(rows), n).astype(float)
+        return ((sums @ counts.T) / (counts @ sizes)).reshape(len(sums), *drawn.shape[:-1])
+
+    return statistic

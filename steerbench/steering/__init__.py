@@ -1,0 +1,1 @@
+"""What `fit` returns: the description of a steering, and its parts."""

@@ -1,0 +1,64 @@
+"""Parts as files: a JSON record and named tensors, data and never code."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerbench.errors import SteerbenchError
+from steerbench.plugins import registry
+from steerbench.steering.additions import Add, AddInFront
+from steerbench.steering.ascent import Ascent
+from steerbench.steering.parts import Part
+from steerbench.steering.projections import Ablate, Gated, RemoveBoost
+
+SCHEMA_VERSION = 1
+
+_OWN = {cls.__name__: cls for cls in (Add, AddInFront, Ablate, Ascent, Gated, RemoveBoost)}
+"""The edits of `steerbench.edits`, under whose public names they are saved, wherever their files lie."""
+_FORMER = ("steerbench.ascent", "steerbench.projections")
+"""What the first files call the home of some of them."""
+
+
+def pack(part: Part, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Split a part into a JSON record and named tensors."""
+    values: dict[str, Any] = {}
+    for name in list(inspect.signature(type(part)).parameters):
+        value = getattr(part, name)
+        if isinstance(value, Tensor):
+            tensors[f"{prefix}.{name}"] = _own(value)
+        elif isinstance(value, list | tuple) and value and all(isinstance(v, Tensor) for v in value):
+            tensors |= {f"{prefix}.{name}.{i}": _own(t) for i, t in enumerate(value)}
+        else:
+            values[name] = value
+    cls = type(part)
+    own = _OWN.get(cls.__name__) is cls
+    return {"class": f"steerbench.edits:{cls.__name__}" if own else registry.qualified(cls), "values": values}
+
+
+def unpack(saved: dict[str, Any], prefix: str, tensors: dict[str, Tensor], kind: type[Part]) -> Any:
+    """Make a part of what `pack` returned. Raises SteerbenchError if it is not of this kind."""
+    cls = _resolve(saved["class"])
+    if not issubclass(cls, kind):
+        raise SteerbenchError(f"{saved['class']} is no {kind.__name__}.")
+    values = dict(saved["values"])
+    lists: dict[str, list[Tensor]] = {}
+    for key in (k for k in tensors if k.startswith(prefix + ".")):
+        name, _, index = key.removeprefix(prefix + ".").partition(".")
+        if index:
+            lists.setdefault(name, []).append(tensors[f"{prefix}.{name}.{len(lists.get(name, []))}"])
+        else:
+            values[name] = tensors[key]
+    return cls(**values, **lists)
+
+
+def _resolve(reference: str) -> type[Any]:
+    home, _, name = reference.partition(":")
+    known = name in _OWN and home in ("steerbench.edits", *_FORMER)
+    return _OWN[name] if known else registry.resolve(reference)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Return a copy: safetensors refuses tensors that share memory, as rows of a matrix do, and parts used twice."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

@@ -1,0 +1,1 @@
+"""How the testbed is made and measured."""

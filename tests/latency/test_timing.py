@@ -1,0 +1,132 @@
+"""Timing: what is timed, in which order, and how the figures are made from it. No test waits for a clock."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from steerbench import LanguageModel, Reward, Steering
+from steerbench.contract.tiny import VowelReward
+from steerbench.data import user
+from steerbench.edits import Add, DecodePart, PlacedEdit, Site
+from steerbench.engine import timing as module
+from steerbench.engine.generate import generate_fixed
+from steerbench.errors import SteerbenchError
+from steerbench.models.machine import device_label, dtype_of, environment, peak_memory_mb, pick_device, use_threads
+
+SHIFT = Steering(edits=(PlacedEdit(Site("resid_post", 1), Add(torch.ones(32))),))
+
+
+class First(DecodePart):
+    """Draws candidates and takes the first."""
+
+    def __init__(self, candidates: int) -> None:
+        self.candidates = candidates
+
+    def choose(self, dialogue: Any, candidates: Sequence[str], reward: Reward) -> int:
+        return 0
+
+
+def test_the_two_are_timed_in_turns_and_ratios_are_taken_within_rounds(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[bool, int]] = []
+
+    def seconds(lm: Any, dialogues: Any, steering: Steering, reward: Any, new: int) -> float:
+        """Pretend that the clock slows down by the round, and that steering costs half as much again."""
+        round_ = len(calls) // 4
+        calls.append((bool(steering.edits), new))
+        return (1 + round_) * (1.5 if steering.edits else 1.0) * new
+
+    monkeypatch.setattr(module, "_seconds", seconds)
+    figures = module.latency(llama, user("Hi"), SHIFT, VowelReward(), new_tokens=5, rounds=3)
+    assert [steered for steered, _ in calls] == [True, True, False, False, False, False, True, True] * 2
+    assert [new for _, new in calls] == [1, 5] * 8
+    assert figures["decode_ratio"] == pytest.approx(1.5)
+    assert figures["prefill_ratio"] == pytest.approx(1.5)
+    assert figures["unsteered"]["prefill_ms"] == pytest.approx(3000)  # rounds 2, 3, 4: the first warms up
+    assert figures["prefill_ms"] == pytest.approx(4500)
+    assert figures["unsteered"]["decode_ms_per_token"] == pytest.approx(3000)
+    assert figures["tokens_per_s"] == pytest.approx(1 / 4.5)
+    assert figures["device"] == device_label(torch.device("cpu"))
+    assert figures["memory"] == "process"
+
+
+def test_every_run_makes_the_same_number_of_tokens(llama: LanguageModel) -> None:
+    """Also where the model would end at once."""
+    llama.model.lm_head.bias = torch.nn.Parameter(torch.zeros(llama.model.config.vocab_size))
+    llama.model.lm_head.bias.data[llama.end_ids] = 1e6
+    for steering, factor in ((Steering(), 1), (SHIFT, 1), (Steering(decode=First(3)), 3)):
+        passes: list[int] = []
+        handle = llama.model.register_forward_pre_hook(lambda *_: passes.append(1))  # noqa: B023
+        generate_fixed(llama, [user("Hi")], steering, 4, VowelReward())
+        handle.remove()
+        assert len(passes) == 4 * factor
+
+
+def test_a_real_timing_has_every_figure(llama: LanguageModel) -> None:
+    found = module.latency(llama, user("Hi"), SHIFT, VowelReward(), new_tokens=3, rounds=1)
+    prompt = len(llama.tokens(user("Hi")).prompt)
+    settings = {"rounds": 1, "new_tokens": 3, "prompt_tokens": prompt, "batch_size": 1, "memory": "process"}
+    assert {name: found.pop(name) for name in settings} == settings
+    assert found.pop("device") == device_label(torch.device("cpu"))
+    base = found.pop("unsteered")
+    figures = {"prefill_ms", "decode_ms_per_token", "tokens_per_s", "peak_memory_mb"}
+    assert base.keys() == figures
+    assert found.keys() == {*figures, "prefill_ratio", "decode_ratio"}
+    assert min(*base.values(), *found.values()) > 0
+
+
+def test_figures_are_those_of_the_clock(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prefill of 10 ms and 20 ms per token, the double if steered."""
+
+    def seconds(_lm: Any, _dialogues: Any, steering: Steering, _reward: Any, new: int) -> float:
+        return (0.01 + 0.02 * (new - 1)) * (2 if steering == SHIFT else 1)
+
+    monkeypatch.setattr(module, "_seconds", seconds)
+    found = module.latency(llama, user("Hi"), SHIFT, VowelReward(), new_tokens=3, rounds=3)
+    names = ("prefill_ms", "decode_ms_per_token", "tokens_per_s")
+    assert [found["unsteered"][name] for name in names] == pytest.approx([10, 20, 60])
+    assert [found[name] for name in names] == pytest.approx([20, 40, 30])
+    assert [found[name] for name in ("prefill_ratio", "decode_ratio")] == pytest.approx([2, 2])
+
+
+def test_devices_and_data_types_are_checked() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda")
+    for name in ("cuda:99", "nonsense", "cpu:x"):
+        with pytest.raises(SteerbenchError, match="Here: auto, cpu"):
+            pick_device(name)
+    assert dtype_of("bfloat16") is torch.bfloat16
+    assert dtype_of("auto") is None
+    with pytest.raises(SteerbenchError, match="Did you mean 'float16'"):
+        dtype_of("float15")
+
+
+def test_threads_suit_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    use_threads(10**9, torch.device("cpu"))
+    assert chosen == []
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    use_threads(10**5, torch.device("cpu"))
+    use_threads(4 * 10**6, torch.device("cpu"))
+    assert chosen == [1, 2]
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    use_threads(4 * 10**6, torch.device("cpu"))
+    assert chosen == [1, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    use_threads(10**5, torch.device("cpu"))
+    assert chosen == [1, 2, 1]
+
+
+def test_the_machine_is_named() -> None:
+    facts = environment(torch.device("cpu"))
+    assert facts["torch"]
+    assert facts["transformers"]
+    count = torch.get_num_threads()
+    assert facts["device"].endswith(f", {count} thread{'s' if count > 1 else ''}")
+    assert peak_memory_mb(torch.device("cpu")) > 10

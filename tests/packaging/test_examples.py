@@ -1,0 +1,81 @@
+"""The Python of the README and of `examples/` runs as it stands: in a new interpreter, elsewhere, offline."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHOWN = {
+    "read_the_records.py": ["testbed-hh_rlhf", "of reward", "  unsteered: "],
+    "steer_a_model.py": ["How do I grow tomatoes?", "  steered: "],
+    "write_a_method.py": ["tomatoes"],
+    "your_own_pairs.py": ["How do I grow tomatoes?", "tomatoes in a garden"],
+}
+"""What each script prints, among other things."""
+SAME_TOKENS = """
+assert len(prompts) > 1 and not inputs["attention_mask"].all(), "prompts of one length need no padding"
+rows = ids[:, inputs["input_ids"].shape[1] :].tolist()
+for row, reply in zip(rows, generate(lm, prompts, steering), strict=True):
+    assert tuple(row[: len(reply.ids)]) == reply.ids
+    assert set(row[len(reply.ids) :]) <= {lm.pad_id}
+assert generate(lm, prompts) != generate(lm, prompts, steering), "the steering does nothing"
+"""
+
+
+def ran(arguments: list[str], folder: Path) -> str:
+    """Run Python, and return what it prints."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run() -> None:
+    assert {path.name for path in (ROOT / "examples").iterdir() if path.suffix == ".py"} == set(SHOWN)
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_an_example_runs(name: str, tmp_path: Path) -> None:
+    script = ROOT / "examples" / name
+    assert len(script.read_text(encoding="utf-8").splitlines()) < 40
+    printed = ran([str(script)], tmp_path)
+    assert [text for text in SHOWN[name] if text not in printed] == []
+    assert not list(tmp_path.iterdir()), "an example leaves nothing behind"
+
+
+def test_the_example_of_a_method_keeps_the_contract(tmp_path: Path) -> None:
+    script = ROOT / "examples" / "write_a_method.py"
+    assert " passed" in ran(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(script), "--rootdir=."], tmp_path)
+
+
+def python_of(page: Path) -> str:
+    """Return the blocks of Python in a page, one after the other."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+
+
+def test_the_readme_steers_the_testbed(tmp_path: Path) -> None:
+    ran(["-c", python_of(ROOT / "README.md") + SAME_TOKENS], tmp_path)
+
+
+def test_the_page_on_python_runs(tmp_path: Path) -> None:
+    ran(["-c", python_of(ROOT / "docs" / "python.md")], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"polite", "runs"}
+
+
+def test_what_contributing_says_of_a_method_works(tmp_path: Path) -> None:
+    ran(["-m", "steerbench", "new", "method", "my_method"], tmp_path)
+    (tmp_path / "test_my_method.py").write_text(python_of(ROOT / "CONTRIBUTING.md"), encoding="utf-8")
+    assert " passed" in ran(["-m", "pytest", "-q", "-p", "no:cacheprovider"], tmp_path)
+
+
+def test_the_readme_steers_another_model(assets: Path, tmp_path: Path) -> None:
+    model = repr(str(assets / "models" / "tinytalk-3m-chat"))
+    code = python_of(ROOT / "README.md")
+    assert code.count('"testbed"') == 1
+    ran(["-c", code.replace('"testbed"', model) + SAME_TOKENS], tmp_path)

@@ -1,0 +1,161 @@
+"""Records are whole or absent, keyed by content, and never overwritten."""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from made_records import make
+
+from steerbench import SteerbenchError, Store
+from steerbench.records.record import identity
+from steerbench.records.store import read
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    record = make()
+    folder = Store(tmp_path).write(record)
+    again = read(folder / "record.json")
+    assert again == record
+    pd.testing.assert_frame_equal(again.examples, record.examples)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [folder.name]
+
+
+def test_a_record_is_found_by_its_content_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    record = make()
+    store.write(record)
+    found = store.find(identity(record.protocol, record.parts, record.seed, record.steerbench))
+    assert found == record
+    changed_source = [{**record.parts[0], "source": "other"}]
+    changed_value = [{**record.parts[0], "hyperparameters": {"strength": 2.0}}]
+    assert store.find(identity(record.protocol, changed_source, 0, "0.1.0")) is None
+    assert store.find(identity(record.protocol, changed_value, 0, "0.1.0")) is None
+    assert store.find(identity({**record.protocol, "model": "sha256:b"}, record.parts, 0, "0.1.0")) is None
+    assert store.find(identity(record.protocol, record.parts, 1, "0.1.0")) is None
+    assert store.find(identity(record.protocol, record.parts, 0, "0.1.1")) is None
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.write(make())
+    before = (folder / "record.json").read_bytes()
+    store.write(replace(make(), created="2027-01-01T00:00:00+00:00"))
+    assert (folder / "record.json").read_bytes() == before
+    assert len(store.records()) == 1
+
+
+def test_what_a_killed_process_left_is_no_record(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.write(make())
+    shutil.copytree(folder, tmp_path / ".partial-123")
+    (tmp_path / ".partial-456").mkdir()
+    assert len(store.records()) == 1
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = Store(tmp_path)
+    store.write(make())
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    with pytest.raises(
+        SteerbenchError, match="No space left on device; free some space and run the same command again"
+    ):
+        store.write(make("static_prompt"))
+    assert [r.method for r in store.records()] == ["caa"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: (f / "record.json").write_text("{"), "damaged"),
+        (lambda f: (f / "record.json").write_text("[]"), "damaged"),
+        (lambda f: (f / "examples.parquet").unlink(), "damaged"),
+        (lambda f: (f / "examples.parquet").write_bytes(b"x"), "damaged"),
+        (lambda f: edit(f, schema_version=99), "schema 99"),
+        (lambda f: edit(f, surprise=1), "damaged"),
+    ],
+)
+def test_a_damaged_record_is_refused(tmp_path: Path, damage: Any, says: str) -> None:
+    folder = Store(tmp_path).write(make())
+    damage(folder)
+    with pytest.raises(SteerbenchError, match=says):
+        Store(tmp_path).records()
+
+
+def edit(folder: Path, **values: Any) -> None:
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps({**record, **values}))
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SteerbenchError, match="choose another folder with --out"):
+        Store(tmp_path / "file" / "runs").prepare()
+
+
+def test_a_missing_folder_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(SteerbenchError, match="steerbench run --out"):
+        Store(tmp_path / "none").records()
+
+
+def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    for name, age in ((".partial-old", 7200), (".partial-new", 60)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "record.json").write_text("{")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    kept = Store(tmp_path).write(make())
+    Store(tmp_path).prepare()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".partial-new", kept.name]
+
+
+def test_flipped_bits_of_a_table_are_found(tmp_path: Path) -> None:
+    """Parquet by itself would read most of them as other texts and scores."""
+    table = pd.DataFrame({"id": [f"p{i}" for i in range(200)], "reward": [i / 7 for i in range(200)]})
+    record = replace(make(), examples=table.assign(group=table["id"], response="a reply of some words"))
+    file = Store(tmp_path).write(record) / "examples.parquet"
+    whole = file.read_bytes()
+    for place in range(4, len(whole) - 8, len(whole) // 60):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            (found,) = Store(tmp_path).records()
+        except SteerbenchError:
+            continue
+        pd.testing.assert_frame_equal(found.examples, record.examples)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"seed": "zero"}, {"protocol": {}}, {"labels": {}}, {"parts": []}, {"steerbench": "9.9.9"}]
+)
+def test_a_record_that_was_edited_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    edit(Store(tmp_path).write(make()), **change)
+    with pytest.raises(SteerbenchError, match=r"is damaged \(it was edited, or its folder renamed\)"):
+        Store(tmp_path).records()
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    folder = Store(tmp_path).write(make())
+    (folder / "record.json").unlink()
+    (folder / "record.json").mkdir()
+    with pytest.raises(SteerbenchError, match=r"cannot read .*record.json: Is a directory"):
+        Store(tmp_path).records()
+    (folder / "record.json").rmdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(SteerbenchError, match="is no folder"):
+        Store(tmp_path / "file").records()
+
+
+def test_the_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    (Store(tmp_path).write(make()) / "examples.parquet").unlink()
+    with pytest.raises(SteerbenchError, match=r"examples.parquet is missing; move its folder away"):
+        Store(tmp_path).records()

@@ -1,0 +1,71 @@
+"""What is committed under `results/`, and the README, is what the committed records give: what `make results` makes."""
+
+import re
+import shlex
+from html import unescape
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from steerbench import Store, names
+from steerbench.cli import app
+
+ROOT = Path(__file__).parents[2]
+READMES = ("README.md", "docs/results.md", "results/README.md")
+COMMITTED = (*READMES, "results/leaderboard.csv", "results/matched.csv", "results/gains.svg")
+REPORT = "results/report.html"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the commands of `make results` with everything they write in another folder."""
+    there = tmp_path_factory.mktemp("made")
+    for name in READMES:
+        (there / name).parent.mkdir(exist_ok=True)
+        (there / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    recipe = re.search(r"^results:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert recipe
+    for line in recipe[1].splitlines():
+        command, *arguments = shlex.split(line)
+        assert command == "$(BIN)/steerbench"
+        done = CliRunner().invoke(app, [_placed(text, there) for text in arguments])
+        assert done.exit_code == 0, done.output
+    return there
+
+
+def _placed(argument: str, there: Path) -> str:
+    if argument in (*COMMITTED, REPORT):
+        return str(there / argument)
+    return str(ROOT / argument) if (ROOT / argument).exists() else argument
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_what_is_committed_is_what_the_records_give(made: Path, name: str) -> None:
+    if name.endswith(".csv"):  # another processor may round the last digit otherwise
+        one, other = (pd.read_csv(folder / name) for folder in (made, ROOT))
+        pd.testing.assert_frame_equal(one, other, rtol=1e-9)
+    else:
+        assert (made / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_report_names_every_row_of_the_leaderboard(made: Path) -> None:
+    page = unescape((made / REPORT).read_text(encoding="utf-8"))
+    methods = set(pd.read_csv(ROOT / "results" / "leaderboard.csv")["method"])
+    assert not {method for method in methods if method not in page}
+
+
+def test_every_method_is_there_on_both_tasks_with_three_seeds() -> None:
+    table = pd.read_csv(ROOT / "results" / "leaderboard.csv")
+    assert set(table["task"]) == {"testbed-hh_rlhf", "testbed-shp"}
+    assert set(table["seeds"]) == {3}
+    for _, rows in table.groupby("task"):
+        parts = {part.split(":")[0] for method in rows["method"] for part in method.split("+")}
+        assert parts == set(names("methods"))
+
+
+def test_every_row_had_the_same_budget() -> None:
+    records = Store(ROOT / "results" / "testbed").records()
+    assert {r.protocol["tuning_budget"] for r in records} == {8}
+    assert max(len(r.tuning.get("trials", [])) for r in records) == 8

@@ -1,0 +1,364 @@
+"""Building a testbed: the data it writes, the training loop, and a whole build with next to no training."""
+
+import gzip
+import json
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from steerbench.data.dialogue import Turn, parse_hh, plain_text, user
+from steerbench.data.splits import folder_of, load_data
+from steerbench.errors import SteerbenchError
+from steerbench.plugins import registry
+from steerbench.progress import silent
+from steerbench.testbed import MANIFEST, Testbed, around, named
+from steerbench.testbed import preferences as records
+from steerbench.testbed.gold import gold
+from steerbench.testbed.world import World
+from steerbench.testbed_build import bounds
+from steerbench.testbed_build.build import RECIPES, build
+from steerbench.testbed_build.language import SHARPNESS, blank, ids_of, sharpen, texts
+from steerbench.testbed_build.manifest import damage
+from steerbench.testbed_build.quality import interval
+from steerbench.testbed_build.rewards import TEMPERATURE, bradley_terry, info_nce, pairs, train_encoder, train_held_out
+from steerbench.testbed_build.tokenizer import CONTEXT, VOCABULARY, for_chat, for_encoder, learn
+from steerbench.testbed_build.training import Recipe, Setting, batches_of, padded, train
+
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or newer")
+
+SHP_FIELDS = {
+    "post_id": str,
+    "domain": str,
+    "upvote_ratio": float,
+    "history": str,
+    "c_root_id_A": str,
+    "c_root_id_B": str,
+    "created_at_utc_A": int,
+    "created_at_utc_B": int,
+    "score_A": int,
+    "score_B": int,
+    "human_ref_A": str,
+    "human_ref_B": str,
+    "labels": int,
+    "seconds_difference": float,
+    "score_ratio": float,
+}
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+
+
+# Data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
+    folder = tmp_path_factory.mktemp("data")
+    return folder, records.write(World(0), folder)
+
+
+@pytest.mark.parametrize("task", ["hh_rlhf", "shp"])
+def test_every_record_written_can_be_used(data: tuple[Path, set[str]], task: str) -> None:
+    found = load_data(registry.load("tasks", task)(), folder_of(task, data[0]))
+    assert not found.skipped
+    assert {name: len(getattr(found, name)) for name in records.SIZES} == records.SIZES
+    assert records.SIZES["train"] >= 2000
+    assert records.SIZES["validation"] >= 300
+    assert records.SIZES["test"] >= 500
+
+
+@pytest.mark.parametrize("task", ["hh_rlhf", "shp"])
+def test_splits_share_no_opening(data: tuple[Path, set[str]], task: str) -> None:
+    found = load_data(registry.load("tasks", task)(), folder_of(task, data[0]))
+    openings = [{e.prompt[0].text for e in getattr(found, name)} for name in records.SIZES]
+    assert not openings[0] & openings[1] | openings[0] & openings[2] | openings[1] & openings[2]
+    assert openings[1] | openings[2] <= data[1]
+    assert not openings[0] & data[1]
+
+
+def test_hh_rlhf_records_have_its_schema(data: tuple[Path, set[str]]) -> None:
+    for row in rows(data[0] / "hh_rlhf" / "train.jsonl.gz"):
+        assert set(row) == {"chosen", "rejected"}
+        assert all(text.startswith("\n\nHuman: ") for text in row.values())
+        chosen, rejected = (parse_hh(text) for text in row.values())
+        assert chosen[:-1] == rejected[:-1]
+        assert [turn.role for turn in chosen] == ["user", "assistant"] * (len(chosen) // 2)
+
+
+def test_shp_records_have_all_fields_of_its_schema(data: tuple[Path, set[str]]) -> None:
+    found = [row for split in records.SIZES for row in rows(data[0] / "shp" / f"{split}.jsonl.gz")]
+    for row in found:
+        assert {name: type(value) for name, value in row.items()} == SHP_FIELDS
+        assert row["labels"] == (row["score_A"] > row["score_B"])
+        assert row["score_ratio"] == pytest.approx(
+            max(row["score_A"], row["score_B"]) / min(row["score_A"], row["score_B"]), abs=1e-5
+        )
+        assert row["seconds_difference"] == row["created_at_utc_B"] - row["created_at_utc_A"]
+        assert row["domain"].startswith("testbed")
+    assert 0.4 < np.mean([row["labels"] for row in found]) < 0.6
+
+
+def test_judges_prefer_gold_with_the_odds_of_bradley_and_terry(data: tuple[Path, set[str]]) -> None:
+    examples = load_data(registry.load("tasks", "hh_rlhf")(), data[0] / "hh_rlhf").train
+    gaps = np.array([gold(e.prompt, e.chosen) - gold(e.prompt, e.rejected) for e in examples])
+    assert 0.75 < (gaps[gaps != 0] > 0).mean() < 0.95
+    for low, high in ((0.0, 1.0), (1.0, 2.0), (2.0, 4.0)):
+        band = gaps[(abs(gaps) > low) & (abs(gaps) <= high)]
+        expected = np.mean(1 / (1 + np.exp(-abs(band) / records.NOISE)))
+        assert (band > 0).mean() == pytest.approx(expected, abs=4 * math.sqrt(0.25 / len(band)))
+
+
+def test_equal_seeds_write_equal_bytes(data: tuple[Path, set[str]], tmp_path: Path) -> None:
+    records.write(World(0), tmp_path)
+    for path in sorted(data[0].rglob("*.gz")):
+        assert path.read_bytes() == (tmp_path / path.relative_to(data[0])).read_bytes()
+
+
+def test_the_opening_of_a_dialogue_is_its_question_without_the_persona() -> None:
+    assert records.opening(user("How do I sing?")) == "How do I sing?"
+    assert records.opening((Turn("system", "Be kind."), *user("You are good.\nHow do I sing?"))) == "How do I sing?"
+
+
+# Tokens
+
+
+@pytest.fixture(scope="module")
+def learned() -> Any:
+    return learn(turn.text for text in texts(World(0), "tokenizer", 3000) for turn in text.dialogue)
+
+
+def test_the_tokenizer_gives_back_any_text(learned: Any) -> None:
+    chat = for_chat(learned)
+    for text in ("How do I boil eggs? I see.", "Zoë’s\tnaïve 🎻\n", "<|user|>"):
+        ids = chat(text, add_special_tokens=False)["input_ids"]
+        assert chat.decode(ids, clean_up_tokenization_spaces=False) == text
+    assert len(chat) <= VOCABULARY
+
+
+def test_dialogues_are_written_with_one_mark_for_each_turn(learned: Any) -> None:
+    chat = for_chat(learned)
+    dialogue = (Turn("system", "Be kind."), Turn("user", "Hello."), Turn("assistant", "Hi."))
+    [ids] = ids_of(chat, [dialogue])
+    assert chat.decode(ids) == "<|system|>Be kind.<|end|><|user|>Hello.<|end|><|assistant|>Hi.<|end|>"
+    assert ids[-1] == chat.eos_token_id
+
+
+def test_texts_for_the_encoder_stand_between_marks(learned: Any) -> None:
+    bare = for_encoder(learned)
+    assert bare.decode(bare("Hello.")["input_ids"]) == "<|cls|>Hello.<|sep|>"
+
+
+# Training
+
+
+def test_batches_hold_every_row_once_in_a_pass_and_stay_within_bounds() -> None:
+    rng = random.Random(0)
+    rows = [list(range(rng.randint(1, 40))) for _ in range(500)]
+    batches = batches_of(rows, rng, len, lambda n, longest: n * longest <= 200)
+    seen: list[list[int]] = []
+    while len(seen) < len(rows):
+        batch = next(batches)
+        assert len(batch) * max(map(len, batch)) <= 200
+        seen += batch
+    assert sorted(map(len, seen)) == sorted(map(len, rows))
+
+
+def test_padding_is_on_the_right_and_masked() -> None:
+    ids, mask = padded([[5, 6], [7]], 0, torch.device("cpu"))
+    assert ids.tolist() == [[5, 6], [7, 0]]
+    assert mask.tolist() == [[1, 1], [1, 0]]
+
+
+@needs_muon
+def test_the_training_loop_minimises_the_loss() -> None:
+    """Linear regression has a known answer."""
+    torch.manual_seed(0)
+    model, weights, bias = nn.Linear(3, 2), torch.tensor([[1.0, -2.0, 0.5], [0.0, 1.0, 1.0]]), torch.tensor([0.3, -0.2])
+
+    def batches() -> Iterator[torch.Tensor]:
+        while True:
+            yield torch.randn(64, 3)
+
+    def loss_of(x: torch.Tensor) -> torch.Tensor:
+        return torch.mean((model(x).float() - x @ weights.T - bias) ** 2)
+
+    setting = Setting(World(0), set(), torch.device("cpu"), silent)
+    loss = train("a line", model, batches(), loss_of, Recipe(steps=1000, batch=64, rate=0.05), setting)
+    assert loss < 0.01
+    assert torch.allclose(model.weight, weights, atol=0.05)
+    assert torch.allclose(model.bias, bias, atol=0.05)
+    assert not model.training
+
+
+def test_preferences_are_learned_by_the_loss_of_bradley_and_terry() -> None:
+    chosen, rejected = [2.0, 0.5, -1.0], [1.0, 1.5, -3.0]
+    expected = np.mean([-math.log(1 / (1 + math.exp(b - a))) for a, b in zip(chosen, rejected, strict=True)])
+    assert bradley_terry(torch.tensor(chosen + rejected)).item() == pytest.approx(expected)
+
+
+def test_the_encoder_learns_to_find_both_ways() -> None:
+    prompts, replies = torch.eye(3)[[0, 1, 1]], torch.eye(3)[[0, 1, 2]]
+    scores = (prompts @ replies.T / TEMPERATURE).double()
+    forward = [-math.log(math.exp(row[i]) / sum(map(math.exp, row))) for i, row in enumerate(scores.tolist())]
+    backward = [-math.log(math.exp(row[i]) / sum(map(math.exp, row))) for i, row in enumerate(scores.T.tolist())]
+    assert info_nce(prompts, replies).item() == pytest.approx(np.mean(forward) + np.mean(backward), rel=1e-5)
+
+
+@needs_muon
+def test_rewards_rank_the_chosen_above_the_rejected_after_a_few_steps(learned: Any) -> None:
+    """The sign, from end to end: a few steps on a handful of pairs, and the pairs are learned."""
+    setting = Setting(World(0), set(), torch.device("cpu"), silent)
+    encoder, tokenizer, _ = train_encoder(setting, learned, Recipe(steps=1, batch=4, rate=0.0))
+    recipe = Recipe(steps=40, batch=2, rate=0.01)
+    trained = train_held_out(setting, encoder, tokenizer, recipe)
+    seen = pairs(setting, "held-out reward", recipe)
+    gaps = []
+    for each in seen:
+        rows = tokenizer([plain_text(each.prompt, reply) for reply in (each.chosen, each.rejected)])["input_ids"]
+        ids, mask = padded(rows, tokenizer.pad_token_id, torch.device("cpu"))
+        chosen, rejected = trained.model(input_ids=ids, attention_mask=mask).logits[:, 0].tolist()
+        gaps.append(chosen - rejected)
+    assert np.mean(gaps) > 0
+
+
+def test_sharpening_scales_the_logits(learned: Any) -> None:
+    torch.manual_seed(0)
+    model, ids = blank(for_chat(learned)).half().float(), torch.tensor([[5, 6, 7]])
+    before = model(input_ids=ids).logits
+    sharpen(model)
+    assert torch.allclose(model(input_ids=ids).logits, SHARPNESS * before, rtol=1e-2, atol=1e-3)
+    assert model.dtype == torch.float32
+
+
+def test_an_old_torch_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(SteerbenchError, match=r"needs torch 2\.9 or newer, and this is .*; update it"):
+        build(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+# A whole build
+
+
+@pytest.fixture(scope="module", params=[pytest.param(None, marks=needs_muon)], ids=["seed 7"])
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A testbed whose models have seen one batch."""
+    folder = tmp_path_factory.mktemp("built") / "seven"
+    recipes = {part: replace(recipe, steps=1, batch=recipe.batch // 16) for part, recipe in RECIPES.items()}
+    build(folder, 7, "cpu", recipes=recipes, n_quality=4)
+    return folder
+
+
+def test_a_built_testbed_is_whole(built: Path) -> None:
+    home = named(str(built))
+    assert home == Testbed(built)
+    assert home.name == "testbed-seed7"
+    assert not damage(home)
+    assert home.manifest["seed"] == 7
+    assert set(home.manifest["training"]) == set(RECIPES)
+    assert home.manifest["bytes"] == sum(
+        p.stat().st_size for p in built.rglob("*") if p.is_file() and p.name != MANIFEST
+    )
+
+
+def test_its_models_load_with_any_tool_in_half_precision(built: Path) -> None:
+    kinds = {
+        "lm": AutoModelForCausalLM,
+        "reward": AutoModelForSequenceClassification,
+        "held_out_reward": AutoModelForSequenceClassification,
+        "encoder": AutoModel,
+    }
+    for part, kind in kinds.items():
+        model = kind.from_pretrained(built / part)
+        tokenizer = AutoTokenizer.from_pretrained(built / part)
+        assert model.dtype == torch.float16
+        assert len(tokenizer) == model.config.vocab_size
+        assert tokenizer.model_max_length == CONTEXT
+        assert model.config.max_position_embeddings >= 512
+    assert AutoModelForCausalLM.from_pretrained(built / "lm").config.model_type == "llama"
+
+
+def test_its_files_can_be_read_by_everybody(built: Path) -> None:
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in built.rglob("*") if path.is_file())
+
+
+def test_damage_is_named(built: Path) -> None:
+    home, extra, readme = Testbed(built), built / "lm" / "extra.txt", built / "lm" / "config.json"
+    extra.write_text("x")
+    original = readme.read_bytes()
+    readme.write_bytes(original + b" ")
+    try:
+        assert damage(home) == ["lm/config.json has changed", "lm/extra.txt does not belong there"]
+    finally:
+        extra.unlink()
+        readme.write_bytes(original)
+    assert not damage(home)
+
+
+def test_a_folder_that_holds_something_is_refused(built: Path) -> None:
+    with pytest.raises(SteerbenchError, match=r"is not empty; give a new folder with --out"):
+        build(built, 0)
+
+
+@needs_muon
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SteerbenchError, match=r"cannot make .*; give another folder with --out"):
+        build(tmp_path / "file" / "world")
+
+
+def test_nothing_of_a_build_is_left_beside_it(built: Path) -> None:
+    assert [path.name for path in built.parent.iterdir()] == [built.name]
+
+
+def test_what_lies_in_a_testbed_is_known(built: Path, tmp_path: Path) -> None:
+    assert around(built / "data" / "shp" / "test.jsonl.gz") == Testbed(built)
+    assert around(built / "lm") == Testbed(built)
+    assert around(tmp_path) is None
+
+
+def test_a_damaged_manifest_is_told(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text("{", encoding="utf-8")
+    with pytest.raises(SteerbenchError, match="cannot be read"):
+        _ = Testbed(tmp_path).manifest
+    (tmp_path / MANIFEST).write_text("{}", encoding="utf-8")
+    with pytest.raises(SteerbenchError, match="is not in the format"):
+        _ = Testbed(tmp_path).manifest
+
+
+# Figures
+
+
+def figures(**changes: float) -> dict[str, Any]:
+    good: dict[str, Any] = dict.fromkeys(bounds.AT_LEAST, 1.5) | dict.fromkeys(bounds.AT_MOST, 0.1)
+    return good | changes
+
+
+def test_figures_out_of_bounds_are_named() -> None:
+    assert not bounds.shortfalls(figures())
+    assert bounds.shortfalls(figures(on_template=0.89)) == ["on_template is 0.890, below 0.9"]
+    assert bounds.shortfalls(figures(random_direction=-0.5)) == ["random_direction is -0.500, above 0.25"]
+    assert bounds.shortfalls(figures(persona=float("nan"))) == ["persona is nan, below 1.0"]
+
+
+def test_figures_that_moved_are_named() -> None:
+    effect = {"mean": 2.0, "low": 1.0, "high": 3.0}
+    assert not bounds.drift({"a": 1.0, "b": effect, "samples": [1]}, {"a": 1.04, "b": effect, "samples": [2]})
+    assert bounds.drift({"a": 1.0}, {"a": 1.2}) == ["a was 1.000 and is 1.200"]
+
+
+def test_an_effect_has_an_interval_around_its_mean() -> None:
+    found = interval(np.random.default_rng(0).normal(1.0, 2.0, 400))
+    assert found.low < found.mean < found.high
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 2.0 / math.sqrt(400), rel=0.15)
+    assert interval(np.ones(5)) == (1.0, 1.0, 1.0)
