@@ -32,9 +32,9 @@ bench: $(INSTALLED)
 	$(PYTEST) tests/benchmarks -m "slow or not slow" --benchmark-enable --benchmark-only $(PYTEST_ARGS)
 
 # from another folder, so that what runs is the wheel
-wheel: $(INSTALLED)
-	rm -rf dist build/empty
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+wheel:
+	rm -rf dist build
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
 	$(PYTHON) -m venv build/empty
 	build/empty/bin/pip install --quiet dist/*.whl --constraint constraints.txt
 	cd build && HF_HUB_OFFLINE=1 empty/bin/steerbench run --methods caa --n-examples 16 --n-train 64

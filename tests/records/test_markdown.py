@@ -100,3 +100,20 @@ def test_the_command_writes_what_it_ranks(
     assert done.exit_code == 0, done.stderr
     assert f"written: {tmp_path / 'table.md'}" in done.stdout
     assert markdown(leaderboard(Store(tmp_path / "runs").records())) in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(("rows", "methods"), [(1, ["unsteered"]), (2, ["caa", "unsteered"]), (9, None)])
+def test_the_first_rows_of_the_first_task(table: pd.DataFrame, rows: int, methods: list[str] | None) -> None:
+    methods = methods or list(table["method"])
+    both = pd.concat([table.assign(task="hh_rlhf"), table])
+    shown, left = markdown(both, rows).split("\n\n")
+    assert shown == markdown(both[(both["task"] == "hh_rlhf") & both["method"].isin(methods)])
+    missing = [f"{4 - len(methods)} rows of `hh_rlhf`"] if len(methods) < 4 else []
+    assert left == f"Left out: {', '.join([*missing, '4 rows of `shp`'])}."
+    assert markdown(table, 4) == markdown(table)
+
+
+def test_rows_need_a_file_to_go_to(cli: Callable[..., Result], tmp_path: Path) -> None:
+    done = cli("leaderboard", tmp_path, "--rows", "8")
+    assert done.exit_code == 2
+    assert "--rows is for a table in Markdown" in done.stderr
