@@ -96,9 +96,11 @@ def _of_model(protocol: Protocol, lm: LanguageModel) -> Protocol:
     """Return the protocol of a loaded model. Raises SteerbenchError if it says something else."""
     model, dtype = testbed.part_path(lm.name), str(lm.dtype).removeprefix("torch.")
     if protocol.model not in (testbed.NAME, lm.name, model):
-        raise SteerbenchError(f"the protocol's model is {protocol.model!r} lm is {lm.name!r}; leave the former out.")
+        raise SteerbenchError(
+            f"the protocol's model is {protocol.model!r} and lm is {lm.name!r}; leave the former out."
+        )
     if protocol.dtype not in ("auto", dtype):
-        raise SteerbenchError(f"the protocol's dtype is {protocol.dtype} lm has {dtype}; leave the former out.")
+        raise SteerbenchError(f"the protocol's dtype is {protocol.dtype} and lm has {dtype}; leave the former out.")
     return replace(protocol, model=model)
 
 
