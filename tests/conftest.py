@@ -3,11 +3,11 @@
 import os
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from brief_timing import brief
 from given_options import last_of_each
 from thorough import mostly_slow
 from typer.testing import CliRunner, Result
@@ -19,7 +19,6 @@ from steerbench.cli import console
 from steerbench.cli import testbed_command as testbed_commands
 from steerbench.contract import tiny
 from steerbench.decoding import Decoding
-from steerbench.engine.timing import latency
 from steerbench.models.language_model import LanguageModel
 from steerbench.plugins import registry
 
@@ -91,7 +90,7 @@ def run_cli(
     cli: Callable[..., Result], run_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Result]:
     """Call `steerbench run` on the tiny world, timing little; a later option replaces an earlier one."""
-    monkeypatch.setattr(harness, "latency", partial(latency, new_tokens=2, rounds=1))
+    monkeypatch.setattr(harness, "latency", brief)
     return lambda *args: cli("run", *last_of_each([*run_args, "--out", tmp_path / "runs", *args]))
 
 

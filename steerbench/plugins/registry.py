@@ -8,7 +8,8 @@ import inspect
 import pkgutil
 import re
 import sys
-from importlib.metadata import entry_points
+from functools import cache
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -155,9 +156,20 @@ def _built_in(kind: Kind) -> list[Source]:
     return [Source(kind, m.name, BUILT_IN, f"{package}.{m.name}") for m in modules if not m.name.startswith("_")]
 
 
+def entry_points(group: str) -> tuple[metadata.EntryPoint, ...]:
+    """Return the entry points of a group, of all that is installed by now."""
+    folders = [Path(folder) for folder in sys.path]
+    return _entry_points_of(group, tuple((str(f), f.stat().st_mtime_ns) for f in folders if f.exists()))
+
+
+@cache  # it opens a file of every distribution
+def _entry_points_of(group: str, installed: tuple[tuple[str, int], ...]) -> tuple[metadata.EntryPoint, ...]:
+    return tuple(metadata.entry_points(group=group))
+
+
 def _entry_points(kind: Kind) -> list[Source]:
     found = []
-    for point in entry_points(group=f"steerbench.{kind}"):
+    for point in entry_points(f"steerbench.{kind}"):
         origin = f"{point.dist.name} {point.dist.version}" if point.dist else "an entry point"
         module, _, attribute = point.value.partition(":")
         found.append(Source(kind, point.name, origin, module.strip(), attribute.strip()))

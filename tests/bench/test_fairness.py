@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from brief_timing import brief
 from made_records import make
 from thorough import mostly_slow
 
@@ -17,7 +17,6 @@ from steerbench import Decoding, Options, Protocol, Record, SteerbenchError, gen
 from steerbench.bench import run as harness
 from steerbench.bench.setup import load_bench
 from steerbench.contract import tiny
-from steerbench.engine.timing import latency
 from steerbench.records.identity import differences
 from steerbench.records.leaderboard import ranks_of
 from steerbench.records.statistics import Gaps, intervals, p_values
@@ -117,7 +116,7 @@ def test_the_number_of_threads_changes_no_score(
     from steerbench.bench import setup as bench
 
     monkeypatch.setattr(bench, "use_threads", lambda *_: None)
-    monkeypatch.setattr(harness, "latency", partial(latency, new_tokens=2, rounds=1))
+    monkeypatch.setattr(harness, "latency", brief)
     protocol = replace(protocol, n_examples=2, n_train=2, decoding=Decoding(max_new_tokens=3))
     before = torch.get_num_threads()
     try:

@@ -4,10 +4,10 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import brief_timing
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,7 +32,7 @@ from steerbench.records.identity import differences
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time little: what is timed has tests of its own."""
-    monkeypatch.setattr(harness, "latency", partial(latency, new_tokens=2, rounds=1))
+    monkeypatch.setattr(harness, "latency", brief_timing.brief)
 
 
 PLUGIN = """

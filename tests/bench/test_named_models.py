@@ -3,17 +3,16 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
+from brief_timing import brief
 
 from steerbench.bench import run as harness
 from steerbench.bench.protocol import Protocol
 from steerbench.bench.setup import Options
 from steerbench.bench.units import plan
 from steerbench.engine import guidance
-from steerbench.engine.timing import latency
 from steerbench.errors import SteerbenchError
 from steerbench.models.revision import folder_revision
 from steerbench.plugins import registry
@@ -72,7 +71,7 @@ class Guided(Steerer):
 @pytest.fixture
 def plug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     monkeypatch.setattr(registry, "_files", dict(registry._files))
-    monkeypatch.setattr(harness, "latency", partial(latency, new_tokens=2, rounds=1))
+    monkeypatch.setattr(harness, "latency", brief)
 
     def make(listed: str) -> None:
         path = tmp_path / "guided.py"

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from brief_timing import brief
 from letter_method import LETTERS, Judge, Say, planned, saying
 from typer.testing import Result
 
@@ -17,7 +17,6 @@ from steerbench.bench.setup import Bench, load_bench
 from steerbench.bench.tuning import Tuned, tune
 from steerbench.data.dialogue import Dialogue
 from steerbench.engine import generate as generation
-from steerbench.engine.timing import latency
 from steerbench.errors import SteerbenchError
 from steerbench.records.identity import differences
 
@@ -36,7 +35,7 @@ def protocol(protocol: Protocol) -> Protocol:
 @pytest.fixture
 def bench(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """The tiny world, where `e` is best on validation and `x` everywhere else."""
-    monkeypatch.setattr(harness, "latency", partial(latency, new_tokens=2, rounds=1))
+    monkeypatch.setattr(harness, "latency", brief)
     judge = Judge({"x": 1.0, "e": 3.0}, elsewhere={"x": 3.0, "e": 1.0})
     loaded = load_bench(protocol, Options())
     loaded.reward = judge

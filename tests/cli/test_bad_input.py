@@ -11,11 +11,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from brief_timing import brief
 from given_options import last_of_each
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import Result
 
-from steerbench import Store
+from steerbench import Options, Protocol, Store, run
 from steerbench.bench import run as harness
 
 Cli = Callable[..., Result]
@@ -342,11 +343,20 @@ def test_a_plugin_given_twice_is_one(run_cli: Cli, plugin: Callable[[str, str], 
 # Records
 
 
+@pytest.fixture(scope="module")
+def measured(protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records of the unsteered model and a static prompt, measured once."""
+    folder = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "latency", brief)
+        assert len(run(protocol, "static_prompt", Options(out=folder)).records) == 2
+    return folder
+
+
 @pytest.fixture
-def runs(run_cli: Cli, tmp_path: Path) -> Path:
-    """A folder with the records of the unsteered model and a static prompt."""
-    assert run_cli("--methods", "static_prompt").exit_code == 0
-    return tmp_path / "runs"
+def runs(measured: Path, tmp_path: Path) -> Path:
+    """A folder with the records of the unsteered model and a static prompt, where `run_cli` looks for them."""
+    return shutil.copytree(measured, tmp_path / "runs")
 
 
 def folder_of(runs: Path, method: str) -> Path:
