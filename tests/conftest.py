@@ -25,8 +25,14 @@ from steerbench.plugins import registry
 torch.set_num_threads(1)  # for tiny models one thread beats two
 
 
-UNLIKE = ("llama", "gemma2", "phi3", "gpt2", "falcon")
-"""Families that differ in norms, positions, fused maps and the order of parts; each other one resembles one of them."""
+UNLIKE = ("gemma2", "gpt2", "falcon")
+"""Families that differ in norms, positions, fused maps and the order of parts. `llama` is met elsewhere."""
+
+
+@pytest.fixture(autouse=True)
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time no run, unless a test asks for it: that takes as long as all else."""
+    monkeypatch.setattr(harness, "latency", brief)
 
 
 @pytest.fixture(params=mostly_slow(sorted(tiny.FAMILIES), UNLIKE.__contains__))
@@ -86,11 +92,8 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
 
 
 @pytest.fixture
-def run_cli(
-    cli: Callable[..., Result], run_args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
-    """Call `steerbench run` on the tiny world, timing little; a later option replaces an earlier one."""
-    monkeypatch.setattr(harness, "latency", brief)
+def run_cli(cli: Callable[..., Result], run_args: list[str], tmp_path: Path) -> Callable[..., Result]:
+    """Call `steerbench run` on the tiny world; a later option replaces an earlier one."""
     return lambda *args: cli("run", *last_of_each([*run_args, "--out", tmp_path / "runs", *args]))
 
 

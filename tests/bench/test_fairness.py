@@ -9,12 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from brief_timing import brief
 from made_records import make
 from thorough import mostly_slow
 
 from steerbench import Decoding, Options, Protocol, Record, SteerbenchError, generate, leaderboard, run
-from steerbench.bench import run as harness
 from steerbench.bench.setup import load_bench
 from steerbench.contract import tiny
 from steerbench.records.identity import differences
@@ -116,7 +114,6 @@ def test_the_number_of_threads_changes_no_score(
     from steerbench.bench import setup as bench
 
     monkeypatch.setattr(bench, "use_threads", lambda *_: None)
-    monkeypatch.setattr(harness, "latency", brief)
     protocol = replace(protocol, n_examples=2, n_train=2, decoding=Decoding(max_new_tokens=3))
     before = torch.get_num_threads()
     try:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import brief_timing
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,13 +26,6 @@ from steerbench.learn import Response, RewardModel
 from steerbench.metrics import diversity_of
 from steerbench.plugins import registry
 from steerbench.records.identity import differences
-
-
-@pytest.fixture(autouse=True)
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time little: what is timed has tests of its own."""
-    monkeypatch.setattr(harness, "latency", brief_timing.brief)
-
 
 PLUGIN = """
 from collections.abc import Sequence

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from brief_timing import brief
 
 from steerbench.bench import run as harness
 from steerbench.bench.protocol import Protocol
@@ -71,7 +70,6 @@ class Guided(Steerer):
 @pytest.fixture
 def plug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     monkeypatch.setattr(registry, "_files", dict(registry._files))
-    monkeypatch.setattr(harness, "latency", brief)
 
     def make(listed: str) -> None:
         path = tmp_path / "guided.py"

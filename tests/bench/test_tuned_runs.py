@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from brief_timing import brief
 from letter_method import LETTERS, Judge, Say, planned, saying
 from typer.testing import Result
 
@@ -35,7 +34,6 @@ def protocol(protocol: Protocol) -> Protocol:
 @pytest.fixture
 def bench(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """The tiny world, where `e` is best on validation and `x` everywhere else."""
-    monkeypatch.setattr(harness, "latency", brief)
     judge = Judge({"x": 1.0, "e": 3.0}, elsewhere={"x": 3.0, "e": 1.0})
     loaded = load_bench(protocol, Options())
     loaded.reward = judge

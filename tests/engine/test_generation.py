@@ -9,6 +9,7 @@ from typing import Any, ClassVar, get_args
 import pytest
 import torch
 from scipy.stats import chisquare
+from thorough import mostly_slow
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor
 
@@ -143,10 +144,16 @@ def test_rows_of_those_batches_finish_early(family: str) -> None:
     assert len(lengths) > 1
 
 
+SITES = mostly_slow([(SITE_NAMES,), *(((name,),) for name in SITE_NAMES)], lambda case: case == (SITE_NAMES,))
+"""All of them in one run, and each alone."""
+
+
 @pytest.mark.parametrize("scope", ["all", "prompt", "response"])
-@pytest.mark.parametrize("site", SITE_NAMES)
-def test_cached_equals_recomputed_equals_teacher_forced(lm: LanguageModel, site: str, scope: Scope) -> None:
-    steering = add(lm, site, scope)
+@pytest.mark.parametrize("sites", SITES, ids="+".join)
+def test_cached_equals_recomputed_equals_teacher_forced(
+    lm: LanguageModel, sites: tuple[str, ...], scope: Scope
+) -> None:
+    steering = sum((add(lm, site, scope) for site in sites), Steering())
     cached = sequences(lm, steering + Steering(logits=(Record(),)))
     steps = torch.stack(Record.steps, dim=1)
     recomputed = generate(lm, RAGGED, steering, SAMPLED, use_cache=False)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from thorough import mostly_slow
 from torch import Tensor
 
 from steerbench import Example, FitContext, LanguageModel, load
@@ -19,6 +20,7 @@ from steerbench.learn import CCS, Contrast, Response, Tokens, contrast, differen
 from steerbench.seeds import generator_for
 
 SEEDS = range(10)
+EACH_SEED = pytest.mark.parametrize("seed", mostly_slow(SEEDS, lambda seed: seed < 2))
 QUIET, LOUD = 0.5, 2.0
 """Spread of the pairs' differences along an axis of no meaning; along the truth they are 1.5."""
 EVERY_LAYER: dict[str, Any] = {"first_layer": 0, "last_layer": 2}
@@ -103,7 +105,7 @@ def found(placed: PlacedEdit) -> Tensor:
 # States that are made up
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@EACH_SEED
 def test_caa_and_repe_find_it(llama: LanguageModel, seed: int) -> None:
     context = planted(llama, seed)
     (caa,), repe = fit(context, "caa"), fit(context, "repe", **EVERY_LAYER)
@@ -112,7 +114,7 @@ def test_caa_and_repe_find_it(llama: LanguageModel, seed: int) -> None:
         assert cosine(found(placed), truth(seed, placed.site)) >= 0.95
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@EACH_SEED
 def test_iti_finds_it_in_every_head(llama: LanguageModel, seed: int) -> None:
     edits = fit(planted(llama, seed), "iti")
     assert [str(p.site) for p in edits] == ["z.0", "z.1", "z.2"]
@@ -121,7 +123,7 @@ def test_iti_finds_it_in_every_head(llama: LanguageModel, seed: int) -> None:
         assert min(cosine(vector, u) for vector, u in heads) >= 0.95
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@EACH_SEED
 @pytest.mark.parametrize(("identify", "optimizer"), [("svd", "lbfgs"), ("ccs", "lbfgs"), ("ccs", "adamw")])
 @pytest.mark.usefixtures("own_replies")
 def test_version_1_of_alignez_finds_it(llama: LanguageModel, seed: int, identify: str, optimizer: str) -> None:
@@ -133,7 +135,7 @@ def test_version_1_of_alignez_finds_it(llama: LanguageModel, seed: int, identify
     assert torch.equal(placed.edit.remove, -placed.edit.boost)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@EACH_SEED
 @pytest.mark.usefixtures("own_replies")
 def test_version_2_of_alignez_finds_it(llama: LanguageModel, seed: int) -> None:
     edits = fit(planted(llama, seed), "alignez")
@@ -142,7 +144,7 @@ def test_version_2_of_alignez_finds_it(llama: LanguageModel, seed: int) -> None:
         assert cosine(found(placed), truth(seed, placed.site)) >= 0.95
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@EACH_SEED
 def test_ablation_finds_it_and_takes_it_out(llama: LanguageModel, seed: int) -> None:
     for placed in fit(planted(llama, seed), "ablation"):
         direction: Any = placed.edit.direction
@@ -176,7 +178,7 @@ def class_centred(states: Contrast, seed: int) -> CCS:
     return fit_ccs(states, torch.Generator().manual_seed(seed), centre="class")
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@EACH_SEED
 @pytest.mark.parametrize("other", [QUIET, LOUD])
 def test_what_centres_loses_it_at_any_signal(llama: LanguageModel, seed: int, other: float) -> None:
     """A PCA of the differences subtracts their mean, and CCS centred by class that of each side: the truth itself."""
@@ -189,7 +191,7 @@ def test_what_centres_loses_it_at_any_signal(llama: LanguageModel, seed: int, ot
     assert probe.direction(states) is None
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@EACH_SEED
 @pytest.mark.usefixtures("own_replies")
 def test_where_other_variation_exceeds_it_every_pca_fails_and_means_do_not(llama: LanguageModel, seed: int) -> None:
     """And the report says so: the axis that was found is not that of the difference of means."""
@@ -214,7 +216,7 @@ def with_a_telling_mark(seed: int) -> tuple[LanguageModel, Tensor]:
     return lm, u
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@EACH_SEED
 def test_a_direction_in_the_embeddings_is_found_in_the_blocks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Preferred replies end in `!` and others in `?`; nothing else tells them apart, and each query has its own."""
     lm, u = with_a_telling_mark(seed)

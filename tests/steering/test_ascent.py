@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from thorough import mostly_slow
 from torch import Tensor, nn
 
 from steerbench import SteerbenchError
@@ -58,8 +59,9 @@ def near_a_kink(value: nn.Sequential, o: Tensor, step_size: float, n_steps: int)
 CASES = list(itertools.product((1, 2, 3), (1, 2, 3, 7), (1, 2, 30), (0.05, 0.5, 2.0)))
 
 
-@pytest.mark.parametrize("hidden", [24, 96])
-@pytest.mark.parametrize("flips_from", [1, 1024])
+@pytest.mark.parametrize(
+    ("hidden", "flips_from"), mostly_slow(itertools.product((24, 96), (1, 1024)), {(24, 1024), (96, 1)}.__contains__)
+)
 def test_the_ascent_is_the_autograd_loop(hidden: int, flips_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLIPS_FROM", flips_from)
     compared = 0

@@ -115,21 +115,27 @@ def test_the_encoder_finds_the_reply_that_belongs_to_a_prompt(bench: Bench) -> N
     assert np.mean(quality.true_reply_first(bench)) >= 0.85
 
 
+# a persona and a direction, which take half a minute, are measured with all tests, and by `testbed verify`
+
+
 @pytest.fixture(scope="module")
 def effects(bench: Bench) -> dict[str, quality.Effect]:
     return quality.effects(bench, 30)
 
 
+@pytest.mark.slow
 def test_a_persona_moves_gold(effects: dict[str, quality.Effect]) -> None:
     assert effects["persona"].low > 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["direction", "opposite_direction"])
 def test_a_difference_of_means_moves_gold_in_both_signs(effects: dict[str, quality.Effect], name: str) -> None:
     assert effects[name].mean > 0.5
     assert effects[name].low > 0.0
 
 
+@pytest.mark.slow
 def test_random_directions_of_equal_norm_do_not(effects: dict[str, quality.Effect]) -> None:
     assert effects["random_direction"].low > -0.5
     assert effects["random_direction"].high < 0.5
@@ -232,7 +238,7 @@ def test_other_models_on_its_data_are_a_testbed_too(world: Path) -> None:
 
 def test_a_run_without_options_but_fewer_prompts_prints_a_table(cli: Cli, tmp_path: Path) -> None:
     found = cli(
-        "run", "--out", tmp_path, "--n-examples", 4, "--n-train", 8, "--tasks", "hh_rlhf,shp", "--max-new-tokens", 32
+        "run", "--out", tmp_path, "--n-examples", 4, "--n-train", 8, "--tasks", "hh_rlhf,shp", "--max-new-tokens", 8
     )
     assert found.exit_code == 0, found.output
     assert "testbed-hh_rlhf" in found.output
