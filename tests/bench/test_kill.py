@@ -221,7 +221,10 @@ def start(args: list[str], folder: Path) -> "subprocess.Popen[str]":
     return process
 
 
-@pytest.mark.parametrize(("sign", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("sign", "code"),
+    mostly_slow([(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)], lambda case: case[0] == signal.SIGINT),
+)
 def test_the_same_command_goes_on_where_it_was_ended(
     run_args: list[str], run_cli: Callable[..., Result], tmp_path: Path, sign: signal.Signals, code: int
 ) -> None:
