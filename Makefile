@@ -11,7 +11,7 @@ PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(BIN)/pytest
 SPREAD = -n $(JOBS) --dist loadfile
 INSTALLED = .venv/.installed
 
-.PHONY: run test test-all check bench wheel results columns clean
+.PHONY: run test test-all check bench wheel results columns interface clean
 
 run: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/steerbench run
@@ -49,6 +49,10 @@ results: $(INSTALLED)
 # the table of the page, from steerbench/records/columns.py; a test checks that it is this one
 columns: $(INSTALLED)
 	$(BIN)/python -m steerbench.records.column_page docs/columns.md
+
+# the reference of the pages on writing methods and tasks, from docstrings; a test checks that it is this one
+interface: $(INSTALLED)
+	$(BIN)/python -m steerbench.contract.interface_page docs
 
 clean:
 	rm -rf .venv build dist steerbench.egg-info .coverage .benchmarks .import_linter_cache .mypy_cache .ruff_cache .pytest_cache

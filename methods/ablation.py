@@ -16,11 +16,15 @@ replies and not of harmful and harmless prompts, read at `pool`; the layer is gi
 under a bound on the KL divergence; `strength` grades the edit. For ACE: one layer.
 
 Defaults: layer 13 of 32, or the same depth in other models; strength 1, the whole projection; push 0. Cost: one forward
-pass per reply to fit; per token a product and an addition at each site, three per layer.
+pass per reply to fit; per token a product and an addition at each site, three per layer. A block without an attention
+or without a feed-forward part has fewer; the fit's report says which have one. What its mixer writes is taken out at
+the input of the next block.
 
 Pitfalls: one direction taken out of every layer is a strong edit where the direction drifts with depth. Directional
 ablation does not know the sign: it removes what is preferred about a state with the rest. Models that scale what a
 block adds (Gemma 2) write the direction again between attention and MLP.
+
+Learns from: pairs. Touches: activations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +40,16 @@ from steerbench.learn import PairSource, contrast, difference_of_means, middle_l
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation(Steerer):
-    """Removes the component along the direction of the other replies."""
+    """Removes the component along the direction of the other replies.
+
+    - `strength`: share of the projection that is taken out
+    - `form`: at every site that writes to the stream, or at one layer toward the mean of the preferred states
+    - `push`: with `form=affine`, how far beyond that mean, in units of the distance between the two means
+    - `layer`: block from 0; None: 13/32 of the depth
+    - `pool`: where a reply is read: mean over it, its last token, or the last token of the prompt
+    - `pairs`: where they come from: `preferences`, `choices`, `self_generated` or `personas`
+    - `scope`: positions that are edited
+    """
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)}
@@ -58,8 +71,12 @@ class Ablation(Steerer):
         if self.form == "affine":
             target = float(states.preferred.mean(0) @ direction - self.push * shift.norm())
             return Steering(edits=(PlacedEdit(source, Ablate(direction, target, self.strength), self.scope),))
-        sites = [Site(name, layer) for layer in range(context.lm.n_layers) for name in _WRITES]
+        sites = sorted((site for name in _WRITES for site in context.sites(name)), key=_in_order)
         return Steering(edits=tuple(PlacedEdit(s, Ablate(direction, 0.0, self.strength), self.scope) for s in sites))
 
 
 _WRITES: tuple[Literal["resid_pre", "attn_out", "mlp_out"], ...] = ("resid_pre", "attn_out", "mlp_out")
+
+
+def _in_order(site: Site) -> tuple[int, int]:
+    return site.layer or 0, [*_WRITES].index(site.name)  # type: ignore[arg-type]

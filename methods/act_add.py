@@ -15,6 +15,8 @@ position 1. Cost: two short forward passes to fit; only the prefill is edited.
 
 Pitfalls: very sensitive to the words, the layer and the strength; with a chat template the front is the template; the
 effect fades with the length of the prompt. A historic baseline.
+
+Learns from: nothing (two texts). Touches: activations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +31,13 @@ from steerbench.learn import Tokens, block_at
 
 @dataclass(frozen=True, kw_only=True)
 class ActAdd(Steerer):
-    """The difference of two prompts, at the positions of their tokens."""
+    """The difference of two prompts, at the positions of their tokens.
+
+    - `strength`: in units of the difference of the two texts
+    - `positive`, `negative`: the texts whose states are subtracted
+    - `layer`: block from 0; None: 6/48 of the depth
+    - `first`: position of the prompt, from 0, that the first token is added to
+    """
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0)}

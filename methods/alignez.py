@@ -35,6 +35,8 @@ Pitfalls: the step of version 2 has no unit across models. Its tanh amplifies wh
 good and bad answers end alike, in a full stop, the last token says little of what came before: most pairs fall to the
 cosine filter, and on the testbed the direction found there points away from good answers. On the evidence there,
 version 2 changes nothing, and version 1 with `end_token=true` steers as meant.
+
+Learns from: prompts (it writes the pairs itself). Touches: activations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +48,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
-from steerbench.edits import Edit, Gated, PlacedEdit, RemoveBoost, Site
+from steerbench.edits import Edit, Gated, PlacedEdit, RemoveBoost
 from steerbench.learn import (
     CCS,
     Contrast,
@@ -62,7 +64,25 @@ from steerbench.learn import (
 
 @dataclass(frozen=True, kw_only=True)
 class AlignEZ(Steerer):
-    """Directions of self-generated preferences."""
+    """Directions of self-generated preferences.
+
+    - `identify`: how directions are found
+    - `version`: of the paper
+    - `strength`: multiplies what is added
+    - `edit`: version 2: what is done along the directions
+    - `sign`: whether directions are turned toward the good side
+    - `matrix`: version 1: what the singular vectors are of
+    - `filtered`: version 2: whether each query keeps the directions that it does not lean to already
+    - `n_layers`: version 2: layers that are edited for a query
+    - `energy`: version 2: share of the energy of the differences that the directions hold
+    - `max_cosine`: version 2: pairs whose two answers are more alike are left out
+    - `site`: what is read and edited
+    - `pool`: where an answer is read
+    - `end_token`: whether answers are read at an end token behind them
+    - `optimizer`: of the probes of CCS
+    - `good`, `bad`: words for the two kinds of answers that the model writes
+    - `n_queries`: prompts that pairs are written for, at most
+    """
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)}
@@ -89,8 +109,9 @@ class AlignEZ(Steerer):
         """Write pairs, find directions in every layer, and place the edits of the version."""
         written = self_generated(context, self.good, self.bad, self.n_queries).kept
         pairs = [g.ended(context.lm) if self.end_token else g.pair for g in written]
-        sites = [Site(self.site, layer) for layer in range(context.lm.n_layers)]
-        read = dict(enumerate(contrasts(context, sites, self.pool, pairs).values()))
+        sites = {site.layer or 0: site for site in context.sites(self.site)}
+        states = contrasts(context, list(sites.values()), self.pool, pairs)
+        read = {layer: states[site] for layer, site in sites.items()}
         edits = self._remove_and_boost(context, read) if self.version == 1 else self._gated(context, read)
         if not edits:
             raise SteerbenchError("alignez: no layer tells good answers from bad ones; use more training examples.")
@@ -100,9 +121,10 @@ class AlignEZ(Steerer):
         """Version 1: one direction in each layer below the elbow."""
         probes = {layer: self._probe(context, layer, states) for layer, states in read.items()}
         losses = [probe.loss for probe in probes.values()]
-        context.report.update(ccs_losses=losses, layers=elbow(losses))
+        chosen = [[*probes][i] for i in elbow(losses)]
+        context.report.update(ccs_losses=losses, layers=chosen)
         edits: dict[int, Edit] = {}
-        for layer in elbow(losses):
+        for layer in chosen:
             states, one_sided = read[layer], self.sign == "fixed"
             toward = probes[layer].direction(states) if self.identify == "ccs" else principal_difference(states)
             if toward is None or (self.identify == "ccs" and not one_sided and toward @ probes[layer].weight > 0):

@@ -16,6 +16,8 @@ is N times the time where they are drawn one after another, as here.
 
 Pitfalls: greedy candidates are all alike, so it needs a temperature above 0. What it wins it wins by the guide: compare
 the held-out reward. `n` is a price, not a setting to tune: more is always better by the guide.
+
+Learns from: reward at test time. Touches: choice of responses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,6 +34,8 @@ class Best(DecodePart):
     """Keep the candidate with the highest reward."""
 
     def __init__(self, candidates: int) -> None:
+        if not 1 <= candidates <= 64:
+            raise SteerbenchError(f"best_of_n: n is {candidates}; it must be from 1 to 64.")
         self.candidates = candidates
 
     @property
@@ -46,7 +50,10 @@ class Best(DecodePart):
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfN(Steerer):
-    """The best of N responses by the guiding reward."""
+    """The best of N responses by the guiding reward.
+
+    - `n`: responses that are drawn, 1 to 64
+    """
 
     off: ClassVar[Mapping[str, Any]] = {"n": 1}
 
@@ -54,6 +61,4 @@ class BestOfN(Steerer):
 
     def fit(self, context: FitContext) -> Steering:
         """Nothing to learn."""
-        if not 1 <= self.n <= 64:
-            raise SteerbenchError(f"best_of_n: n is {self.n}; it must be from 1 to 64.")
         return Steering(decode=Best(self.n))

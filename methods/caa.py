@@ -23,6 +23,8 @@ Pitfalls: over noisy pairs the vector is short, a hundredth of a state, so stren
 `relative_norm`. Its effect differs a lot between inputs, and some are steered the other way. Layer and pool matter more
 than the strength: on the testbed the difference at the last response token steers from the first two blocks and not
 from the middle, and the mean over the response hardly steers at all.
+
+Learns from: pairs. Touches: activations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +38,15 @@ from steerbench.learn import PairSource, at_relative_norm, contrast, difference_
 
 @dataclass(frozen=True, kw_only=True)
 class CAA(Steerer):
-    """Difference of means over preference pairs."""
+    """Difference of means over preference pairs.
+
+    - `strength`: in units of the vector's own length
+    - `relative_norm`: length of the shift as a share of the mean length of the states; None: as it comes
+    - `layer`: block from 0; None: 13/32 of the depth
+    - `pool`: where a reply is read: mean over it, its last token, or the last token of the prompt
+    - `pairs`: where they come from: `preferences`, `choices`, `self_generated` or `personas`
+    - `scope`: positions that are edited
+    """
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"relative_norm": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)}

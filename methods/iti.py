@@ -11,8 +11,10 @@ for each of the `n_heads` chosen heads; z is the head's slice of the input of th
 What is implemented: a logistic probe per head is trained on four fifths of the pairs, and the heads are ranked by its
 accuracy on the others, equals by layer and head. With fewer than five groups of prompts all pairs do both. Theta and
 sigma are of all pairs; `direction=probe` takes the probe's coefficients as theta. Under grouped-query attention the
-heads are the query heads. `scope=response` steers the last prompt position and each new one, as published; `all` steers
-every position, which is a constant bias W_o v of the output projection, and the engine runs it as one.
+heads are the query heads; their number and width may differ between layers. Blocks without an attention are left out:
+`layers_with_z` of the fit's report says which have one. `scope=response` steers the last prompt position and each new
+one, as published; `all` steers every position, which is a constant bias W_o v of the output projection, and the engine
+runs it as one.
 
 Differences from the authors' code (likenneth/honest_llama @2c6b217):
 - preferred and other replies of the task stand for true and false answers to TruthfulQA's questions, and there are no
@@ -35,6 +37,8 @@ Pitfalls: alpha does not carry over between models; tune `relative_norm`. Probes
 differ in style or in their last mark are told apart by that. The best heads crowd in few layers, so that shifts add up.
 Results of the published pyvene code at a batch size above 1 are mostly of unsteered rows. "ITI" means other things in
 other suites: a probe on the residual stream, or sigma and scope of another kind.
+
+Learns from: pairs. Touches: activations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,7 +68,17 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ITI(Steerer):
-    """Mean differences at the attention heads whose probes are most accurate."""
+    """Mean differences at the attention heads whose probes are most accurate.
+
+    - `strength`: multiplies the shift
+    - `alpha`: length of the shift of a head, in standard deviations along its direction
+    - `relative_norm`: replaces alpha: length of the shift of a layer as a share of the mean length of z
+    - `n_heads`: heads that are steered
+    - `direction`: the difference of means, or the coefficients of the probe
+    - `pairs`: where they come from: `preferences`, `choices`, `self_generated` or `personas`
+    - `pool`: where a reply is read: mean over it, its last token, or the last token of the prompt
+    - `scope`: positions that are edited
+    """
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"relative_norm": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)}
@@ -94,15 +108,15 @@ class ITI(Steerer):
             sigma_from=f"{self.pool} of both sides of all pairs ({self.pairs})",
             probes_not_converged=sum(not h.probe.converged for h in heads),
         )
-        return Steering(edits=self._edits(context, chosen, len(heads) // context.lm.n_layers))
+        return Steering(edits=self._edits(context, heads, chosen))
 
     def _heads(self, context: FitContext, held_out: Tensor) -> list[Head]:
         """Probe every head of every layer; `held_out` is (pairs,)."""
         heads = []
-        sites = [Site("z", layer) for layer in range(context.lm.n_layers)]
-        for layer, sides in enumerate(contrasts(context, sites, self.pool, self.pairs).values()):
-            each = by_head(context.lm, sides)
-            with context.progress(f"probes z.{layer}", len(each)) as advance:
+        for site, sides in contrasts(context, context.sites("z"), self.pool, self.pairs).items():
+            layer = site.layer or 0
+            each = by_head(context.lm, layer, sides)
+            with context.progress(f"probes {site}", len(each)) as advance:
                 for head, one in enumerate(each):
                     probe = logistic_probe(one, held_out)
                     heads.append(Head(layer, head, probe, self._shift(one, probe)))
@@ -115,12 +129,14 @@ class ITI(Steerer):
         theta = normalize(toward, dim=0)  # 0 stays 0: equal means tell no direction
         return theta * (torch.cat(sides) @ theta).std(correction=0)
 
-    def _edits(self, context: FitContext, chosen: Sequence[Head], per_layer: int) -> tuple[PlacedEdit, ...]:
+    def _edits(self, context: FitContext, heads: Sequence[Head], chosen: Sequence[Head]) -> tuple[PlacedEdit, ...]:
         """Return one edit for each layer with a chosen head; its vector is zero at the other heads."""
-        shifts = {layer: torch.zeros(per_layer, len(chosen[0].shift)) for layer in sorted({h.layer for h in chosen})}
-        for h in chosen:
-            shifts[h.layer][h.head] = h.shift
-        vectors = {Site("z", layer): shift.flatten() for layer, shift in shifts.items()}
+        steered = {(h.layer, h.head) for h in chosen}
+        shifts: dict[int, list[Tensor]] = {layer: [] for layer in sorted({h.layer for h in chosen})}
+        for h in heads:
+            if h.layer in shifts:
+                shifts[h.layer].append(h.shift if (h.layer, h.head) in steered else torch.zeros_like(h.shift))
+        vectors = {Site("z", layer): torch.cat(parts) for layer, parts in shifts.items()}
         alpha = self.alpha if self.relative_norm is None else self.relative_norm / self._share(context, vectors)
         context.report["alpha"] = alpha
         return tuple(PlacedEdit(site, Add(alpha * v, self.strength), self.scope) for site, v in vectors.items())

@@ -6,6 +6,8 @@ distribution and scaled to the length of the CAA vector at the same layer, pool 
 Defaults: as CAA, and so is what tuning draws from. Cost: as CAA.
 
 Pitfalls: one direction is one draw; the spread over seeds belongs to the result.
+
+Learns from: pairs (the length of their difference alone). Touches: activations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +23,14 @@ from steerbench.learn import at_relative_norm, contrast, difference_of_means, mi
 
 @dataclass(frozen=True, kw_only=True)
 class RandomDirection(Steerer):
-    """A random direction of the norm of the difference of means."""
+    """A random direction of the norm of the difference of means.
+
+    - `strength`: in units of the length of the difference of means
+    - `relative_norm`: length of the shift as a share of the mean length of the states; None: as it comes
+    - `layer`: block from 0; None: 13/32 of the depth
+    - `pool`: where a reply is read: mean over it, its last token, or the last token of the prompt
+    - `scope`: positions that are edited
+    """
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"relative_norm": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)}

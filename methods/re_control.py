@@ -15,11 +15,15 @@ Differences from the authors' code (Lingkai-Kong/RE-Control @f897869): what is i
 - trains in bfloat16 without a validation set, and adds up u in float16; here float32, and u is added once,
 - labels the whole continuation; here the reward sees the response as it is cut everywhere else.
 Added here: states and rewards have unit scale in training and V is put back into their units, rollouts are split by
-group, and the epoch that predicts the reward of the validation rollouts best is kept.
+group, the epoch that predicts the reward of the validation rollouts best is kept, and training ends 20 epochs after it.
+The paper's TD(0), `td_lambda=0:epochs=100`, hands the reward back by one token per step of Adam or so: with its 161,000
+rollouts that is enough, with some hundred V hardly differs between prompts. The default takes lambda-returns, which
+reach the first token at once, and trains for as long as the validation rollouts gain by it.
 
 Defaults: network, `step_size` and `n_steps` as published for `setting`; 4096 hidden units, or the width of the state
-where that is less; Adam at 1e-4 for at most 100 epochs. Batches have 16 rollouts: the published 512 were of 161,000,
-and a few hundred rollouts would give one step per epoch. `td_lambda=1` is Monte-Carlo. `layers=1` makes V linear, and u
+where that is less; Adam at 1e-4. Batches have 16 rollouts: the published 512 were of 161,000, and a few hundred
+rollouts would give one step per epoch. `td_lambda=1` is Monte-Carlo; `terminal=first` knows TD(0) alone. `epochs` is a
+limit: without it the validation rollouts say when to end. `layers=1` makes V linear, and u
 a constant logit bias. `step_size` does not carry over to another model, reward or value function; `relative_norm`
 replaces it by a scale-free one, the step at which the median of |u| / |o| over states of the rollouts has this value.
 
@@ -28,6 +32,8 @@ vector with a hidden x hidden matrix, or one where the network has two layers: `
 
 Pitfalls: V is climbed, so it finds what fools the reward: read the held-out reward beside it. A fit amplifies rounding:
 another batch size or device is like another seed.
+
+Learns from: rollouts with rewards. Touches: activations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,10 +77,27 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class REControl(Steerer):
-    """Gradient ascent on a value function of the last hidden state."""
+    """Gradient ascent on a value function of the last hidden state.
+
+    - `setting`: of the paper: layers, step size and number of steps that are not given
+    - `step_size`: of the ascent, in units of state per gradient
+    - `n_steps`: of the ascent, for each token
+    - `relative_norm`: replaces step_size: median length of the ascent as a share of that of the state
+    - `layers`: of the value function; 1 is linear
+    - `hidden`: units of its hidden layers; None: 4096, or the width of the state where that is less
+    - `td_lambda`: 0 learns from the next state alone, 1 from the reward alone
+    - `terminal`: state that is given the reward; `first` is a fault of the published code
+    - `detach`: whether the gradient stops at the target; false is a fault of the published code
+    - `lr`: learning rate of Adam
+    - `epochs`: at most; the best one is kept
+    - `batch_size`: rollouts in a step of training
+    """
 
     off: ClassVar[Mapping[str, Any]] = {"n_steps": 0}
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"relative_norm": (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)}
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "relative_norm": (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6),
+        "td_lambda": (0.9, 0.95, 1.0),
+    }
 
     setting: Literal["hh_vicuna", "hh_falcon", "shp_vicuna", "shp_llama3"] = "hh_vicuna"
     step_size: float | None = None
@@ -82,11 +105,11 @@ class REControl(Steerer):
     relative_norm: float | None = None
     layers: int | None = None
     hidden: int | None = None
-    td_lambda: float = 0.0
+    td_lambda: float = 0.95
     terminal: Literal["last", "first"] = "last"
     detach: bool = True
     lr: float = 1e-4
-    epochs: int = 100
+    epochs: int | None = None
     batch_size: int = 16
 
     def fit(self, context: FitContext) -> Steering:
@@ -110,7 +133,7 @@ class REControl(Steerer):
             epochs=self.epochs,
             lr=self.lr,
             batch_size=self.batch_size,
-            td_lambda=self.td_lambda,
+            td_lambda=self.td_lambda if self.terminal == "last" else 0.0,
             terminal=self.terminal,
             detach=self.detach,
         )
@@ -118,7 +141,7 @@ class REControl(Steerer):
 
 def train(context: FitContext, training: Training) -> Value:
     """Train a value function on the states that the tokens of the rollouts were drawn from."""
-    rollouts = [r for r in context.rollouts() if r.response.ids]
+    rollouts = [r for r in context.rollouts() if r.tokens.response]
     if not rollouts:
         raise SteerbenchError("no rollout has a token to learn from; raise --max-new-tokens or --n-train.")
     states = context.states(FINAL, [r.tokens for r in rollouts])

@@ -25,6 +25,8 @@ and layer to fit, one addition per token and layer to steer.
 
 Pitfalls: the coefficient has no unit across models: tune `relative_norm`. Shifts of several layers add up in the
 residual stream. `personas` differ also in their wording (`You are` against `Pretend you are`).
+
+Learns from: prompts (under two personas). Touches: activations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +42,17 @@ from steerbench.learn import PairSource, at_relative_norm, contrasts, difference
 
 @dataclass(frozen=True, kw_only=True)
 class RepE(Steerer):
-    """The principal direction of pair differences, in several layers."""
+    """The principal direction of pair differences, in several layers.
+
+    - `strength`: multiplies the shift
+    - `coefficient`: length of the shift, in units of the state
+    - `relative_norm`: replaces the coefficient: length as a share of the mean length of the states
+    - `first_layer`: of the band, from 0; None: 10/32 of the depth
+    - `last_layer`: of the band; None: 14/32 of the depth
+    - `pairs`: where they come from: `preferences`, `choices`, `self_generated` or `personas`
+    - `pool`: where a reply is read: mean over it, its last token, or the last token of the prompt
+    - `scope`: positions that are edited
+    """
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"relative_norm": (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)}

@@ -11,6 +11,8 @@ Defaults: the text above; there is nothing to tune. Cost: nothing to fit, prefil
 
 Pitfalls: the words decide, and one text is one draw: a benchmark without a good prompt is not credible. Compose it with
 other methods instead of writing it into the data, or it is there twice.
+
+Learns from: nothing. Touches: prompt.
 """
 
 from collections.abc import Mapping
@@ -47,7 +49,10 @@ class SystemText(PromptPart):
 
 @dataclass(frozen=True, kw_only=True)
 class StaticPrompt(Steerer):
-    """A fixed system text."""
+    """A fixed system text.
+
+    - `text`: the system turn; empty: none
+    """
 
     off: ClassVar[Mapping[str, Any]] = {"text": ""}
 

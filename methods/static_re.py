@@ -18,6 +18,8 @@ training prompt and one pass over it to fit, one addition per token to steer.
 Pitfalls: the direction is what the reward model likes, faults included: tuned by the guide on the testbed's HH-RLHF it
 wins 1.1 of reward and 0.8 of held-out reward, and loses 1.9 of gold. At `final` it is a taste for tokens, whatever the
 prompt.
+
+Learns from: rollouts with rewards. Touches: activations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +39,13 @@ PENALTIES = [10.0**k for k in range(-3, 6)]
 
 @dataclass(frozen=True, kw_only=True)
 class StaticRE(Steerer):
-    """A fixed shift along the weights of a regression of the reward on the state."""
+    """A fixed shift along the weights of a regression of the reward on the state.
+
+    - `strength`: length of the shift, in units of the mean length of a state
+    - `site`: where it acts
+    - `layer`: with `site=resid_post`, block from 0; None: 13/32 of the depth
+    - `pool`: where the states of the regression are read
+    """
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2)}
@@ -50,7 +58,7 @@ class StaticRE(Steerer):
     def fit(self, context: FitContext) -> Steering:
         """Regress the reward of rollouts on their pooled states."""
         site = Site("final") if self.site == "final" else Site("resid_post", middle_layer(context.lm, self.layer))
-        rollouts = [r for r in context.rollouts() if r.response.ids]
+        rollouts = [r for r in context.rollouts() if r.tokens.response]
         if len(rollouts) < 2:
             raise SteerbenchError("a regression needs two rollouts with a token at least; raise --n-train.")
         states = torch.stack(context.activations(site, [r.tokens for r in rollouts], self.pool))

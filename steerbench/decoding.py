@@ -2,9 +2,17 @@
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, Literal, get_args
 
-from steerbench.errors import SteerbenchError
+from steerbench.errors import SteerbenchError, suggest
+
+Thinking = Literal["off", "strip", "keep"]
+"""What becomes of the thoughts of a model that reasons before it answers. It changes nothing for one that does not.
+
+- `off`: the prompt ends behind an empty thought, as the chat template writes it, and the answer follows
+- `strip`: the model thinks as its template has it, and the answer alone is the response that is scored and fitted on
+- `keep`: the thought is a part of the response, and scored with it
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +32,12 @@ class Decoding:
                 f"top_p {self.top_p} (above 0, up to 1)."
             )
         as_floats(self, "temperature", "top_p")
+
+
+def check_thinking(value: str) -> None:
+    """Raise SteerbenchError for what is not in `Thinking`."""
+    if value not in get_args(Thinking):
+        raise SteerbenchError(suggest("thinking", value, list(get_args(Thinking))))
 
 
 def as_floats(frozen: Any, *fields: str) -> None:

@@ -1,6 +1,7 @@
 """Files that commands write: whole or as they were before."""
 
 import os
+import re
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,11 @@ from steerbench.errors import SteerbenchError
 
 RECORD_FILES = ("record.json", "examples.parquet", "protocol.json", "records.jsonl")
 """What a record, or a packed study, is kept in; no command writes over it."""
+
+
+def file_name(*texts: object) -> str:
+    """Return a readable name of one file or folder, never hidden and never elsewhere, whatever the texts hold."""
+    return "--".join(re.sub(r"[^A-Za-z0-9_.+=-]+", "-", str(text))[:60] for text in texts).lstrip(".")
 
 
 def write_asked(path: Path, text: str) -> None:

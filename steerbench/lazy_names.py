@@ -14,14 +14,19 @@ def lazily(module: str, file: str) -> Lookup:
 
     So each public name stands in one line, which type checkers read as any other import.
     """
-    homes = _homes(ast.parse(Path(file).read_bytes()))
+    known = _homes(ast.parse(Path(file).read_bytes()))
 
     def look_up(name: str) -> Any:
-        if name not in homes:
+        if name not in known:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(homes[name]), name)
+        return getattr(importlib.import_module(known[name]), name)
 
-    return look_up, lambda: sorted(homes)
+    return look_up, lambda: sorted(known)
+
+
+def homes(module: str) -> dict[str, str]:
+    """Return the public names of such a module, each with the module that it comes from."""
+    return _homes(ast.parse(Path(str(importlib.import_module(module).__file__)).read_bytes()))
 
 
 def _homes(tree: ast.Module) -> dict[str, str]:

@@ -31,7 +31,10 @@ from steerbench.data.task import Example, Task, Unusable, field_of, text_field
 
 @dataclass(frozen=True, kw_only=True)
 class SHP(Task):
-    """Posts as one user turn, with the comment that got more votes and the one that got fewer."""
+    """Posts as one user turn, with the comment that got more votes and the one that got fewer.
+
+    - `min_ratio`: votes of the preferred comment over those of the other, at least
+    """
 
     version = 1
     hub = "stanfordnlp/SHP"
@@ -40,7 +43,6 @@ class SHP(Task):
     one_per_group = True
 
     min_ratio: float = 1.0
-    """Votes of the preferred comment over those of the other, at least."""
 
     def __post_init__(self) -> None:
         if self.min_ratio < 1:

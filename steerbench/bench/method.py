@@ -155,6 +155,29 @@ def sweep(method: Method) -> list[Method]:
     return [new._replace(spec=_given(method.spec, knob, value)) for new, value in zip(at, knob.values, strict=True)]
 
 
+def dial_of(method: Method) -> Knob | None:
+    """Return what a user turns: the hyperparameter `strength` of the first part that has one, or what tuning moves.
+
+    None where there is neither.
+    """
+    for i, steerer in enumerate(method.steerers):
+        if any(field.name == "strength" for field in dataclasses.fields(steerer)):
+            return Knob(i, "strength", ())
+    found = strength_of(method)
+    return found and found[1]
+
+
+def at_strengths(method: Method, strengths: Sequence[float]) -> list[Method]:
+    """Return the method at each strength, as if the user had given it; itself if it has none to set."""
+    dial = dial_of(method)
+    if dial is None:
+        return [method]
+    if dial.name in method.spec.parts[dial.part].settings:
+        raise SteerbenchError(f"{method.spec} sets {dial.name} already; leave it out there, or drop --strength.")
+    specs = [_given(method.spec, dial, repr(float(value)).removesuffix(".0")) for value in strengths]
+    return [Method(spec, build(spec)) for spec in specs]
+
+
 def _given(spec: MethodSpec, knob: Knob, value: object) -> MethodSpec:
     parts = list(spec.parts)
     part = parts[knob.part]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, Self, get_args
 
 from steerbench import testbed
-from steerbench.decoding import Decoding, as_floats
+from steerbench.decoding import Decoding, Thinking, as_floats, check_thinking
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.plugins.spec import Part, parse_tasks
 
@@ -36,9 +36,15 @@ class FitSettings:
     max_prompt_tokens: int | None = None
     """Longer prompts are left out and counted. None: 512, or what leaves room in the context for a static prompt."""
     decoding: Decoding = field(default_factory=Decoding)
+    thinking: Thinking = "off"
+    """What becomes of a model's thoughts: off, strip or keep. Off by default: the replies of the data sets that methods
+    learn from have none, and 128 new tokens seldom get beyond one."""
     dtype: str = "auto"
     """Of the language model: auto (float32 on a CPU and for a testbed, else the checkpoint's own), float32, bfloat16,
     float16."""
+
+    def __post_init__(self) -> None:
+        check_thinking(self.thinking)
 
     @property
     def task_part(self) -> Part:
@@ -91,6 +97,7 @@ class Protocol(FitSettings):
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_examples < 1 or self.n_train < 1 or not self.seeds:
             raise SteerbenchError("n_examples and n_train must be at least 1, and seeds needs at least one number.")
         if self.tuning_budget < 0 or self.n_validation < 1:

@@ -1,7 +1,6 @@
 """The main path: units -> [tune on validation] -> fit -> generate on test -> score -> write."""
 
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,9 +23,9 @@ from steerbench.engine.guidance import identified
 from steerbench.engine.timing import latency
 from steerbench.errors import SteerbenchError
 from steerbench.learn.context import FitContext
-from steerbench.models.batching import is_out_of_memory
+from steerbench.models.failure import reason
 from steerbench.models.language_model import LanguageModel
-from steerbench.models.machine import OUT_OF_MEMORY, environment
+from steerbench.models.machine import environment, threads_label
 from steerbench.models.response import Response
 from steerbench.plugins.spec import UNSTEERED
 from steerbench.records.record import Record, identity
@@ -75,14 +74,14 @@ def run(
     store.prepare()
     bench = load_bench(protocol, options, lm)
     outcome = Outcome()
-    with options.progress(f"{protocol.task}: methods", len(planned)) as advance:
+    with options.progress(f"{protocol.task}: records, {threads_label()}", len(planned)) as advance:
         for unit in planned:
             try:
                 record, found = find_or_measure(bench, unit, store)
             except Exception as error:
-                if unit.method == UNSTEERED:  # nothing can be compared without it
+                if unit.method == UNSTEERED:  # what fails without a steering fails with every one
                     raise
-                outcome.failures.append(Failure(unit.method, unit.seed, _reason(error)))
+                outcome.failures.append(Failure(unit.method, unit.seed, reason(error)))
             else:
                 if not found:  # outside of the try: a full disk ends the run
                     store.write(record)
@@ -101,13 +100,18 @@ def _of_model(protocol: Protocol, lm: LanguageModel) -> Protocol:
         )
     if protocol.dtype not in ("auto", dtype):
         raise SteerbenchError(f"the protocol's dtype is {protocol.dtype} and lm has {dtype}; leave the former out.")
+    if protocol.thinking != lm.format.thinking and lm.format.thought:
+        raise SteerbenchError(
+            f"the protocol's thinking is {protocol.thinking} and that of lm {lm.format.thinking}; "
+            f"load it with LanguageModel.load(..., thinking={protocol.thinking!r})."
+        )
     return replace(protocol, model=model)
 
 
 def run_unit(unit: Unit, options: Options = Options()) -> Record:
     """Find or measure one unit from its plain values alone, in whatever process, and return its record, written.
 
-    Raises SteerbenchError where `options.out` has no record of the unsteered model to compare with.
+    It needs no other unit's record: what compares with the unsteered model is derived when records are read.
     """
     store = Store(options.out)
     store.prepare()
@@ -123,30 +127,10 @@ def find_or_measure(bench: Bench, unit: Unit, store: Store) -> tuple[Record, boo
     found = store.find(identity(bench.key, _parts(bench, method), unit.seed, __version__))
     if found is not None:
         return found, True
-    return measure(bench, method, unit.seed, _baseline(bench, unit, store)), False
+    return measure(bench, method, unit.seed), False
 
 
-def _baseline(bench: Bench, unit: Unit, store: Store) -> pd.DataFrame | None:
-    """Return the table of the unsteered model; None for that model itself. Raises SteerbenchError without one."""
-    if unit.method == UNSTEERED:
-        return None
-    unsteered = replace(unit, method=UNSTEERED).built
-    record = store.find(identity(bench.key, _parts(bench, unsteered), unit.seed, __version__))
-    if record is None:
-        raise SteerbenchError(f"{store.folder} has no record of the unsteered model with seed {unit.seed}; measure it.")
-    return record.examples
-
-
-def _reason(error: Exception) -> str:
-    """Return the message of a user's mistake, and the whole traceback of anything else: a bug, mostly of the method."""
-    if isinstance(error, SteerbenchError):
-        return str(error)
-    if is_out_of_memory(error):
-        return OUT_OF_MEMORY
-    return "".join(traceback.format_exception(error)).strip()
-
-
-def measure(bench: Bench, method: Method, seed: int, unsteered: pd.DataFrame | None) -> Record:
+def measure(bench: Bench, method: Method, seed: int) -> Record:
     """Tune a method if the protocol says so, fit it, generate on the test prompts, score, and time it."""
     seconds: dict[str, float] = {}
     context = bench.context(seed)
@@ -159,7 +143,7 @@ def measure(bench: Bench, method: Method, seed: int, unsteered: pd.DataFrame | N
     truncated = bench.reward.truncated
     with _timed(seconds, "score"):
         found = _effect(bench, responses, steering)
-        table = score(bench, responses, found, unsteered)
+        table = score(bench, responses, found)
     truncated = bench.reward.truncated - truncated
     costs = latency(bench.lm, _median_prompt(bench), steering, bench.reward, progress=bench.options.progress)
     report: dict[str, Any] = {"fit": context.report, "effect": found.report}
@@ -187,7 +171,7 @@ def _record(
         labels=bench.labels,
         metrics=means(table),
         counts=dict(bench.counts),
-        environment={"batch_size": bench.options.batch_size, **environment(bench.lm.device)},
+        environment={**bench.batch_sizes, **environment(bench.lm.device)},
         steering=steering.digest(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         examples=table,

@@ -9,18 +9,19 @@ from steerbench.bench.setup import Bench
 from steerbench.data.dialogue import plain_text
 from steerbench.data.task import Example
 from steerbench.engine.effect import Effect
-from steerbench.metrics import coherence_of, diversity_of, wins
+from steerbench.metrics import coherence_of, diversity_of
 from steerbench.metrics.per_token import over_tokens
 from steerbench.models.response import Response
 from steerbench.models.reward import Reward
+from steerbench.records.comparisons import preferred
 from steerbench.records.record import METRICS
 from steerbench.testbed.gold import gold
 
 
-def score(bench: Bench, responses: Sequence[Response], found: Effect, unsteered: pd.DataFrame | None) -> pd.DataFrame:
-    """Return one row per response, in order: texts, scores, and the scores they are compared with.
+def score(bench: Bench, responses: Sequence[Response], found: Effect) -> pd.DataFrame:
+    """Return one row per response, in order: texts and raw scores, those of the preferred reply beside its own.
 
-    `unsteered` is the table of the unsteered model; None for that model itself, which is its own baseline.
+    `steerbench.records.comparisons` derives from them what compares.
     """
     examples = bench.test_examples
     prompts = [e.prompt for e in examples]
@@ -43,25 +44,21 @@ def score(bench: Bench, responses: Sequence[Response], found: Effect, unsteered:
             "nll": found.nll,
         }
     )
-    _add_reward(bench, table, unsteered, bench.reward, "reward", "win_rate")
-    table["worse"] = (table["win_rate"] == 0).astype(float)
+    _add_reward(bench, table, bench.reward, "reward")
     if bench.held_out:
-        _add_reward(bench, table, unsteered, bench.held_out, "held_out_reward", "held_out_win_rate")
+        _add_reward(bench, table, bench.held_out, "held_out_reward")
     if bench.has_gold:
         table["gold"] = [gold(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
     return table
 
 
-def _add_reward(
-    bench: Bench, table: pd.DataFrame, unsteered: pd.DataFrame | None, reward: Reward, column: str, win: str
-) -> None:
-    """Add a reward, and the wins by it against the unsteered response and the preferred reply."""
-    scores = _rewards(bench, reward, bench.test_examples, list(table["response"]))
-    if ("preferred", column) not in bench.shared:
-        bench.shared["preferred", column] = _rewards(bench, reward, bench.test, [e.chosen for e in bench.test])
-    table[column] = scores
-    table[win] = wins(scores, scores if unsteered is None else list(unsteered[column]))
-    table[f"{win}_preferred"] = wins(scores, bench.shared["preferred", column] * bench.protocol.n_samples)
+def _add_reward(bench: Bench, table: pd.DataFrame, reward: Reward, column: str) -> None:
+    """Add the scores of the responses by a reward, and those of the preferred replies, which methods share."""
+    key = ("preferred", column)
+    if key not in bench.shared:
+        bench.shared[key] = _rewards(bench, reward, bench.test, [e.chosen for e in bench.test])
+    table[column] = _rewards(bench, reward, bench.test_examples, list(table["response"]))
+    table[preferred(column)] = bench.shared[key] * bench.protocol.n_samples
 
 
 def _rewards(bench: Bench, reward: Reward, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:

@@ -15,10 +15,11 @@ from steerbench.data.task import Example, Task, TaskData
 from steerbench.errors import SteerbenchError
 from steerbench.learn.context import FitContext
 from steerbench.learn.fitting import NoReward
+from steerbench.models.chat_template import TEMPLATE_DATE
 from steerbench.models.checkpoint import check_path
 from steerbench.models.encoder import SentenceEncoder
 from steerbench.models.language_model import LanguageModel
-from steerbench.models.machine import dtype_of, pick_device, use_threads
+from steerbench.models.machine import dtype_of, fix_threads, pick_device, use_threads
 from steerbench.models.reward import Reward, RewardModel
 from steerbench.plugins.spec import build_task, changed_settings, label_of
 from steerbench.progress import Progress, silent
@@ -34,6 +35,8 @@ class Options:
     device: str = "auto"
     batch_size: int = 32
     """Prompts at once; halved where the memory runs out."""
+    threads: int | None = None
+    """CPU threads; default: what is fastest now for a model of that size, by a short measurement."""
     progress: Progress = silent
 
 
@@ -46,6 +49,8 @@ class Setup:
         self.task: Task = build_task(settings.task_part)
         self.settings, self.options = settings.complete, options
         self.device = pick_device(options.device)
+        if options.threads is not None:
+            fix_threads(options.threads)
         self.shared: dict[object, Any] = {}
         """Rollouts and activations, computed once for all methods."""
         self.counts: Counter[str] = Counter()
@@ -61,8 +66,10 @@ class Setup:
     @cached_property
     def lm(self) -> LanguageModel:
         """The frozen model, with as many threads as suit its size."""
-        lm = LanguageModel.load(self.settings.model, device=self.device, dtype=dtype_of(self.settings.dtype))
-        use_threads(sum(p.numel() for p in lm.model.parameters()), self.device)
+        chosen, dtype = self.settings, dtype_of(self.settings.dtype)
+        lm = LanguageModel.load(chosen.model, device=self.device, dtype=dtype, thinking=chosen.thinking)
+        if self.options.threads is None:
+            use_threads(sum(p.numel() for p in lm.model.parameters()), self.device)
         return lm
 
     @cached_property
@@ -167,6 +174,16 @@ class Bench(Setup):
         return SentenceEncoder.load(name, device=self.device, batch_size=size)
 
     @property
+    def _rewards(self) -> list[Reward]:
+        return [self.reward, *([self.held_out] if self.held_out else [])]
+
+    def check_rewards(self) -> None:
+        """Raise SteerbenchError if a reward cannot read a prompt, so that nothing is generated in vain."""
+        prompts = [e.prompt for examples in (self.train, self.validation, self.test) for e in examples]
+        for reward in self._rewards:
+            reward.check_prompts(prompts)
+
+    @property
     def test_examples(self) -> list[Example]:
         """The test examples as often as there are samples: the first sample of all, then the second."""
         return self.test * self.protocol.n_samples
@@ -196,10 +213,11 @@ class Bench(Setup):
             "max_prompt_tokens": self.max_prompt_tokens,
             "model": asset(self.lm.name, self.lm.revision),
             "dtype": str(self.lm.dtype).removeprefix("torch."),
-            "prompt_format": self.lm.format.name,
+            **self.lm.format.key,
             **asdict(p.decoding),
             "reward_model": asset(self.reward.name, self.reward.revision),
             "held_out_reward": asset(self.held_out.name, self.held_out.revision) if self.held_out else None,
+            **({"reward_prompt_date": TEMPLATE_DATE} if any(r.shows_date for r in self._rewards) else {}),
             "encoder": asset(self.encoder.name, self.encoder.revision),
             "tuning_budget": p.tuning_budget,
             "objective": (p.objective if p.match_kl is None else "kl") if p.tuning_budget else None,
@@ -221,6 +239,15 @@ class Bench(Setup):
         }
 
     @property
+    def batch_sizes(self) -> dict[str, Any]:
+        """How much was run at once, as asked for, and which models took one text at a time nevertheless."""
+        found = {"model": self.lm.largest_batch, "reward": self.reward.largest_batch}
+        found |= {"held_out_reward": self.held_out.largest_batch if self.held_out else None}
+        found |= {"encoder": self.encoder.largest_batch}
+        alone = [part for part, largest in found.items() if largest]
+        return {"batch_size": self.options.batch_size, **({"one_at_a_time": alone} if alone else {})}
+
+    @property
     def has_gold(self) -> bool:
         """Whether the data are a testbed's, so that every response has a true score."""
         data = self.protocol.data
@@ -240,6 +267,7 @@ def load_bench(protocol: Protocol, options: Options, lm: LanguageModel | None = 
     p = bench.protocol
     if lm is not None:
         bench.lm, bench.device = lm, lm.device if options.device == "auto" else bench.device
+        lm.largest_batch  # noqa: B018 - tells now what would be told in the middle of the run
     for name in (None if lm else p.model, p.reward_model, p.held_out_reward, p.encoder):
         if name is not None:
             check_path(name)
@@ -249,4 +277,5 @@ def load_bench(protocol: Protocol, options: Options, lm: LanguageModel | None = 
             for part in step:
                 getattr(bench, part)
             advance(1)
+    bench.check_rewards()
     return bench

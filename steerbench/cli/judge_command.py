@@ -2,19 +2,19 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.text import Text
 
-from steerbench.cli.console import err, out, say
+from steerbench.cli.console import err, out, say, tell
 from steerbench.errors import SteerbenchError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from steerbench.cli.layout import Columns
     from steerbench.judge import Cost, Question, Replies
     from steerbench.judge.client import Endpoint
     from steerbench.judge.judgements import Pair
@@ -58,13 +58,13 @@ def judge(
     replies = Replies(folder)
     expected = cost(questions, judge_model, replies)
     for line in _short(judged, n):
-        _tell(line)
-    _tell(_cost_line(expected, judged, price_in, price_out))
+        tell(line)
+    tell(_cost_line(expected, judged, price_in, price_out))
     _confirm(yes or not expected.calls)
     _ask(questions, server, replies, workers)
     table = win_rates(judged, judge_model, replies, against=against, seed=seed)
     write_csv(table, folder / WIN_RATES)
-    _show(table)
+    _show(table, f"All columns are in {folder / WIN_RATES}.")
     kept = f", every reply in {replies.path}" if replies.path.exists() else ""
     say(f"all columns in {folder / WIN_RATES}{kept}.")
 
@@ -109,45 +109,43 @@ def _on_terminal() -> bool:
 
 
 def _ask(questions: "list[Question]", server: "Endpoint", replies: "Replies", workers: int) -> None:
-    from steerbench.cli import tables
+    from steerbench.cli import stages
     from steerbench.judge import ask
-    from steerbench.judge.client import KEPT
 
-    try:
-        with tables.bars(err) as progress:
-            failures = ask(questions, server, replies, workers=workers, progress=progress)
-    except KeyboardInterrupt:
-        _tell(KEPT)
-        raise
+    with stages.shown(err) as progress:
+        failures = ask(questions, server, replies, workers=workers, progress=progress)
     for reason, times in failures.most_common(3):
-        _tell(f"no verdict on {times} questions: {reason}")
+        tell(f"no verdict on {times} questions: {reason}")
 
 
-def _show(table: "pd.DataFrame") -> None:
-    from pandas import isna
+def _show(table: "pd.DataFrame", elsewhere: str) -> None:
+    from steerbench.cli.layout import print_table, remark
 
-    from steerbench.cli.tables import empty_table, fitted
-
-    heads = ["method", "win", "95 % interval", "n", "agree", "first", "failed", "equal"]
     for task, rows in table.groupby("task", sort=True):
         title = f"{task}: win rate over {rows['against'].iloc[0]}, by {rows['judge_model'].iloc[0]}"
-        shown = empty_table(escape(title), heads)
-        for _, row in rows.iterrows():
-            ends = "–" if isna(row["low"]) else f"{row['low']:.3f} to {row['high']:.3f}"
-            rates = ["–" if isna(row[name]) else f"{row[name]:.3f}" for name in ("win_rate", "consistency", "first")]
-            cells = [row["method"], rates[0], ends, row["n"], *rates[1:], row["failed"], row["identical"]]
-            shown.add_row(*(Text(str(cell)) for cell in cells))  # Text: a method may hold [mark-up]
-        out.print(fitted(shown, out), crop=False)
+        yields = ("equal", "first", "failed", "n", "agree")
+        print_table(out, title, _cells(rows), yields=yields, elsewhere=elsewhere)
         out.print()
-    out.print(
+    remark(
+        out,
         "agree: share of pairs on which both orders agree; first: share of the response shown first among verdicts "
         "that are no tie; failed: pairs without both verdicts, left out; equal: equal responses, ties unseen.",
-        style="dim",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
 
 
-def _tell(text: str) -> None:
-    err.print(text, markup=False, highlight=False, soft_wrap=True)
+def _cells(rows: "pd.DataFrame") -> "Columns":
+    from pandas import isna
+
+    from steerbench.cli.layout import between, number
+
+    ends = zip(rows["low"], rows["high"], strict=True)
+    return {
+        "method": list(rows["method"]),
+        "win": list(map(number, rows["win_rate"])),
+        "95 % interval": ["–" if isna(low) else partial(between, low, high) for low, high in ends],
+        "n": list(map(str, rows["n"])),
+        "agree": list(map(number, rows["consistency"])),
+        "first": list(map(number, rows["first"])),
+        "failed": list(map(str, rows["failed"])),
+        "equal": list(map(str, rows["identical"])),
+    }

@@ -7,7 +7,19 @@ from typing import Annotated, Any
 import typer
 
 from steerbench.cli.console import complain, err, out, say
-from steerbench.cli.options import Data, Device, Dtype, Methods, Model, NTrain, Plugins, add_plugins, words
+from steerbench.cli.options import (
+    Data,
+    Device,
+    Dtype,
+    Methods,
+    Model,
+    NTrain,
+    Plugins,
+    ThinkingOption,
+    Threads,
+    add_plugins,
+    words,
+)
 from steerbench.errors import SteerbenchError
 from steerbench.testbed import NAME as TESTBED
 
@@ -32,8 +44,10 @@ def latency(
     data: Data = None,
     n_train: NTrain = 32,
     seed: Annotated[int, typer.Option(help="Of the prompts, the order within rounds, and random weights.")] = 0,
+    thinking: ThinkingOption = "off",
     dtype: Dtype = "auto",
     device: Device = "auto",
+    threads: Threads = None,
     folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("runs/latency"),
     plugin: Plugins = None,
 ) -> None:
@@ -47,7 +61,7 @@ def latency(
     add_plugins(plugin)
     from steerbench.bench.protocol import FitSettings
     from steerbench.bench.setup import Options
-    from steerbench.cli import tables
+    from steerbench.cli import stages
     from steerbench.cli.latency_table import show_latency
     from steerbench.latency.grid import Grid
     from steerbench.latency.latency_record import write_latency
@@ -61,13 +75,21 @@ def latency(
         rounds=rounds,
         seed=seed,
     )
-    settings = FitSettings(task=task, model=model, reward_model=reward_model, data=data, n_train=n_train, dtype=dtype)
+    settings = FitSettings(
+        task=task,
+        model=model,
+        reward_model=reward_model,
+        data=data,
+        n_train=n_train,
+        thinking=thinking,  # type: ignore[arg-type]  # checked there
+        dtype=dtype,
+    )
     Store(folder).prepare()
-    with tables.bars(err) as progress:
-        options = Options(device=device, progress=progress)
+    with stages.shown(err) as progress:
+        options = Options(device=device, threads=threads, progress=progress)
         record = measure_latency(methods, settings, grid, options, config=config)
     path = write_latency(record, folder)
-    show_latency(out, record)
+    show_latency(out, record, f"All numbers are in {path}.")
     for method, message in record["failures"].items():
         complain(f"failed: {method}: {message}")
     if missing := _untimed(record):

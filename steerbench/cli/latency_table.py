@@ -3,34 +3,31 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
 
+from steerbench.cli.console import note
+from steerbench.cli.layout import Cell, Columns, between, print_table, remark
 from steerbench.latency.grid import AGAIN, FEWEST, RATIOS
 from steerbench.plugins.spec import UNSTEERED
 
-_HEADS = ("method", "prompt", "prefill ms", "×", "ms/token", "×", "total ×", "MB")
+_YIELDS = ("MB", "prompt", "prefill ms", "prefill ×", "decode ×", "ms/token")
+"""What a narrow terminal does not show, the first one first."""
 
 
-def show_latency(console: Console, record: Mapping[str, Any]) -> None:
-    """Print one table per cell, and what stands in none of them. Numbers are never cut, however narrow the terminal."""
+def show_latency(console: Console, record: Mapping[str, Any], elsewhere: str = "") -> None:
+    """Print one table per cell, and what stands in none of them. `elsewhere` says where all numbers are."""
     for cell in record["cells"]:
         title = f"{record['model']['name']}: batch {cell['batch_size']}, {cell['prompt_tokens']} prompt tokens"
-        table = _table(title, [arm for arm in cell["arms"] if "problem" not in arm])
-        if table.row_count:
-            table.width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-            console.print(table, crop=False)
+        arms = [arm for arm in cell["arms"] if "problem" not in arm]
+        if arms:
+            print_table(console, title, _cells(arms), yields=_YIELDS, elsewhere=elsewhere)
         else:
-            console.print(Text(title, style="italic"), soft_wrap=True)
+            note(console, title, "italic")
         for problem, methods in _problems(cell).items():
-            text = f"{', '.join(methods)}: {problem}"
-            console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            note(console, f"{', '.join(methods)}: {problem}", "yellow")
         console.print()
     for line in _notes(record):
-        console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+        remark(console, line)
 
 
 def _problems(cell: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -42,36 +39,27 @@ def _problems(cell: Mapping[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def _table(title: str, arms: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(
-        title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    for head in _HEADS:
-        table.add_column(head, justify="left" if head == "method" else "right", no_wrap=True)
-    for arm in arms:
-        table.add_row(*map(Text, _row(arm)))  # Text: a method may hold [mark-up]
-    return table
+def _cells(arms: Sequence[Mapping[str, Any]]) -> Columns:
+    prefill, decode, total = ([_ratio(arm["ratios"].get(name)) for arm in arms] for name in RATIOS)
+    return {
+        "method": [arm["method"] for arm in arms],
+        "prompt": [str(arm["prompt_tokens"]) for arm in arms],
+        "prefill ms": [f"{arm['prefill_ms']:.1f}" for arm in arms],
+        "prefill ×": prefill,
+        "ms/token": [f"{arm['decode_ms_per_token']:.2f}" for arm in arms],
+        "decode ×": decode,
+        "total ×": total,
+        "MB": [f"{arm['peak_memory_mb']:.0f}" for arm in arms],
+    }
 
 
-def _row(arm: Mapping[str, Any]) -> tuple[str, ...]:
-    prefill, decode, total = (_ratio(arm["ratios"].get(name)) for name in RATIOS)
-    return (
-        arm["method"],
-        str(arm["prompt_tokens"]),
-        f"{arm['prefill_ms']:.1f}",
-        prefill,
-        f"{arm['decode_ms_per_token']:.2f}",
-        decode,
-        total,
-        f"{arm['peak_memory_mb']:.0f}",
-    )
-
-
-def _ratio(found: Mapping[str, float | None] | None) -> str:
+def _ratio(found: Mapping[str, float | None] | None) -> Cell:
     if found is None:
         return ""
-    low, high = found["low"], found["high"]
-    return f"{found['median']:.3f}" + ("" if low is None else f" ({low:.3f} to {high:.3f})")
+    median, low, high = found["median"], found["low"], found["high"]
+    if low is None or high is None:
+        return lambda n: f"{median:.{n}f}"
+    return lambda n: f"{median:.{n}f} ({between(low, high, n)})"
 
 
 def _notes(record: Mapping[str, Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from steerbench.cli.console import out, say
+from steerbench.cli.console import Complaints, out, say
 from steerbench.errors import SteerbenchError
 
 
@@ -28,12 +28,14 @@ def leaderboard(
 
     if rows and not markdown:
         raise SteerbenchError("--rows is for a table in Markdown; say which file it goes to: --markdown FILE.")
-    records = records_in(folders)
+    left_out = Complaints()
+    records = records_in(folders, left_out)
     table = rank(records)
-    tables.show(out, table, records)
+    tables.show(out, table, records, f"All columns are in {csv}." if csv else "--csv FILE writes all columns.")
     if csv:
         write_csv(table, csv)
         say(f"written: {csv}")
     if markdown:
         write_markdown(table, markdown, rows)
         say(f"written: {markdown}")
+    left_out.close()

@@ -1,5 +1,6 @@
 """Options that several commands have, and how their text is read."""
 
+from math import isfinite, nan
 from pathlib import Path
 from typing import Annotated
 
@@ -32,9 +33,17 @@ MaxNew = Annotated[int, typer.Option(help="Most tokens of a response.", min=1)]
 MaxPrompt = Annotated[
     int | None, typer.Option(help="Leave out longer prompts; default: what the context allows.", min=1)
 ]
+ThinkingOption = Annotated[
+    str,
+    typer.Option(
+        "--thinking",
+        help="Thoughts of models that have them: off, strip (the answer is scored), keep (both are).",
+    ),
+]
 BatchSize = Annotated[
     int, typer.Option(help="Prompts at once. In float32 it changes no score of a fitted steering.", min=1)
 ]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: measured at the start.", min=1)]
 
 
 def add_plugins(paths: list[Path] | None) -> None:
@@ -50,6 +59,19 @@ def words(text: str, what: str, example: str) -> list[str]:
     found = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     if not found:
         raise SteerbenchError(f"--{what} is empty; give one or more, separated by commas, such as {example}.")
+    return found
+
+
+def strengths(text: str | None) -> tuple[float, ...]:
+    """Return the numbers of --strength. Raises SteerbenchError if one is none."""
+    if text is None:
+        return ()
+    try:
+        found = tuple(float(word) for word in words(text, "strength", "1,2,4"))
+    except ValueError:
+        found = (nan,)
+    if not all(map(isfinite, found)):
+        raise SteerbenchError(f"--strength {text!r} must be numbers separated by commas, such as 1,2,4 or 0.5.")
     return found
 
 

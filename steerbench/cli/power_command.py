@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from steerbench.cli.console import out, say
+from steerbench.cli.console import Complaints, out, say
+from steerbench.errors import SteerbenchError, suggest
 
 
 def power(
@@ -22,10 +23,15 @@ def power(
 ) -> None:
     """Say which differences can be seen with how many prompts, from how much measured differences vary."""
     from steerbench.cli import tables
+    from steerbench.records.columns import METRIC_COLUMNS
     from steerbench.records.power import power_table
     from steerbench.records.store import records_in
 
-    records = records_in(folders)
+    metrics = [column.name for column in METRIC_COLUMNS]
+    if metric not in metrics:
+        raise SteerbenchError(suggest("metric", metric, metrics))
+    left_out = Complaints()
+    records = records_in(folders, left_out)
     table = power_table(records, metric, difference, power=chance, alpha=alpha)
     tables.show_power(out, table)
     studies = f"in {chance:.0%} of studies at the {alpha:g} level"
@@ -39,3 +45,4 @@ def power(
             f"prompts needed: to see a true difference of {difference:g} in {metric} {studies}; smallest: the "
             f"difference that as many prompts as measured would find with the same chance."
         )
+    left_out.close()

@@ -11,7 +11,7 @@ from steerbench.errors import SteerbenchError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LISTS = frozenset({"methods", "tasks", "batch_sizes", "prompt_tokens"})
+LISTS = frozenset({"methods", "tasks", "batch_sizes", "prompt_tokens", "strength"})
 """Parameters whose text is a list, separated by commas: given again, it goes on."""
 
 

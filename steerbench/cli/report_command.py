@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from steerbench.cli.console import say
+from steerbench.cli.console import Complaints, say
 
 
 def report(
@@ -19,7 +19,9 @@ def report(
     """Make one HTML file from records: ranking, plots, generations, protocol. It needs no network to be read."""
     from steerbench.report import write_report
 
-    write_report(folders, page, examples, plot)
+    left_out = Complaints()
+    write_report(folders, page, examples, plot, left_out)
     for file in (page, plot):
         if file:
             say(f"written: {file}")
+    left_out.close()

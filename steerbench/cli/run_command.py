@@ -1,5 +1,6 @@
 """`steerbench run`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,8 @@ from steerbench.cli.options import (
     NTrain,
     Plugins,
     RewardOption,
+    ThinkingOption,
+    Threads,
     Tune,
     add_plugins,
     numbers,
@@ -27,6 +30,7 @@ from steerbench.testbed import NAME as TESTBED
 if TYPE_CHECKING:
     from steerbench.bench.protocol import Protocol
     from steerbench.bench.run import Outcome
+    from steerbench.bench.setup import Options
 
 
 def run(
@@ -62,8 +66,10 @@ def run(
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
     top_k: Annotated[int, typer.Option(help="0 switches off.", min=0)] = 0,
     top_p: Annotated[float, typer.Option(help="1 switches off.")] = 1.0,
+    thinking: ThinkingOption = "off",
     dtype: Dtype = "auto",
     device: Device = "auto",
+    threads: Threads = None,
     batch_size: BatchSize = 32,
     folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("runs"),
     plugin: Plugins = None,
@@ -71,6 +77,7 @@ def run(
     """Measure methods on tasks, write records, and print the leaderboard. Without options, on the testbed."""
     add_plugins(plugin)
     from steerbench.bench.protocol import Protocol
+    from steerbench.bench.setup import Options
     from steerbench.decoding import Decoding
     from steerbench.plugins.spec import parse_tasks
 
@@ -93,30 +100,29 @@ def run(
             transductive=transductive,
             max_prompt_tokens=max_prompt_tokens,
             decoding=decoding,
+            thinking=thinking,  # type: ignore[arg-type]  # checked there
             seeds=numbers(seeds),
             dtype=dtype,
         )
         for task in parse_tasks(tasks)
     ]
-    _run(protocols, methods, sweep, folder, device, batch_size)
+    _run(protocols, methods, sweep, Options(out=folder, device=device, batch_size=batch_size, threads=threads))
 
 
-def _run(protocols: "list[Protocol]", methods: str, swept: bool, folder: Path, device: str, batch_size: int) -> None:
+def _run(protocols: "list[Protocol]", methods: str, swept: bool, options: "Options") -> None:
     from steerbench.bench.run import run as measure
-    from steerbench.bench.setup import Options
     from steerbench.bench.units import units
-    from steerbench.cli import tables
+    from steerbench.cli import stages
 
     units(protocols, methods, swept=swept)  # mistakes in the names first, of all tasks
     outcomes: list[Outcome] = []
     try:
-        with tables.bars(err) as progress:
-            options = Options(out=folder, device=device, batch_size=batch_size, progress=progress)
+        with stages.shown(err) as progress:
             for protocol in protocols:
-                outcomes.append(measure(protocol, methods, options, swept=swept))
+                outcomes.append(measure(protocol, methods, replace(options, progress=progress), swept=swept))
     finally:  # the tasks done before an error or Ctrl-C are worth seeing
         if outcomes:
-            _report(outcomes, folder)
+            _report(outcomes, options.out)
     if any(outcome.failures for outcome in outcomes):
         raise typer.Exit(2)
 
@@ -127,10 +133,10 @@ def _report(outcomes: "list[Outcome]", folder: Path) -> None:
 
     records = [record for outcome in outcomes for record in outcome.records]
     table = leaderboard(records)
-    tables.show(out, table, records)
+    csv = folder / csv_name(records)
+    tables.show(out, table, records, f"All columns are in {csv}.")
     for failure in (failure for outcome in outcomes for failure in outcome.failures):
         complain(f"failed: {failure.method} (seed {failure.seed}): {failure.message}")
-    csv = folder / csv_name(records)
     write_csv(table, csv)
     found = sum(outcome.found for outcome in outcomes)
     say(f"{len(records)} records in {folder}, {found} of them from before; all columns in {csv}.")

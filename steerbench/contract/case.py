@@ -24,7 +24,7 @@ from steerbench.engine.install import steered
 from steerbench.engine.logits import response_logits
 from steerbench.engine.positions import Positions
 from steerbench.learn.context import FitContext
-from steerbench.models.language_model import Batch, LanguageModel, Tokens, by_length
+from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.response import Response
 from steerbench.models.sites import Place
 from steerbench.steering.parts import LogitsPart, PerPosition, PlacedEdit, Scope
@@ -157,7 +157,7 @@ class Case:
         recorder = _Recorder()
         recorded = replace(steering, logits=(*steering.logits, recorder), decode=None)
         drawn = self.generate(recorded, batch_size=batch_size, use_cache=use_cache)
-        order = [i for rows in by_length(self.prompts(steering), batch_size) for i in rows]
+        order = [i for rows in self.lm.batches(self.prompts(steering), batch_size) for i in rows]
         logits = dict(zip(order, recorder.rows(), strict=True))
         chosen = self.generate(steering, batch_size=batch_size, use_cache=use_cache) if steering.decode else drawn
         return [Output(c, logits[i][: len(d.ids)]) for i, (c, d) in enumerate(zip(chosen, drawn, strict=True))]

@@ -125,5 +125,5 @@ def _sentence(error: Exception, method: Method) -> str:
         return str(error)
     files = {inspect.getfile(type(s)) for s in method.steerers}
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""
     return f"{type(error).__name__}: {error}{where}"

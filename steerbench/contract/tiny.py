@@ -128,7 +128,9 @@ def language_model(family: str = "llama", seed: int = 0) -> LanguageModel:
     """Return a random model of a family, in float32, with weights large enough that every edit shows in the logits."""
     model = AutoModelForCausalLM.from_config(FAMILIES[family]()).eval().requires_grad_(False)
     _randomise(model, seed)
-    return LanguageModel(model, tokenizer(), name=f"tiny-{family}", revision=f"seed-{seed}")
+    lm = LanguageModel(model, tokenizer(), name=f"tiny-{family}", revision=f"seed-{seed}")
+    lm.largest_batch = None  # what a model of the user's is tried out for, these are tested for
+    return lm
 
 
 def _randomise(model: PreTrainedModel, seed: int) -> None:

@@ -14,12 +14,15 @@ class Turn(NamedTuple):
     """One message of a dialogue."""
 
     role: Role
+    """`system`, `user` or `assistant`."""
     text: str
+    """What is said, without a marker of the role."""
 
 
 Dialogue = tuple[Turn, ...]
+"""Turns in their order; as a prompt it ends in one of the user."""
 
-_MARKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_MARKER = re.compile(r"(?:^|\r?\n\r?\n)(Human|Assistant):")
 _ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 _TAGS: dict[Role, str] = {"user": "Human", "assistant": "Assistant"}
 
@@ -48,7 +51,8 @@ def _dialogue_of(prompt: object) -> Dialogue:
 def parse_hh(text: str) -> Dialogue:
     r"""Split HH-RLHF text (`\n\nHuman: ...\n\nAssistant: ...`) into turns, each stripped.
 
-    A marker counts only at the very beginning or after an empty line; `Human:` inside a line is text.
+    A marker counts only at the very beginning or after an empty line; `Human:` inside a line is text. Lines may end in
+    CRLF, which stays as it is within a turn.
     Raises ValueError if the text does not begin with a human turn.
     """
     parts = _MARKER.split(text)

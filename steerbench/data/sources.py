@@ -1,19 +1,21 @@
 """Where the rows of a task come from: the Hub at a pinned revision, or local files in the original schema."""
 
+import csv
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from steerbench.data.task import Task
 from steerbench.errors import SteerbenchError
 
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
 
 _SPLIT_WORDS = {"train": "train", "test": "test"} | dict.fromkeys(["validation", "valid", "val", "dev"], "validation")
 
@@ -39,6 +41,11 @@ def from_hub(task: Task) -> Origin:
     """Return the splits of the Hub at the task's pinned revision."""
     import datasets
 
+    if not task.hub:
+        raise SteerbenchError(
+            f"task {type(task).__name__} names no data set of the Hub; give its file with --data PATH "
+            f"({', '.join(_SUFFIXES)})."
+        )
     try:
         splits = datasets.load_dataset(task.hub, revision=task.hub_revision)
     except Exception as error:  # the Hub, the network and the cache fail in many ways, all alike to the user
@@ -100,9 +107,10 @@ def _file_hash(path: Path) -> str:
 def _rows(path: Path) -> Iterator[object]:
     from pyarrow import ArrowException  # type: ignore[import-untyped]
 
+    read = {".parquet": _parquet_rows, ".csv": _csv_rows}.get(str(_suffix(path)), _json_rows)
     try:
-        yield from _parquet_rows(path) if _suffix(path) == ".parquet" else _json_rows(path)
-    except (OSError, EOFError, zlib.error, ArrowException, ValueError, OverflowError, LookupError) as error:
+        yield from read(path)
+    except (OSError, EOFError, zlib.error, csv.Error, ArrowException, ValueError, OverflowError, LookupError) as error:
         raise SteerbenchError(f"cannot read {path}: it is damaged or cut off ({error}). Download it again.") from error
 
 
@@ -114,9 +122,22 @@ def _parquet_rows(path: Path) -> Iterator[object]:
             yield from batch.to_pylist()
 
 
+def _csv_rows(path: Path) -> Iterator[object]:
+    """Read a table whose first line names its columns. All values are text; that of a cell that is not there is None.
+
+    UTF-8, with the mark that spreadsheets put in front or without.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        yield from csv.DictReader(file, strict=True)
+
+
 def _json_rows(path: Path) -> Iterator[object]:
-    """Read JSON lines, or one JSON array, whatever the suffix says: files of the Hub mix them up."""
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+    """Read JSON lines, or one JSON array, whatever the suffix says: files of the Hub mix them up.
+
+    Lines end in LF or CRLF, and a file in UTF-16 or UTF-32 is read, too. The texts themselves stay as they are.
+    """
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as raw:
+        file = _in_utf8(raw)
         first = next((line for line in file if line.strip()), b"")
         if first.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             array = _json(first + file.read())
@@ -125,6 +146,15 @@ def _json_rows(path: Path) -> Iterator[object]:
                 return
         file.seek(0)
         yield from (_json(line) for line in file if line.strip())
+
+
+def _in_utf8(file: Any) -> Any:
+    """Return a file of JSON with its bytes in UTF-8, whichever Unicode it is in."""
+    encoding = json.detect_encoding(file.read(4))
+    file.seek(0)
+    if encoding.startswith("utf-8"):
+        return file
+    return io.BytesIO(file.read().decode(encoding).encode())
 
 
 def _json(text: bytes) -> object:

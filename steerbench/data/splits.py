@@ -76,6 +76,7 @@ def _unique(task: Task, sources: Sequence[Source], skipped: Counter[str]) -> lis
 def _usable(task: Task, source: Source, skipped: Counter[str]) -> Iterator[Example]:
     reasons: Counter[str] = Counter()
     usable = 0
+    row: object = None
     for row in source.rows:
         try:
             example = _parse(task, row)
@@ -85,7 +86,8 @@ def _usable(task: Task, source: Source, skipped: Counter[str]) -> Iterator[Examp
             usable += 1
             yield example
     if not usable:
-        raise _nothing(task, source.name, reasons)
+        fields = f" The last one has the fields {', '.join(map(str, row))}." if isinstance(row, Mapping) else ""
+        raise _nothing(task, source.name, reasons, fields)
     skipped.update(reasons)
 
 
@@ -149,6 +151,7 @@ def _rank(example: Example) -> str:
     return _hash(example.id)
 
 
-def _nothing(task: Task, where: str, reasons: Mapping[str, int]) -> SteerbenchError:
+def _nothing(task: Task, where: str, reasons: Mapping[str, int], fields: str = "") -> SteerbenchError:
     counts = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items())) or "it is empty"
-    return SteerbenchError(f"no usable record in {where}: {counts}. Give records in the schema of {task.hub}.")
+    schema = f"in the schema of {task.hub}" if task.hub else f"as {type(task).__name__}.parse reads them"
+    return SteerbenchError(f"no usable record in {where}: {counts}.{fields} Give records {schema}.")

@@ -19,8 +19,11 @@ class Example:
     group: str
     """What must not be split: the post, or the opening of the dialogue. Splits are disjoint by it."""
     prompt: Dialogue
+    """All that the model sees before it replies; `user(text)` makes one of a question."""
     chosen: str
+    """The preferred reply."""
     rejected: str
+    """The other reply."""
 
 
 class Unusable(Exception):
@@ -32,12 +35,13 @@ class Task(Plugin):
     """A task: subclass it in a file named like the task, and say how one row becomes an example."""
 
     kind: ClassVar[Kind] = "tasks"
+    """What it is in `steerbench list`."""
     version: ClassVar[int]
     """Raised whenever a change moves any number; part of the protocol."""
-    hub: ClassVar[str]
-    """Data set on the Hub."""
-    hub_revision: ClassVar[str]
-    """The pinned commit, 40 hexadecimal digits."""
+    hub: ClassVar[str] = ""
+    """Data set on the Hub, `org/name`, which is read where `--data` names no file; empty: there is none."""
+    hub_revision: ClassVar[str] = ""
+    """The pinned commit of the data set, 40 hexadecimal digits."""
     group_word: ClassVar[str] = "group"
     """What `Example.group` stands for, in one word: it appears in reports of skipped records."""
     one_per_group: ClassVar[bool] = False
@@ -53,8 +57,11 @@ class TaskData:
     """The three splits of a task, disjoint by group, and what was left out."""
 
     train: tuple[Example, ...]
+    """What methods learn from."""
     validation: tuple[Example, ...]
+    """What tuning scores on."""
     test: tuple[Example, ...]
+    """What the tables are of."""
     revision: str
     """`repository@commit` for the Hub, `sha256:...` of the files otherwise."""
     skipped: Mapping[str, int] = field(default_factory=dict)

@@ -9,11 +9,18 @@ from torch import Tensor
 from steerbench.engine.hooks import read
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.models.batching import halving
-from steerbench.models.language_model import Batch, LanguageModel, Tokens, by_length
+from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.sites import Place, Site
 from steerbench.progress import Progress, silent
 
 Pool = Literal["last_prompt", "last_response", "response_mean", "all"]
+"""Which positions of a text are read.
+
+- `last_prompt`: the last token of the prompt, (width,); there the first token of the response is drawn from
+- `last_response`: the last token of the response, (width,)
+- `response_mean`: the mean over the tokens of the response, (width,)
+- `all`: every token of prompt and response, (tokens, width)
+"""
 
 
 def activations(
@@ -60,7 +67,7 @@ def activations_at(
 
     out: dict[Site, dict[int, Tensor]] = {site: {} for site in sites}
     with progress(f"activations {', '.join(map(str, sites))}", len(tokens)) as advance:
-        for rows, found in halving(by_length(tokens, batch_size), work):
+        for rows, found in halving(lm.batches(tokens, batch_size), work):
             for site, place in places.items():
                 out[site] |= zip(rows, found[place], strict=True)
             advance(len(rows))
@@ -86,7 +93,7 @@ def response_states(
     waiting: dict[int, Tensor] = {}
     given = 0
     with progress(f"states {site}", len(tokens)) as advance:
-        for rows, found in halving(_nearly_in_order(tokens, batch_size), work):
+        for rows, found in halving(_nearly_in_order(lm, tokens, batch_size), work):
             waiting |= zip(rows, found, strict=True)
             advance(len(rows))
             while given in waiting:
@@ -94,10 +101,10 @@ def response_states(
                 given += 1
 
 
-def _nearly_in_order(tokens: Sequence[Tokens], batch_size: int) -> Iterator[list[int]]:
+def _nearly_in_order(lm: LanguageModel, tokens: Sequence[Tokens], batch_size: int) -> Iterator[list[int]]:
     """Yield batches of indices: those of each few batches in a row are sorted by length."""
     for start in range(0, len(tokens), 8 * batch_size):
-        for rows in by_length(tokens[start : start + 8 * batch_size], batch_size):
+        for rows in lm.batches(tokens[start : start + 8 * batch_size], batch_size):
             yield [start + i for i in rows]
 
 

@@ -15,7 +15,7 @@ from steerbench.decoding import Decoding
 from steerbench.engine.guidance import Given
 from steerbench.engine.logits import batch_logits
 from steerbench.models.batching import halving
-from steerbench.models.language_model import LanguageModel, Tokens, by_length
+from steerbench.models.language_model import LanguageModel, Tokens
 from steerbench.models.response import Response
 from steerbench.models.reward import Reward
 from steerbench.models.sites import Site
@@ -81,7 +81,7 @@ def effect(  # noqa: PLR0913 - the settings of one call, each by name
         return _compare(lm, [plain[i] for i in rows], [seen[i] for i in rows], per_token, given)
 
     with progress("effect", len(filled)) as advance:
-        for rows, (compared, new) in halving(by_length(seen, batch_size), work):
+        for rows, (compared, new) in halving(lm.batches(seen, batch_size), work):
             found |= {filled[i]: one for i, one in zip(rows, compared, strict=True)}
             norms |= {site: norms.get(site, []) + values for site, values in new.items()}
             advance(len(rows))

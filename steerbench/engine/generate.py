@@ -11,13 +11,13 @@ from steerbench.data.dialogue import Dialogue, dialogues_of
 from steerbench.decoding import Decoding
 from steerbench.engine.bias_folding import folded
 from steerbench.engine.decode import check_choice, choose, draw_candidates
-from steerbench.engine.guidance import Given, Passes
+from steerbench.engine.guidance import Given, Passes, rows_at_once
 from steerbench.engine.install import steered
 from steerbench.engine.logits import not_finite, origin_of
 from steerbench.engine.positions import Positions
 from steerbench.engine.sampling import sampling
 from steerbench.models.batching import halving
-from steerbench.models.language_model import Batch, LanguageModel, by_length
+from steerbench.models.language_model import Batch, LanguageModel
 from steerbench.models.modes import evaluating, generating
 from steerbench.models.response import Response
 from steerbench.progress import Progress, silent
@@ -111,8 +111,9 @@ def _draw(  # noqa: PLR0913, PLR0917
         return _generate_batch(lm, batch, steering, decoding, generators, use_cache, given)
 
     responses: dict[int, Response] = {}
+    batch_size = rows_at_once(steering.logits, lm, batch_size)
     with progress("generate", len(tokens)) as advance:
-        for rows, new in halving(by_length(tokens, batch_size), work):
+        for rows, new in halving(lm.batches(tokens, batch_size), work):
             responses |= {i: lm.cut(ids) for i, ids in zip(rows, new, strict=True)}
             advance(len(rows))
     return [responses[i] for i in range(len(dialogues))]

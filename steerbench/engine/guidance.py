@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from steerbench.data.dialogue import Dialogue
+from steerbench.decoding import Thinking
 from steerbench.engine.install import steered
 from steerbench.engine.positions import Positions
 from steerbench.models.checkpoint import find
@@ -36,7 +37,7 @@ class Given(NamedTuple):
             lm=lm,
             prompt_ids=prompts.input_ids,
             mask=prompts.attention_mask,
-            models={role: _loaded(name, lm.device, lm.dtype) for role, name in part.models.items()},
+            models={role: _loaded(name, lm.device, lm.dtype, lm.format.thinking) for role, name in part.models.items()},
             generators=self.generators,
             steered=passes.steered,
             unsteered=passes.unsteered,
@@ -53,9 +54,16 @@ def identified(name: str) -> str:
 
 
 @cache
-def _loaded(name: str, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+def _loaded(name: str, device: torch.device, dtype: torch.dtype, thinking: Thinking) -> LanguageModel:
     """Load a model once per process: all parts that name it share it."""
-    return LanguageModel.load(name, device=device, dtype=dtype)
+    return LanguageModel.load(name, device=device, dtype=dtype, thinking=thinking)
+
+
+def rows_at_once(parts: Sequence[GuidingPart], lm: LanguageModel, batch_size: int) -> int:
+    """Return `batch_size`, or 1 where a model that one of the parts names takes one row at a time."""
+    names = [name for part in parts for name in part.models.values()]
+    guides = [_loaded(name, lm.device, lm.dtype, lm.format.thinking) for name in names]
+    return min([batch_size, *(guide.largest_batch for guide in guides if guide.largest_batch)])
 
 
 class Passes:

@@ -15,7 +15,7 @@ from steerbench.engine.install import Observer, steered
 from steerbench.engine.positions import Positions
 from steerbench.errors import SteerbenchError
 from steerbench.models.batching import halving
-from steerbench.models.language_model import Batch, LanguageModel, Tokens, by_length
+from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating
 from steerbench.models.reward import Reward
 from steerbench.steering.steering import Steering
@@ -74,7 +74,7 @@ def _teacher_forced(
         logits = batch_logits(lm, [tokens[i] for i in rows], steering, given=given.of(rows))
         return [(i, keep(i, row)) for i, row in zip(rows, logits, strict=True)]
 
-    for _, found in halving(by_length(tokens, batch_size), work):
+    for _, found in halving(lm.batches(tokens, batch_size), work):
         yield from found
         del found  # makes room for the next batch
 

@@ -15,7 +15,7 @@ class Positions:
     A position is a column of the batch. The mask is the one that the batch began with: what arrives at the model later
     differs between versions of transformers, which drop a mask of ones, and between attention implementations. A row is
     finished once it holds one of `end_ids` behind its prompt; from there on nothing is edited. `cached` says whether
-    each pass continues the one before it, or begins again at column 0.
+    passes continue the one before them, or begin again at column 0, as one of all columns so far and one more does.
     """
 
     def __init__(self, batch: Batch, end_ids: Sequence[int], *, cached: bool) -> None:
@@ -36,13 +36,17 @@ class Positions:
         self._going_on = [True] * self.rows
         self._masks: dict[Scope, Tensor] = {}
 
-    def advance(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
-        """Take note of a forward pass over `input_ids`, (batch, width). Raises if another pass had to follow."""
+    def advance(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, past: int | None = None) -> None:
+        """Take note of a forward pass over `input_ids`, (batch, width). Raises if another pass had to follow.
+
+        `past` is how many columns the pass has in its cache, where that is known.
+        """
         seen = self.past + self.width
-        if seen and 1 < input_ids.shape[1] == seen + 1:
-            self._cached = False  # a model without a cache, such as GPT-1: it begins again each time
-        self.past = seen if self._cached else 0
         self.width = input_ids.shape[1]
+        again = (
+            1 < self.width == seen + 1
+        )  # GPT-1 has no cache, and Phi-3 rebuilds its own where it goes on to long RoPE
+        self.past = (seen if self._cached and not again else 0) if past is None else past
         stop = self.past + self.width
         if len(input_ids) != self.rows or (attention_mask is not None and attention_mask.shape[-1] != stop):
             raise RuntimeError(f"a steered pass over {tuple(input_ids.shape)} ids does not continue column {self.past}")

@@ -19,6 +19,7 @@ from steerbench.engine.positions import Positions
 from steerbench.engine.ranked import decided
 from steerbench.errors import SteerbenchError
 from steerbench.models.language_model import Batch, LanguageModel
+from steerbench.models.self_check import check_in_memory
 from steerbench.models.sites import Anatomy, Place
 from steerbench.steering.parts import Edit, PlacedEdit
 from steerbench.steering.steering import Steering
@@ -53,6 +54,7 @@ def steered(model: PreTrainedModel | LanguageModel, steering: Steering) -> Itera
     plain = model.model if isinstance(model, LanguageModel) else model
     if not isinstance(plain, PreTrainedModel):
         raise SteerbenchError(f"steered takes a transformers model or a LanguageModel, not a {type(model).__name__}.")
+    check_in_memory(plain, type(plain).__name__)
     anatomy = model.anatomy if isinstance(model, LanguageModel) else Anatomy(plain)
     end_ids = model.end_ids if isinstance(model, LanguageModel) else _ids(plain.generation_config.eos_token_id)
     if not steering.edits:
@@ -84,6 +86,8 @@ class _Session:
         self._model, self._edits, self._end_ids = model, edits, end_ids
         self._places = [anatomy.place(p.site) for p in edits]
         self._positions: Positions | None = None
+        self._seen: list[Tensor] = []
+        """The ids of the prompts under way, pass by pass."""
         self._editors: dict[Place, Editor] = {}
         self._aside = False
         """Whether the model runs unsteered now, to hold a contest."""
@@ -122,24 +126,28 @@ class _Session:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
             raise SteerbenchError("a steered forward pass needs input_ids; embeddings do not say where a row ends.")
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("past_key_values", kwargs.get("cache"))  # transformers 5.24 renamed it
         past = 0 if cache is None else int(cache.get_seq_length())
         mask = kwargs.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         if self._begins(ids, past, cached=cache is not None):
-            self._begin(ids, mask, past, cached=cache is not None or self._call is None)
+            self._begin(ids, mask, past)
         assert self._positions is not None
-        self._positions.advance(ids, mask)
-        self._seen = ids
+        self._positions.advance(ids, mask, past=past)
+        self._seen = [*self._seen, ids] if self._positions.past else [ids]
 
     def _begins(self, ids: Tensor, past: int, *, cached: bool) -> bool:
         """Tell whether a pass begins anew. Raises SteerbenchError if it does not, and does not continue either."""
         positions = self._positions
         if positions is None or (past == 0 and (cached or self._call is None)):
             return True
+        if past == 0 and not self._repeats(ids):
+            raise SteerbenchError(
+                f"a pass of generate over {tuple(ids.shape)} ids neither continues the one before it nor repeats its "
+                f"texts, so that nobody can say which positions it holds; generate with steerbench.generate instead."
+            )
         if past == 0:
-            seen = self._seen
-            return not (ids.shape == (len(seen), seen.shape[1] + 1) and torch.equal(ids[:, :-1], seen))
+            return False
         if len(ids) != positions.rows or past != positions.past + positions.width:
             raise SteerbenchError(
                 f"a steered pass over {len(ids)} rows behind {past} columns does not continue the one before it, of "
@@ -147,7 +155,12 @@ class _Session:
             )
         return False
 
-    def _begin(self, ids: Tensor, mask: Tensor | None, past: int, *, cached: bool) -> None:
+    def _repeats(self, ids: Tensor) -> bool:
+        """Tell whether a pass holds all that was seen and one token more: without a cache, or to rebuild it."""
+        seen = torch.cat(self._seen, dim=1)
+        return ids.shape == (len(seen), seen.shape[1] + 1) and torch.equal(ids[:, :-1], seen)
+
+    def _begin(self, ids: Tensor, mask: Tensor | None, past: int) -> None:
         """Begin with new prompts: fresh positions, and fresh edits."""
         batch = self._call.batch(ids, mask, past) if self._call else _batch(ids, mask, past)
         whole = batch.input_ids.shape[1] == ids.shape[1]
@@ -157,7 +170,7 @@ class _Session:
                 f"prefill_chunk_size out, and begin without a cache."
             )
         end_ids = self._call.end_ids if self._call else self._end_ids
-        positions = Positions(batch, end_ids, cached=cached)
+        positions = Positions(batch, end_ids, cached=True)
         positions.past = past
         self._editors = self._new_editors(batch, positions)
         self._positions = positions

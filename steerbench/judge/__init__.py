@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +131,7 @@ class Replies:
         """Keep a reply, on the disk first, and return its verdict."""
         found = verdict(reply.text)
         kept = {"key": key, "judge_model": model, "served": reply.served, "template": TEMPLATE_HASH}
-        line = json.dumps({**kept, "verdict": found, "reply": reply.text}) + "\n"
+        line = json.dumps({**kept, "settings": reply.settings, "verdict": found, "reply": reply.text}) + "\n"
         with self._lock:
             with self.path.open("ab") as file:
                 file.write(self._start + line.encode())
@@ -183,24 +183,58 @@ def ask(
     heard = any(replies.verdict(question.key(endpoint.model)) for question in questions)
     if still:
         replies.prepare()
-    failures: Counter[str] = Counter()
+    course = _Course(endpoint, heard)
     with progress("judge", len(still)) as advance, ThreadPoolExecutor(workers) as pool:
         try:
-            asked = [pool.submit(_settle, key, question, endpoint, replies) for key, question in still.items()]
+            asked = [pool.submit(course.settle, key, question, replies) for key, question in still.items()]
             for done in as_completed(asked):
-                reasons = done.result()
-                failures.update(reasons)
-                heard = heard or not reasons
-                if failures.total() >= _HOPELESS and not heard:
-                    raise _no_verdict(endpoint, failures)
+                done.result()
+                course.check()
                 advance(1)
         except BaseException:  # what is under way is waited for, and kept
             endpoint.stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    if questions and not heard:
-        raise _no_verdict(endpoint, failures)
-    return failures
+    if questions and not course.heard:
+        raise _no_verdict(endpoint, course.failures)
+    return course.failures
+
+
+class _Course:
+    """What has come of the questions so far. Whichever thread finds that asking is in vain stops all of them."""
+
+    def __init__(self, endpoint: Endpoint, heard: bool) -> None:
+        self.heard = heard
+        """Whether any question has a verdict."""
+        self.failures: Counter[str] = Counter()
+        self._endpoint, self._lock = endpoint, Lock()
+        self._end: SteerbenchError | None = None
+
+    def settle(self, key: str, question: Question, replies: Replies) -> None:
+        """Ask a question until there is a verdict, or count why there is none."""
+        try:
+            reasons = _settle(key, question, self._endpoint, replies)
+        except CancelledError:
+            return
+        except SteerbenchError as error:
+            self._stop(error)
+            return
+        with self._lock:
+            self.failures.update(reasons)
+            self.heard = self.heard or not reasons
+            hopeless = self.failures.total() >= _HOPELESS and not self.heard
+        if hopeless:
+            self._stop(_no_verdict(self._endpoint, self.failures))
+
+    def check(self) -> None:
+        """Raise what ended the asking, if anything did."""
+        if self._end:
+            raise self._end
+
+    def _stop(self, error: SteerbenchError) -> None:
+        with self._lock:
+            self._end = self._end or error
+        self._endpoint.stop.set()
 
 
 def _open(questions: Iterable[Question], model: str, replies: Replies) -> dict[str, Question]:

@@ -1,10 +1,13 @@
 """Chat completions over HTTP, in the form OpenAI gave them: what may pass is asked again, what will not is named."""
 
 import http.client
+import io
 import json
 import math
 import os
 import random
+import socket
+import time
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,26 +18,35 @@ from threading import Event
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
 from steerbench.errors import SteerbenchError
 
 TIMEOUT = 120.0
 """Seconds without a byte after which a request counts as lost."""
+LONGEST_ANSWER = 600.0
+"""Seconds for an answer as a whole, however steadily it drips."""
+LARGEST_ANSWER = 4 * 2**20
+"""Bytes; a reply of 1024 tokens with all its reasons has some thousands."""
+LONGEST_QUESTION = 1800.0
+"""Seconds after which a question is not sent again."""
 TRIES = 6
 """Requests until an outage is called one: with the waits between them, about half a minute."""
 LONGEST_WAIT = 300.0
 """Seconds. A server that asks for more is not waited for."""
 _PASSING = (408, 425, 429)
 _REFUSED = (400, 413, 422)
+_OTHERWISE = {"max_tokens": "max_completion_tokens", "temperature": None}
+"""Settings that some models refuse, and the name under which those take them; None: they take none but their own."""
 KEPT = "Replies so far are kept; the same command goes on from there."
 
 
 class Reply(NamedTuple):
-    """What a judge wrote, and the model that the server says it is."""
+    """What a judge wrote, the model that the server says it is, and the settings that it took."""
 
     text: str
     served: str
+    settings: dict[str, Any]
 
 
 class Unusable(Exception):
@@ -68,14 +80,29 @@ class Endpoint:
     """Environment variable of the key, for messages."""
     stop: Event = field(default_factory=Event, repr=False, compare=False)
     """Once set, nothing more is sent, and nobody waits."""
+    refused: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Settings that the model turned out not to take: they are not sent, or under their other name."""
 
     def ask(self, text: str, **settings: Any) -> Reply:
         """Return the reply to a text. Raises Unusable, SteerbenchError, or CancelledError once `stop` is set."""
-        request = {"model": self.model, "messages": [{"role": "user", "content": text}], **settings}
-        return self._reply(self._send(json.dumps(request).encode()))
+        request = {"model": self.model, "messages": [{"role": "user", "content": text}]}
+        refused = set(self.refused)
+        while True:
+            taken = _reworded(settings, refused)
+            try:
+                body = self._send(json.dumps(request | taken).encode())
+            except Unusable as error:
+                blamed = {name for name in _blamed(str(error)) if name in taken}
+                if not blamed:
+                    raise
+                refused |= blamed
+            else:
+                self.refused.update(refused)  # not before: what is refused either way was wrong for another reason
+                return self._reply(body, taken)
 
     def _send(self, data: bytes) -> bytes:
         reason: _Passing | None = None
+        end = time.monotonic() + LONGEST_QUESTION
         for attempt in range(TRIES):
             if reason:
                 _pause(self.stop, _wait(attempt - 1, reason.wait))
@@ -85,7 +112,7 @@ class Endpoint:
                 return self._post(data)
             except _Passing as error:
                 reason = error
-            if reason.wait > LONGEST_WAIT:
+            if reason.wait > LONGEST_WAIT or time.monotonic() > end:
                 break
         raise SteerbenchError(
             f"{self.url} does not answer: {reason}. Check that it is up and that --endpoint is right. {KEPT}"
@@ -97,8 +124,7 @@ class Endpoint:
         request = Request(f"{self.url}/chat/completions", data, headers)
         try:
             with _OPENER.open(request, timeout=TIMEOUT) as answer:
-                body: bytes = answer.read()
-                return body
+                return _body(answer)
         except HTTPError as error:
             with error:
                 raise self._failure(error) from error
@@ -134,7 +160,7 @@ class Endpoint:
             text = json.loads(text)["error"]["message"]
         return self._line(f": {text}") if text else ""
 
-    def _reply(self, body: bytes) -> Reply:
+    def _reply(self, body: bytes, settings: dict[str, Any]) -> Reply:
         try:
             found = json.loads(body)
             text, served = found["choices"][0]["message"]["content"], found.get("model")
@@ -143,7 +169,7 @@ class Endpoint:
         if not isinstance(text, str):
             shown = self._line(body[:400].decode("utf-8", "replace"))
             raise Unusable(f"the answer of {self.url} holds no text: {shown!r}", again=True)
-        return Reply(text, served if isinstance(served, str) else "")
+        return Reply(text, served if isinstance(served, str) else "", settings)
 
     def _line(self, text: str) -> str:
         """Return the start of a foreign text on one line, without the key, which some servers repeat."""
@@ -185,7 +211,77 @@ class _NoRedirects(HTTPRedirectHandler):
         return None
 
 
-_OPENER = build_opener(_NoRedirects)
+class _Deadline(io.RawIOBase):
+    """The bytes of a socket until a time: its own timeout begins anew with every byte."""
+
+    def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
+        super().__init__()
+        self._sock, self._raw = sock, raw
+        self._end = time.monotonic() + LONGEST_ANSWER
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"its answer took longer than {LONGEST_ANSWER:g} seconds")
+        self._sock.settimeout(min(TIMEOUT, left))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer whose status, headers and body all come before one deadline."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_Deadline(sock, self.fp.detach()))
+
+
+class _Plain(http.client.HTTPConnection):
+    response_class = _Answer
+
+
+class _Secure(http.client.HTTPSConnection):
+    response_class = _Answer
+
+
+class _PlainHandler(HTTPHandler):
+    def http_open(self, request: Request) -> http.client.HTTPResponse:
+        return self.do_open(_Plain, request)
+
+
+class _SecureHandler(HTTPSHandler):
+    def https_open(self, request: Request) -> http.client.HTTPResponse:
+        return self.do_open(_Secure, request)
+
+
+_OPENER = build_opener(_NoRedirects, _PlainHandler, _SecureHandler)
+
+
+def _body(answer: http.client.HTTPResponse) -> bytes:
+    """Return the body. Raises Unusable if it is too large, IncompleteRead if it breaks off."""
+    body = answer.read(LARGEST_ANSWER + 1) if (answer.length or 0) <= LARGEST_ANSWER else None
+    if body is None or len(body) > LARGEST_ANSWER:
+        raise Unusable(f"an answer has more than {LARGEST_ANSWER // 2**20} MiB", again=False)
+    if answer.length:
+        raise http.client.IncompleteRead(body, answer.length)
+    return body
+
+
+def _blamed(reason: str) -> list[str]:
+    """Return the settings that a refusal names, by either name."""
+    return [name for name, other in _OTHERWISE.items() if name in reason or (other and other in reason)]
+
+
+def _reworded(settings: dict[str, Any], refused: set[str]) -> dict[str, Any]:
+    """Return settings as a model takes them that refused some."""
+    names = {name: _OTHERWISE[name] if name in refused else name for name in settings}
+    return {name: settings[asked] for asked, name in names.items() if name}
 
 
 def _pause(stop: Event, seconds: float) -> None:

@@ -7,7 +7,6 @@ that a drifting clock cancels. That model is there a second time: what its ratio
 
 import gc
 import random
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +21,7 @@ from steerbench.engine.timing import Timing, figures, timed
 from steerbench.errors import SteerbenchError
 from steerbench.latency.clocks import conditions
 from steerbench.latency.prompts import fixed_prompts
-from steerbench.models.batching import is_out_of_memory
+from steerbench.models.failure import reason
 from steerbench.models.language_model import LanguageModel
 from steerbench.models.reward import Reward
 from steerbench.plugins.spec import UNSTEERED
@@ -94,7 +93,7 @@ class _Arm:
         try:
             work()
         except Exception as error:  # of a plugin, or of the memory: the other steerings go on
-            self.problem = reason(error)
+            self.problem = reason(error, _NO_MEMORY)
         if self.problem is not None:  # the error is gone, and with it what its frames held
             gc.collect()
             if device.type == "cuda":
@@ -233,12 +232,3 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
         rng=np.random.default_rng(0),
     ).confidence_interval
     return float(found.low), float(found.high)
-
-
-def reason(error: Exception) -> str:
-    """Return what went wrong: a sentence, or the traceback of a bug, mostly of a method."""
-    if isinstance(error, SteerbenchError):
-        return str(error)
-    if is_out_of_memory(error):
-        return _NO_MEMORY
-    return "".join(traceback.format_exception(error)).strip()

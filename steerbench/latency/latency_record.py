@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steerbench.errors import SteerbenchError
-from steerbench.files import write_whole
+from steerbench.files import file_name, write_whole
 from steerbench.records.identity import fingerprint
 
 KIND, SCHEMA_VERSION = "latency", 1
@@ -95,5 +95,4 @@ def _faults(value: object, shape: Any, name: str) -> Iterator[str]:
 
 def _file_name(record: Mapping[str, Any]) -> str:
     moment = re.sub(r"[^0-9T]", "", record["created"].partition("+")[0])
-    parts = (record["model"]["name"], record["device"], f"{moment}-{fingerprint(record)[:8]}")
-    return "--".join(re.sub(r"[^A-Za-z0-9_.+=]+", "-", part)[:60] for part in parts) + ".json"
+    return file_name(record["model"]["name"], record["device"], f"{moment}-{fingerprint(record)[:8]}") + ".json"

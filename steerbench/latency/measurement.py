@@ -14,10 +14,11 @@ from steerbench.decoding import Decoding
 from steerbench.engine.timing import memory_of
 from steerbench.errors import SteerbenchError
 from steerbench.latency.clocks import driver
-from steerbench.latency.grid import Grid, grid_prompts, reason, time_grid
+from steerbench.latency.grid import Grid, grid_prompts, time_grid
 from steerbench.latency.latency_record import KIND, SCHEMA_VERSION
 from steerbench.latency.shapes import RandomModel, random_model
 from steerbench.learn.context import FitContext
+from steerbench.models.failure import reason
 from steerbench.models.language_model import LanguageModel
 from steerbench.models.machine import device_label, dtype_of, environment, use_threads
 from steerbench.steering.steering import Steering
@@ -85,7 +86,8 @@ def _load(settings: FitSettings, grid: Grid, options: Options, config: str | Non
         advance(1)
         if config is not None:
             setup.lm = random_model(config, device=setup.device, dtype=dtype_of(settings.dtype), seed=grid.seed)
-            use_threads(_parameters(setup.lm), setup.device)
+            if options.threads is None:
+                use_threads(_parameters(setup.lm), setup.device)
         grid.check_room(setup.lm)
         advance(1)
         _ = setup.reward

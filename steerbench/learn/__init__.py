@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from steerbench.lazy_names import lazily
 
 if TYPE_CHECKING:
+    from steerbench.engine.activations import Pool as Pool
     from steerbench.engine.activations import activations as activations
     from steerbench.engine.logits import log_probs as log_probs
     from steerbench.engine.logits import response_logits as response_logits

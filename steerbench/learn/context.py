@@ -16,7 +16,7 @@ from steerbench.errors import SteerbenchError
 from steerbench.learn.states import States
 from steerbench.models.language_model import LanguageModel, Tokens
 from steerbench.models.response import Response
-from steerbench.models.sites import Site
+from steerbench.models.sites import Site, SiteName
 from steerbench.progress import Progress, silent
 from steerbench.seeds import generator_for
 
@@ -31,7 +31,9 @@ class Pair(NamedTuple):
     """The preferred and the other reply to one prompt, as tokens."""
 
     chosen: Tokens
+    """The prompt, and the reply that is preferred."""
     rejected: Tokens
+    """The prompt, and the other reply."""
 
     @property
     def usable(self) -> bool:
@@ -44,9 +46,13 @@ class Rollout:
     """A response of the unsteered model to a training prompt, with its reward."""
 
     prompt: Dialogue
+    """Turns; `prompt[-1].text` is what the user said last."""
     response: Response
+    """What the model said: `response.text`, and `response.ids`, which is empty where it said nothing."""
     tokens: Tokens
+    """Prompt and response as ids, which `context.activations` and `context.states` take."""
     reward: float
+    """By the guiding reward, in its own units; higher is better."""
     group: str
     """Of the example: rollouts of one group are alike, and belong on the same side of a split."""
 
@@ -59,6 +65,7 @@ class FitContext:
     """
 
     lm: LanguageModel
+    """The frozen model: `lm.n_layers`, `lm.tokens(prompt, reply)`, `lm.model`, `lm.tokenizer`."""
     examples: Sequence[Example]
     """The train split."""
     test_queries: Sequence[Dialogue] | None = None
@@ -66,9 +73,13 @@ class FitContext:
     reward: "Reward"
     """The reward that methods may learn from."""
     seed: int = 0
+    """Of the run: the same one must give the same steering. `generator` makes random numbers from it."""
     decoding: Decoding = field(default_factory=Decoding)
+    """How responses are drawn: `max_new_tokens`, `temperature` (0 is greedy), `top_k`, `top_p`."""
     batch_size: int = 16
+    """Texts at once in a pass of the model."""
     progress: Progress = silent
+    """`with context.progress("probes", n) as advance:` shows a bar of n steps; `advance(1)` is one of them."""
     report: dict[str, Any] = field(default_factory=dict)
     """What a method found out about its own fit, as plain JSON values: written into the record."""
     _shared: dict[object, Any] = field(default_factory=dict)
@@ -87,22 +98,37 @@ class FitContext:
         return self.once("pairs", self._pair_up)
 
     def rollouts(self) -> list[Rollout]:
-        """Return one response of the unsteered model to each training prompt, with its reward."""
+        """Return one response of the unsteered model to each of the training prompts, in order, with its reward.
+
+        Drawn and scored once per run and shared by all methods. Raises SteerbenchError where there is no reward.
+        """
         sampled = self.decoding.temperature > 0  # greedy responses are the same for every seed
         return self.once(("rollouts", self.seed if sampled else None), self._roll_out)
 
     def activations(self, site: Site, tokens: Sequence[Tokens], pool: Pool) -> list[Tensor]:
-        """Return float32 CPU activations, one per sequence: see `steerbench.learn.activations`."""
+        """Return float32 CPU activations, one tensor per sequence: (width,) when pooled, (tokens, width) for `all`.
 
+        Raises SteerbenchError where a pool needs a response and there is none. Kept for trials and methods that follow.
+        """
         return self.activations_at([site], tokens, pool)[site]
 
     def activations_at(self, sites: Sequence[Site], tokens: Sequence[Tokens], pool: Pool) -> dict[Site, list[Tensor]]:
-        """Return the activations at several sites, read in one pass of the model."""
+        """Return what `activations` does for each of several sites, read in one pass of the model."""
         keys = {site: (site, pool, tuple(tokens)) for site in sites}
         missing = [site for site, key in keys.items() if (__name__, key) not in self._shared]
         size, progress = self.batch_size, self.progress
         new = activations_at(self.lm, missing, tokens, pool, batch_size=size, progress=progress) if missing else {}
         return {site: self.once(key, lambda site=site: new[site]) for site, key in keys.items()}  # type: ignore[misc]
+
+    def sites(self, name: SiteName) -> list[Site]:
+        """Return the sites of a name, one for each block that has it; where some have none, the report says which do.
+
+        In a hybrid only some blocks have an attention, or a feed-forward part. Raises SteerbenchError if none has it.
+        """
+        layers = self.lm.anatomy.layers(name)
+        if len(layers) < self.lm.n_layers:
+            self.report[f"layers_with_{name}"] = layers
+        return [Site(name, layer) for layer in layers]
 
     def states(self, site: Site, tokens: Sequence[Tokens]) -> States:
         """Return the states that each response token is drawn from, kept on disk: see `steerbench.learn.States`."""
@@ -140,10 +166,16 @@ class FitContext:
     def _roll_out(self) -> list[Rollout]:
         self.reward.check()
         prompts = [e.prompt for e in self.examples]
+        self.reward.check_prompts(prompts)
         responses = generate(
             self.lm, prompts, decoding=self.decoding, seed=self.seed, batch_size=self.batch_size, progress=self.progress
         )
         rewards = self.reward.score(prompts, [r.text for r in responses], progress=self.progress).tolist()
-        tokens = [Tokens(self.lm.tokens(p).prompt, r.ids) for p, r in zip(prompts, responses, strict=True)]
+        tokens = [self._read(p, r) for p, r in zip(prompts, responses, strict=True)]
         groups = [e.group for e in self.examples]
         return [Rollout(*row) for row in zip(prompts, responses, tokens, rewards, groups, strict=True)]
+
+    def _read(self, prompt: Dialogue, response: Response) -> Tokens:
+        """Return a response as methods read it: a thought before the answer belongs to what the answer follows."""
+        ids, start = response.ids, response.thought
+        return Tokens(self.lm.tokens(prompt).prompt + ids[:start], ids[start:])

@@ -18,7 +18,9 @@ class Contrast(NamedTuple):
     """Pooled states of the two sides of pairs, (pairs, width) each, float32; row i of both is pair i."""
 
     preferred: Tensor
+    """(pairs, width)"""
     other: Tensor
+    """(pairs, width)"""
 
     @property
     def differences(self) -> Tensor:

@@ -37,7 +37,7 @@ def hold_out(context: FitContext, pairs: Sequence[Pair]) -> Tensor:
     Pairs of one prompt are one group, and so are those of examples that share a group. Where a source of pairs writes
     prompts of its own, the prompt alone counts.
     """
-    group_of = {context.lm.tokens(e.prompt).prompt: e.group for e in context.examples}
+    group_of = {context.lm.tokens(e.prompt, "").prompt: e.group for e in context.examples}
     groups = [group_of.get(p.chosen.prompt, str(p.chosen.prompt)) for p in pairs]
     names = list(dict.fromkeys(groups))
     order = torch.randperm(len(names), generator=context.generator("held-out pairs")).tolist()
@@ -47,11 +47,13 @@ def hold_out(context: FitContext, pairs: Sequence[Pair]) -> Tensor:
     return marks
 
 
-def by_head(lm: LanguageModel, sides: Contrast) -> list[Contrast]:
-    """Split states at z, (pairs, width), into those of the query heads, (pairs, d_head) each."""
-    n, width = lm.model.config.get_text_config(decoder=True).num_attention_heads, sides.preferred.shape[1]
+def by_head(lm: LanguageModel, layer: int, sides: Contrast) -> list[Contrast]:
+    """Split states at z of a layer, (pairs, width), into those of its query heads, (pairs, d_head) each."""
+    n, width = lm.anatomy.n_heads(layer), sides.preferred.shape[1]
     if width % n:
-        raise SteerbenchError(f"{n} heads do not divide the width {width} of z in {lm.name}; use a method such as caa.")
+        raise SteerbenchError(
+            f"{n} heads do not divide the width {width} of z in {lm.name}, layer {layer}; use a method such as caa."
+        )
     return [Contrast(*both) for both in zip(*(side.chunk(n, dim=1) for side in sides), strict=True)]
 
 

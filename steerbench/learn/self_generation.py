@@ -135,8 +135,8 @@ def _write(context: FitContext, both: tuple[Side, Side], queries: Sequence[Dialo
     generated = []
     for k, pair in zip(fitting, zip(*answers, strict=True), strict=True):
         query = queries[rows[k]]
-        prompt = context.lm.tokens(query).prompt
-        tokens = Pair(*(Tokens(prompt, answer.ids[: answer.n_tokens]) for answer in pair))  # without the end token
+        prompt = context.lm.tokens(query, "").prompt
+        tokens = Pair(*(Tokens(prompt, answer.text_ids) for answer in pair))
         generated.append(Generated(query, (descriptions[0][k].text, descriptions[1][k].text), pair, tokens))
     kept = [g for g in generated if _usable(g, dropped)]
     return SelfGenerated(kept, dict(dropped))

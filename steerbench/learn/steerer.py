@@ -17,6 +17,7 @@ class Steerer(Plugin):
     """A steering method. Fields are its hyperparameters with the paper's defaults; construction holds no logic."""
 
     kind: ClassVar[Kind] = "methods"
+    """What it is in `steerbench list`."""
     off: ClassVar[Mapping[str, Any]]
     """Hyperparameter values at which the method does nothing, for example `{"strength": 0.0}`."""
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}

@@ -4,7 +4,8 @@ from steerbench.metrics.average_reward import AverageReward
 from steerbench.metrics.coherence import Coherence, coherence_of
 from steerbench.metrics.diversity import Diversity, diversity_of
 from steerbench.metrics.length import Length, length_in_words
-from steerbench.metrics.win_rate import WinRate, wins
+from steerbench.metrics.win_rate import WinRate
+from steerbench.records.comparisons import wins
 
 __all__ = [
     "AverageReward",

@@ -4,25 +4,14 @@ The baseline is another response to the same prompt: the unsteered model's, or t
 RE-Control's published win rate has a GPT-4 judge for the scores and counts ties as lost.
 """
 
-from collections.abc import Sequence
-from math import isfinite, nan
 from typing import Any
 
 import datasets
 import evaluate
 
 from steerbench.metrics.per_example import PerExampleMetric, summary
+from steerbench.records.comparisons import wins
 from steerbench.records.statistics import TOLERANCE
-
-
-def wins(scores: Sequence[float], baseline: Sequence[float], tolerance: float = TOLERANCE) -> list[float]:
-    """Return 1 for a win, 0 for a loss, 0.5 for a tie (at most `tolerance` apart), NaN where a score is not finite."""
-    gaps = [score - other for score, other in zip(scores, baseline, strict=True)]
-    return [_win(gap, tolerance) if isfinite(gap) else nan for gap in gaps]
-
-
-def _win(gap: float, tolerance: float) -> float:
-    return 0.5 if abs(gap) <= tolerance else float(gap > 0)
 
 
 class WinRate(PerExampleMetric):

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from steerbench.errors import SteerbenchError
 from steerbench.progress import Advance
 
 T = TypeVar("T")
@@ -45,13 +46,43 @@ def tokenize(
     return Tokens(rows, len(long))
 
 
-def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return right-padded ids and the attention mask, both (batch, longest row). A row without tokens is one pad."""
+def check_ids(rows: Iterable[Sequence[int]], tokenizer: Any, model: Any, name: str) -> None:
+    """Raise SteerbenchError if an id has no row in the model's embedding, as that of Gemma 3's image token."""
+    known = n_embeddings(model)
+    lost = next((i for row in rows for i in row if i >= known), None)
+    if lost is not None:
+        raise SteerbenchError(
+            f"a text holds {tokenizer.convert_ids_to_tokens(lost)!r}, token {lost}, and model {name!r} has "
+            f"{known} embeddings; take it out of the text."
+        )
+
+
+def n_embeddings(model: Any) -> int:
+    """Return the rows of a model's embedding: one more than the largest id that it can read."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except NotImplementedError:  # CANINE hashes its characters
+        return 2**31
+
+
+def padding_id(tokenizer: Any, model: Any) -> int:
+    """Return an id that the model can read to fill batches with. The mask says what is real, so any other will do."""
+    pad = tokenizer.pad_token_id
+    return int(pad) if pad is not None and pad < n_embeddings(model) else 0
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int, side: Side = "right") -> tuple[torch.Tensor, torch.Tensor]:
+    """Return padded ids and the attention mask, both (batch, longest row). A row without tokens is one pad."""
     rows = [row or [pad_id] for row in rows]
     width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return ids, mask
+    lefts = [width - len(row) if side == "left" else 0 for row in rows]
+    ids = [
+        [pad_id] * left + [*row] + [pad_id] * (width - left - len(row)) for left, row in zip(lefts, rows, strict=True)
+    ]
+    mask = [
+        [0] * left + [1] * len(row) + [0] * (width - left - len(row)) for left, row in zip(lefts, rows, strict=True)
+    ]
+    return torch.tensor(ids), torch.tensor(mask)
 
 
 def halving(batches: Iterable[list[int]], work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
@@ -139,15 +170,26 @@ def in_batches(
 
 def position_limit(model: Any, tokenizer: Any) -> int | None:
     """Return how many tokens the model can take: the smaller of the tokenizer's and the configuration's limit."""
-    config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None) or 0
+    positions = n_positions(model)
     limits = [n for n in (tokenizer.model_max_length, positions - _reserved(model, positions)) if 0 < n < 10**9]
     return min(limits, default=None)
 
 
+def n_positions(model: Any) -> int:
+    """Return how many positions the text part of a model has, 0 where its configuration sets no limit."""
+    config = model.config.get_text_config(decoder=True)
+    names = ("max_position_embeddings", "max_seq_len")  # the second is MPT's
+    declared = (getattr(config, name, None) for name in names)
+    return next((int(n) for n in declared if n), 0)
+
+
 def _reserved(model: Any, positions: int) -> int:
     """Positions that the RoBERTa family keeps for padding: its position table has a padding index."""
-    tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings())
+    try:
+        words = model.get_input_embeddings()
+    except NotImplementedError:  # CANINE hashes its characters
+        words = None
+    tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words)
     return max(
         (t.padding_idx + 1 for t in tables if t.padding_idx is not None and t.num_embeddings == positions), default=0
     )

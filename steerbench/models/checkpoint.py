@@ -1,10 +1,13 @@
-"""Frozen Hugging Face models from a folder or the Hub: loaded quietly, without remote code, and never untrained."""
+"""Frozen models from a folder, a GGUF file or the Hub: loaded quietly, without remote code, and never untrained."""
 
+import hashlib
 import json
 import pickle
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +19,21 @@ from transformers.utils import logging
 
 from steerbench import testbed
 from steerbench.errors import SteerbenchError
+from steerbench.models.adapter import CONFIG as ADAPTER_CONFIG
+from steerbench.models.adapter import base_of, is_adapter, merged
 from steerbench.models.revision import display_name, folder_revision, is_folder, split_name
 
 # no consolidated.safetensors, onnx or tf copies of the same weights
-_DOWNLOAD = ["model*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja"]
+_DOWNLOAD = [
+    "model*.safetensors",
+    "adapter_model*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "*.jinja",
+]
 _SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError, pickle.UnpicklingError)
 
@@ -32,26 +46,41 @@ class Source(NamedTuple):
     revision: str
     """Commit on the Hub, or `sha256:...` of a local folder."""
     folder: Path
+    gguf: str | None = None
+    """The file in the folder that is the whole model, tokenizer included."""
+    base: "Source | None" = None
+    """The model that a PEFT adapter in the folder belongs to."""
 
 
 def find(name: str) -> Source:
-    """Return the files of `name`: a local folder, or `org/name[@revision]`, downloaded if it is not in the cache."""
+    """Return the files of `name`: a local folder or GGUF file, or `org/name[@revision]`, downloaded if it is not here.
+
+    A folder may hold a PEFT adapter, whose model is found as well.
+    """
     name = testbed.part_path(name)
     check_path(name)
-    if is_folder(name):
-        folder = Path(name).expanduser()
-        return Source(display_name(name), folder_revision(folder), folder)
-    folder = _download(name)
-    return Source(display_name(name), folder.name, folder)
+    path = Path(name).expanduser() if is_folder(name) else _download(name)
+    revision = folder_revision(path) if is_folder(name) else path.name
+    if path.is_file():
+        return Source(display_name(name), revision, path.parent, gguf=path.name)
+    if not is_adapter(path):
+        return Source(display_name(name), revision, path)
+    base = find(base_of(path))
+    both = hashlib.sha256(f"{revision}\0{base.revision}".encode()).hexdigest()
+    return Source(display_name(name), f"sha256:{both}", path, base=base)
 
 
 def check_path(name: str) -> None:
-    """Raise SteerbenchError if `name` is a path and no model folder is there; says nothing about the Hub."""
-    folder = Path(name).expanduser()
-    if is_folder(name) and not folder.is_dir():
+    """Raise SteerbenchError if `name` is a path and no model is there; says nothing about the Hub."""
+    path = Path(name).expanduser()
+    if not is_folder(name) or (path.is_file() and path.suffix == ".gguf"):
+        return
+    if not path.is_dir():
         raise SteerbenchError(f"there is no model folder at {name!r}; check the path.")
-    if is_folder(name) and not (folder / "config.json").is_file():
-        raise SteerbenchError(f"{name!r} is not a model folder: it has no config.json; check the path.")
+    if not (path / "config.json").is_file() and not (path / ADAPTER_CONFIG).is_file():
+        files = sorted(file.name for file in path.glob("*.gguf"))
+        which = f"give the path of a file in it: {', '.join(files[:3])}." if files else "check the path."
+        raise SteerbenchError(f"{name!r} is not a model folder: it has no config.json; {which}")
 
 
 def _download(name: str) -> Path:
@@ -59,7 +88,7 @@ def _download(name: str) -> Path:
     repository, revision = split_name(name)
     try:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=_DOWNLOAD))
-        if not any(folder.glob("model*.safetensors")):
+        if not any(folder.glob("*model*.safetensors")):
             snapshot_download(repository, revision=folder.name, allow_patterns=["pytorch_model*.bin"])
     except (OSError, ValueError) as error:  # all errors of huggingface_hub are one of the two
         raise SteerbenchError(
@@ -70,37 +99,86 @@ def _download(name: str) -> Path:
 
 
 def load_model(auto_class: Any, source: Source, dtype: torch.dtype | str) -> tuple[Any, set[str]]:
-    """Return the frozen model in evaluation mode, and the weights the checkpoint lacks, which are random now."""
+    """Return the frozen model in evaluation mode, and the weights the checkpoint lacks, which are random now.
+
+    Raises SteerbenchError if it cannot be loaded, and if it has weights that the model does not read.
+    """
     try:
         with quiet():
-            model, info = auto_class.from_pretrained(
-                source.folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
-            )
+            model, missing, unread = _loaded(auto_class, source, dtype)
     except _LOAD_ERRORS as error:
         raise SteerbenchError(
             f"model {source.name!r} cannot be loaded as {auto_class.__name__}: {brief(error)} "
             "Use a complete checkpoint of an architecture that transformers supports without remote code."
         ) from error
-    return model.eval().requires_grad_(False), set(info["missing_keys"])
+    if unread:
+        raise SteerbenchError(
+            f"model {source.name!r} has weights that {type(model).__name__} does not read, such as {min(unread)}, and "
+            "would be another model without them; use a checkpoint of this architecture, with its adapters merged."
+        )
+    return model.eval().requires_grad_(False), missing
+
+
+def _loaded(auto_class: Any, source: Source, dtype: torch.dtype | str) -> tuple[Any, set[str], set[str]]:
+    """Return the model, the weights that it lacks, and those of the checkpoint that belong to it and are not read."""
+    if source.base:
+        model, missing, unread = _loaded(auto_class, source.base, dtype)
+        return merged(model, source.folder), missing, unread
+    getLogger("bitsandbytes").setLevel(ERROR)  # it says at each product of each pass that it rounds
+    model, info = auto_class.from_pretrained(
+        source.folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, **_gguf(source)
+    )
+    unread = {key for key in info["unexpected_keys"] if _belongs(key, model)}
+    return model, set(info["missing_keys"]), unread
+
+
+def _belongs(key: str, model: Any) -> bool:
+    """Tell whether a weight is of a part that the model has: of a block, or of a layer such as the head.
+
+    Whole parts that it has not are left out on purpose: another head, a vision tower.
+    """
+    modules = dict(model.base_model.named_modules()) | dict(model.named_modules())
+    owner = key.rpartition(".")[0]
+    while owner and owner not in modules:
+        owner = owner.rpartition(".")[0]
+    inside = any(part.isdecimal() for part in owner.split("."))
+    return bool(owner) and (inside or not any(True for _ in modules[owner].children()))
+
+
+def _gguf(source: Source) -> dict[str, str]:
+    """Return the argument with which transformers reads a GGUF file. Raises SteerbenchError without its package."""
+    if source.gguf and not find_spec("gguf"):
+        raise SteerbenchError(
+            f"{source.name!r} is a GGUF file, and the package gguf is not installed; "
+            "install it: pip install 'steerbench[gguf]'."
+        )
+    return {"gguf_file": source.gguf} if source.gguf else {}
 
 
 def load_tokenizer(source: Source) -> Any:
-    """Return the tokenizer. Refuses a folder without one: `transformers` would make up an empty vocabulary."""
+    """Return the tokenizer, of an adapter's model where the adapter has none.
+
+    Refuses a folder without one: `transformers` would make up an empty vocabulary.
+    """
+    if source.base and not (source.folder / "tokenizer_config.json").is_file():
+        return load_tokenizer(source.base)
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, **_gguf(source))
     except _LOAD_ERRORS as error:
         raise SteerbenchError(
             f"the tokenizer of model {source.name!r} cannot be loaded: {brief(error)} Save it beside the model."
         ) from error
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-    if not any((source.folder / file).is_file() for file in files):
+    if not source.gguf and not any((source.folder / file).is_file() for file in files):
         raise SteerbenchError(f"model {source.name!r} has no tokenizer files; save its tokenizer in the same folder.")
     return tokenizer
 
 
 def tensor_files(source: Source) -> dict[str, Path]:
     """Return tensor name -> file of a checkpoint, without loading the weights; pickles are read weights-only."""
+    if source.gguf or source.base:
+        raise SteerbenchError(f"{source.name!r} is a GGUF file or an adapter; give a folder with the whole model.")
     folder = source.folder
     for file in (_SAFE, f"{_SAFE}.index.json", _PICKLED, f"{_PICKLED}.index.json"):
         if (folder / file).is_file():

@@ -9,8 +9,9 @@ from torch.nn import functional
 from transformers import AutoModel
 
 from steerbench.errors import SteerbenchError
-from steerbench.models.batching import Side, in_batches, position_limit, tokenize
+from steerbench.models.batching import Side, check_ids, in_batches, padding_id, position_limit, tokenize
 from steerbench.models.checkpoint import Source, find, load_model, load_tokenizer
+from steerbench.models.self_check import scorer_batch, trial_rows
 from steerbench.progress import Progress, silent
 
 Pooling = Callable[[Any, torch.Tensor], torch.Tensor]  # model output, mask (batch, seq) -> (batch, d)
@@ -22,11 +23,14 @@ class SentenceEncoder:
     """An encoder in float32. It pools as its `1_Pooling/config.json` says (mean or first token).
 
     Without that file it takes the trained pooler of the checkpoint, as the SimCSE tool does, else the mean. Texts are
-    cut at `max_length` tokens: `max_seq_length` of `sentence_bert_config.json`, else 128, the SimCSE tool's choice.
+    cut at `max_length` tokens: `max_seq_length` of `sentence_bert_config.json`, or what tokenizer and model take where
+    that file leaves it open, as sentence-transformers does; without the file 128, the SimCSE tool's choice.
     """
 
     truncated: int = 0
     """How many of the texts encoded so far were cut."""
+    largest_batch: int | None = None
+    """How many texts it takes at once: 1 if padding changes its vectors, None for any number."""
 
     def __init__(
         self, source: Source, model: Any, tokenizer: Any, pooling: Pooling, *, max_length: int, batch_size: int
@@ -43,8 +47,16 @@ class SentenceEncoder:
         tokenizer = load_tokenizer(source)
         model, missing = load_model(AutoModel, source, torch.float32)
         pooling = _pooling(source, model, missing)
-        limit = min(_max_length(source), position_limit(model, tokenizer) or _max_length(source))
-        return cls(source, model.to(device), tokenizer, pooling, max_length=limit, batch_size=batch_size)
+        limit = _max_length(source, position_limit(model, tokenizer))
+        made = cls(source, model.to(device), tokenizer, pooling, max_length=limit, batch_size=batch_size)
+        rows = trial_rows(tokenizer, limit, model)
+        of, pad_id = f"encoder {source.name!r}", made._pad_id
+        made.largest_batch = scorer_batch(of, made._embed, rows, pad_id, model.device, torch.float32)
+        return made
+
+    @property
+    def _pad_id(self) -> int:
+        return padding_id(self._tokenizer, self._model)
 
     def encode(self, texts: Sequence[str], truncate: Side = "right", progress: Progress = silent) -> torch.Tensor:
         """Return (N, d) float32 vectors of length 1, on the CPU.
@@ -55,13 +67,14 @@ class SentenceEncoder:
         if not texts:
             return torch.zeros(0, self._model.config.hidden_size)
         tokens = tokenize(self._tokenizer, texts, limit=self.max_length, cut=truncate)
+        check_ids(tokens.rows, self._tokenizer, self._model, self.name)
         self.truncated += tokens.truncated
         with progress(f"encode with {self.name}", len(texts)) as advance:
             return in_batches(
                 tokens.rows,
                 self._embed,
-                batch_size=self.batch_size,
-                pad_id=self._tokenizer.pad_token_id or 0,
+                batch_size=self.largest_batch or self.batch_size,
+                pad_id=self._pad_id,
                 device=self._model.device,
                 advance=advance,
             )
@@ -113,22 +126,35 @@ def _pooling(source: Source, model: Any, missing: set[str]) -> Pooling:
 
 def _declared_pooling(source: Source) -> Pooling:
     """Return the pooling of a sentence-transformers folder; refuse modules and modes that would change the vectors."""
-    modes = {
-        key
-        for key, on in _read(source, "1_Pooling/config.json").items()
-        if key.startswith("pooling_mode") and on is True
-    }
+    modes = _pooling_modes(_read(source, "1_Pooling/config.json"))
     kinds = {module["type"].rpartition(".")[2] for module in _read(source, "modules.json", [])}
-    known: dict[str, Pooling] = {"pooling_mode_mean_tokens": _mean, "pooling_mode_cls_token": _first}
     if extra := kinds - {"Transformer", "Pooling", "Normalize"}:
         raise SteerbenchError(f"encoder {source.name!r} has modules {sorted(extra)}; use one without them.")
-    if len(modes) != 1 or not modes <= known.keys():
+    if len(modes) != 1 or not modes <= _POOLINGS.keys():
         raise SteerbenchError(f"encoder {source.name!r} pools by {sorted(modes)}; use one with mean or CLS pooling.")
-    return known[modes.pop()]
+    return _POOLINGS[modes.pop()]
 
 
-def _max_length(source: Source) -> int:
-    return int(_read(source, "sentence_bert_config.json", {}).get("max_seq_length") or _SIMCSE_MAX_LENGTH)
+_POOLINGS: dict[str, Pooling] = {
+    "pooling_mode_mean_tokens": _mean,
+    "pooling_mode_cls_token": _first,
+    "mean": _mean,
+    "cls": _first,
+}
+
+
+def _pooling_modes(config: dict[str, Any]) -> set[str]:
+    """Return the modes of a pooling file: one switch for each, or since sentence-transformers 5.4 a name or a list."""
+    named = config.get("pooling_mode", [])
+    switched = {key for key, on in config.items() if key.startswith("pooling_mode_") and on is True}
+    return {named} if isinstance(named, str) else {*named} or switched
+
+
+def _max_length(source: Source, readable: int | None) -> int:
+    """Return how many tokens are read: what the folder declares, if tokenizer and model take as many."""
+    simcse = {"max_seq_length": _SIMCSE_MAX_LENGTH}
+    declared = _read(source, "sentence_bert_config.json", simcse).get("max_seq_length")
+    return min((int(n) for n in (declared, readable) if n), default=_SIMCSE_MAX_LENGTH)
 
 
 def _read(source: Source, file: str, default: Any = None) -> Any:

@@ -1,28 +1,47 @@
 """A frozen language model: loading, tokens, and what every forward pass needs to know."""
 
+import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from steerbench.data.dialogue import Dialogue
+from steerbench.decoding import Thinking
 from steerbench.errors import SteerbenchError
-from steerbench.models.checkpoint import find, load_model, load_tokenizer
-from steerbench.models.modes import evaluating
+from steerbench.models.batching import check_ids, n_embeddings, n_positions
+from steerbench.models.checkpoint import Source, find, load_model, load_tokenizer
 from steerbench.models.prompt_format import PromptFormat
 from steerbench.models.response import Response, cut_response
 from steerbench.models.revision import model_revision
+from steerbench.models.self_check import (
+    RESPONSE,
+    check_causal,
+    check_decoder_only,
+    check_in_memory,
+    language_model_batch,
+)
 from steerbench.models.sites import Anatomy
+
+_TRIAL = "How do I bake a loaf of bread that keeps for a week, and what does it need?"
+_LENGTHS = (4, 11)
+"""Tokens of two prompts that are tried out: apart by more than the short convolutions of some families see."""
 
 
 class Tokens(NamedTuple):
     """A prompt and a response as token ids. The prompt is never empty."""
 
     prompt: tuple[int, ...]
+    """Ids of the whole prompt as the model reads it, chat template included."""
     response: tuple[int, ...] = ()
+    """Ids of the response; empty where there is none."""
 
 
 class Batch(NamedTuple):
@@ -41,13 +60,20 @@ class LanguageModel:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Any, *, name: str = "model", revision: str | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        *,
+        name: str = "model",
+        revision: str | None = None,
+        thinking: Thinking = "off",
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
+        check_in_memory(model, name)
         self._revision = revision
-        self.format = PromptFormat(tokenizer)
+        self.format = PromptFormat(tokenizer, thinking)
         self.anatomy = Anatomy(model)
         self.end_ids = self._find_end_ids(model.generation_config)
 
@@ -55,6 +81,20 @@ class LanguageModel:
     def revision(self) -> str:
         """Which weights these are, for records: as given, or else a hash of weights, configuration and tokenizer."""
         return self._revision or model_revision(self.model, self.tokenizer)
+
+    @cached_property
+    def largest_batch(self) -> int | None:
+        """How many sequences the model takes at once: 1 if padding changes its logits, None for any number.
+
+        Tried out on two short rows. Raises SteerbenchError if what is generated cannot be scored as it was drawn.
+        """
+        ids = (self.text_tokens(_TRIAL).prompt * max(_LENGTHS))[: self.context_length]
+        rows = [ids[: length + RESPONSE] for length in _LENGTHS]
+        return language_model_batch(self.model, self.name, rows, self.pad_id) if len(rows[0]) < len(rows[1]) else None
+
+    def batches(self, tokens: Sequence[Tokens], batch_size: int) -> Iterator[list[int]]:
+        """Yield batches of indices, longest first, of at most `batch_size`, and of one where the model needs it."""
+        return by_length(tokens, min(batch_size, self.largest_batch or batch_size))
 
     def to(self, device: torch.device | str) -> Self:
         """Move the model to a device, and return this object."""
@@ -67,41 +107,42 @@ class LanguageModel:
         return GenerationConfig(eos_token_id=self.end_ids or None, pad_token_id=self.pad_id)
 
     @classmethod
-    def load(cls, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Self:
+    def load(
+        cls,
+        name: str,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        thinking: Thinking = "off",
+    ) -> Self:
         """Load a folder or a model of the Hub (`org/name` or `org/name@revision`); remote code is never run.
 
-        `dtype` defaults to float32 on a CPU and to the checkpoint's own on a GPU.
+        `dtype` defaults to float32 on a CPU and to the checkpoint's own on a GPU. `thinking` is for models that reason
+        before they answer; see `steerbench.decoding.Thinking`.
         """
         source = find(name)
         if dtype is None and torch.device(device).type == "cpu":
             dtype = torch.float32
         tokenizer = load_tokenizer(source)
-        model, missing = load_model(AutoModelForCausalLM, source, dtype or "auto")
+        model, missing = load_model(_auto_class(source), source, dtype or "auto")
         if missing:
             raise SteerbenchError(f"{name} is no causal language model: its checkpoint lacks {min(missing)}.")
-        lm = cls(model.to(device), tokenizer, name=source.name, revision=source.revision)
+        lm = cls(model.to(device), tokenizer, name=source.name, revision=source.revision, thinking=thinking)
         lm._check_vocabulary()
-        lm._check_causal()
+        check_decoder_only(lm.model, lm.name)
+        check_causal(lm.model, lm.name)
+        lm.largest_batch  # noqa: B018 - tells now what would be told in the middle of a run
         return lm
 
     def _check_vocabulary(self) -> None:
-        rows = self.model.get_input_embeddings().weight.shape[0]
-        largest = max(self.tokenizer.get_vocab().values())
+        """Refuse ids without an embedding, unless all were added to the vocabulary: texts can do without those."""
+        rows = n_embeddings(self.model)
+        largest = max(self.tokenizer.get_vocab().values() - self.tokenizer.added_tokens_decoder.keys(), default=0)
         if largest >= rows:
             raise SteerbenchError(
                 f"the tokenizer of {self.name} has ids up to {largest} and the model {rows} embeddings; "
                 f"use the tokenizer it was trained with."
             )
-
-    @torch.no_grad()
-    def _check_causal(self) -> None:
-        """Refuse models whose tokens see what follows them, such as BERT, which load as language models, too."""
-        rows = self.model.get_input_embeddings().weight.shape[0]
-        ids = torch.tensor([[1, 2, 3], [1, 2, 4]], device=self.device) % rows
-        with evaluating(self.model):
-            logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, 0]
-        if not torch.allclose(logits[0], logits[1], atol=1e-2, rtol=1e-2):
-            raise SteerbenchError(f"{self.name} is no causal language model: its tokens see what follows them.")
 
     @property
     def device(self) -> torch.device:
@@ -122,9 +163,16 @@ class LanguageModel:
 
     @property
     def context_length(self) -> int:
-        """Largest number of prompt and response tokens together."""
+        """Largest number of prompt and response tokens together.
+
+        Under LongRoPE, as in Phi-3, it ends where all positions of a batch change: behind that, a response would depend
+        on the length of its neighbours, and would be scored at other positions than it was drawn at.
+        """
         config = self.model.config.get_text_config(decoder=True)
-        return int(getattr(config, "max_position_embeddings", None) or 2**31)
+        rope = getattr(config, "rope_parameters", None) or {}
+        kinds = [rope, *(of_layers for of_layers in rope.values() if isinstance(of_layers, dict))]
+        borders = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+        return int(min([n_positions(self.model) or 2**31, *borders]))
 
     def check_fit(self, tokens: Sequence[Tokens], new: int) -> None:
         """Raise SteerbenchError if a text and `new` tokens behind it do not fit the context."""
@@ -138,8 +186,8 @@ class LanguageModel:
     @cached_property
     def pad_id(self) -> int:
         """Id that fills batches. The mask says what is real, so any id will do where there is no pad token."""
-        pad = self.tokenizer.pad_token_id
-        return int(pad if pad is not None else (self.end_ids or [0])[0])
+        readable = (i for i in (self.tokenizer.pad_token_id, *self.end_ids) if i is not None)
+        return next((int(i) for i in readable if i < n_embeddings(self.model)), 0)
 
     def _find_end_ids(self, config: GenerationConfig | None) -> list[int]:
         declared = config.eos_token_id if config is not None else None
@@ -148,11 +196,15 @@ class LanguageModel:
         return sorted({*ids, *self.format.end_of_turn_ids})
 
     def tokens(self, dialogue: Dialogue, response: str | None = None, limit: int | None = None) -> Tokens:
-        """Tokenize a prompt and, if given, a response, of which at most `limit` tokens are kept."""
+        """Tokenize a prompt and, if given, a response, of which at most `limit` tokens are kept.
+
+        Where the model would think first, an empty thought stands between them, at the end of the prompt.
+        """
         text = self.format.text(dialogue)
-        prompt = self._ids(text)
         if response is None:
-            return Tokens(prompt)
+            return Tokens(self._ids(text))
+        text += self.format.opening
+        prompt = self._ids(text)
         whole = self._ids(text + self.format.reply_prefix + response)
         joined = whole[: len(prompt)] == prompt
         reply = whole[len(prompt) :] if joined else self._ids(self.format.reply_prefix + response, special=False)
@@ -171,11 +223,13 @@ class LanguageModel:
         ids = self.tokenizer(text, add_special_tokens=add, verbose=False)["input_ids"]
         if add and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]
+        check_ids([ids], self.tokenizer, self.model, self.name)
         return tuple(ids) or (self.pad_id,)
 
     def cut(self, ids: Sequence[int]) -> Response:
         """Cut generated ids into a response."""
-        return cut_response(self.tokenizer, ids, self.end_ids, self.format.turn_markers)
+        thought = None if self.format.thinking == "keep" else self.format.thought
+        return cut_response(self.tokenizer, ids, self.end_ids, self.format.turn_markers, thought)
 
     def left_padded(self, prompts: Sequence[Tokens]) -> Batch:
         """Return prompts as a batch for generation: left padded, so that all end in the last column."""
@@ -193,6 +247,16 @@ class LanguageModel:
         ids = [[self.pad_id] * left + list(row) + [self.pad_id] * right for left, row, right in rows]
         mask = [[0] * left + [1] * len(row) + [0] * right for left, row, right in rows]
         return Batch(torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device), prompt_ends)
+
+
+def _auto_class(source: Source) -> Any:
+    """Return the class that loads a language model: some vision-language models are known as nothing else."""
+    if source.gguf:
+        return AutoModelForCausalLM
+    kind = json.loads(((source.base or source).folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    text_only = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    with_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return AutoModelForImageTextToText if with_images and not text_only else AutoModelForCausalLM
 
 
 def by_length(tokens: Sequence[Tokens], batch_size: int) -> Iterator[list[int]]:

@@ -1,9 +1,12 @@
 """The machine a result was made on: device, threads, versions, memory."""
 
+import math
 import os
 import platform
 import resource
 import sys
+import time
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +18,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 OUT_OF_MEMORY = "the GPU is out of memory; lower --batch-size or --max-new-tokens, or take smaller models."
 TINY, SMALL = 1_000_000, 30_000_000
 """Parameters below which one thread, and two threads, beat more: they would mostly wait for each other."""
+_SLICE, _SLICES = 0.005, 4
+"""Seconds for which numbers of threads are tried in turns, and how often: load comes and goes."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -40,18 +45,73 @@ def dtype_of(name: str) -> torch.dtype | None:
 
 
 def use_threads(n_parameters: int, device: torch.device) -> int:
-    """Set and return the number of CPU threads that suits a model of that size on that device."""
-    if device.type == "cpu" and n_parameters < SMALL and not os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(1 if n_parameters < TINY else min(2, os.cpu_count() or 1))
+    """Set and return the number of CPU threads that suits a model of that size on that device, as busy as it is.
+
+    Sums of another number of threads are rounded otherwise, in the last bits: so one process measures once for a size.
+    """
+    if device.type == "cpu" and not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(_fastest(_most_threads(n_parameters), _width(n_parameters)))
     return torch.get_num_threads()
+
+
+def fix_threads(n: int) -> None:
+    """Set the number of CPU threads. Raises SteerbenchError for none."""
+    if n < 1:
+        raise SteerbenchError(f"{n} threads cannot compute anything; give 1 or more.")
+    torch.set_num_threads(n)
+
+
+def threads_label() -> str:
+    """Return how many CPU threads compute."""
+    n = torch.get_num_threads()
+    return f"{n} thread{'s' if n > 1 else ''}"
+
+
+def _most_threads(n_parameters: int) -> int:
+    if n_parameters < TINY:
+        return 1
+    cores = torch.get_num_threads() if n_parameters >= SMALL else os.cpu_count() or 1
+    return cores if n_parameters >= SMALL else min(2, cores)
+
+
+def _width(n_parameters: int) -> int:
+    """Return about the width of a model of 30 blocks with that many parameters, so wide that it is soon multiplied."""
+    return min(1024, math.isqrt(n_parameters // (12 * 30)))
+
+
+@cache
+def _fastest(n: int, width: int) -> int:
+    """Return `n`, or 1 where one thread is faster now: on a busy machine threads wait for those that wait for a core.
+
+    It takes some hundredths of a second on an idle machine.
+    """
+    if n == 1:
+        return 1
+    alone, together = (_passes_in(_SLICE, threads, width) for threads in (1, n))
+    for _ in range(_SLICES - 1):
+        if together < alone / 2:
+            break
+        alone, together = alone + _passes_in(_SLICE, 1, width), together + _passes_in(_SLICE, n, width)
+    return n if together >= alone else 1
+
+
+def _passes_in(seconds: float, threads: int, width: int) -> float:
+    """Return how many passes through a block of that width a number of threads makes in that time."""
+    torch.set_num_threads(threads)
+    h, up, down = torch.ones(32, width), torch.zeros(width, 4 * width), torch.zeros(4 * width, width)
+    _ = h @ up @ down  # the first time, threads are started
+    n, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds or not n:
+        _ = h @ up @ down
+        n += 1
+    return n * seconds / spent
 
 
 def device_label(device: torch.device) -> str:
     """Return the name of the hardware, with the threads in use where it is a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    n = torch.get_num_threads()
-    return f"{_cpu_model()}, {n} thread{'s' if n > 1 else ''}"
+    return f"{_cpu_model()}, {threads_label()}"
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -1,71 +1,141 @@
 """How a dialogue becomes the text a language model sees: its own chat template, or a named plain format."""
 
-import hashlib
+import json
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
-from steerbench.data.dialogue import Dialogue, Turn, plain_text, user
+from steerbench.data.dialogue import Dialogue, Role, plain_text
+from steerbench.decoding import Thinking, check_thinking
 from steerbench.errors import SteerbenchError
+from steerbench.models.chat_template import TEMPLATE_DATE, ChatTemplate, marked
+from steerbench.models.thought import Thought, thought_in
 
-_SENTINELS = ("Qx7Zq", "Rk9Vw", "Jm3Yp")
 PLAIN_MARKERS = ("Human:", "Assistant:")
-TEMPLATE_DATE = "26 Jul 2024"
-"""What templates that show a date are given, Llama 3.1's own default: with today's, every day had another prompt."""
+_PROBES: tuple[tuple[Role, ...], ...] = (
+    ("user",),
+    ("system", "user"),
+    ("user", "assistant", "user"),
+    ("system", "user", "assistant", "user"),
+)
+_NAMES = {"661a58b4ca82": "813ce55fe248"}
+"""Names that formats had in records before: of the testbed's, by the hash of what it writes."""
 
 
 class PromptFormat:
-    """Writes prompts for one tokenizer and knows how a reply begins and ends in them."""
+    """Writes prompts for one tokenizer and knows how a reply begins and ends in them.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Raises SteerbenchError for a chat template that does not show what a user says.
+    """
+
+    def __init__(self, tokenizer: Any, thinking: Thinking = "off") -> None:
+        check_thinking(thinking)
+        self.thinking = thinking
         self._tokenizer = tokenizer
-        self.has_template = bool(tokenizer.chat_template)
+        written = bool(tokenizer.chat_template)
+        self._template = ChatTemplate(tokenizer, "the model's chat template", reply_follows=True) if written else None
+        self.has_template = self._template is not None
 
     @cached_property
     def name(self) -> str:
-        """Name of the format, for the protocol: `plain`, or the hash of the chat template."""
-        if not self.has_template:
+        """Name of the format, for the protocol: `plain`, or the hash of what the chat template writes."""
+        if self._template is None:
             return "plain-v1"
-        template = str(self._tokenizer.chat_template)
-        return f"chat-template-{hashlib.sha256(template.encode()).hexdigest()[:12]}"
+        written = [self._probe(roles, follows) for roles in _PROBES for follows in (True, False)]
+        found = sha256(json.dumps([*written, self.opening]).encode()).hexdigest()[:12]
+        return f"chat-template-{_NAMES.get(found, found)}"
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What the protocol's key says of the format: the date and the thoughts only where there are any."""
+        dated = self._template is not None and self._template.shows_date
+        return {
+            "prompt_format": self.name,
+            **({"prompt_date": TEMPLATE_DATE} if dated else {}),
+            **({"thinking": self.thinking} if self.thought else {}),
+        }
+
+    def _probe(self, roles: tuple[Role, ...], reply_follows: bool) -> str | None:
+        assert self._template is not None
+        try:
+            return self._template.text(marked(*roles), reply_follows=reply_follows, thinking=self._thinks)
+        except SteerbenchError:
+            return None
 
     def text(self, dialogue: Dialogue) -> str:
         """Return the prompt text, ending where the reply begins.
 
-        Raises SteerbenchError where the chat template refuses the dialogue.
+        Raises SteerbenchError where the chat template refuses the dialogue, or drops the text of a turn.
         """
-        if not self.has_template:
+        if self._template is None:
             return plain_text(dialogue)
-        return self._render(self._fold_system(dialogue), reply_follows=True)
+        return self._template.text(dialogue, reply_follows=True, thinking=self._thinks) + self._closed
+
+    @property
+    def _thinks(self) -> bool:
+        return self.thinking != "off"
+
+    @cached_property
+    def thought(self) -> Thought | None:
+        """How the model marks its thoughts; None where it has none."""
+        found = self._template and thought_in(self._template, self._special.values(), thinking=self._thinks)
+        return found or None
+
+    @property
+    def opening(self) -> str:
+        """What the prompt lacks before an answer that nobody thought about: an empty thought, or nothing."""
+        return self.thought.empty if self.thought and self._thinks else ""
+
+    @property
+    def _closed(self) -> str:
+        return self.thought.empty if self.thought and not self._thinks else ""
 
     @cached_property
     def reply_prefix(self) -> str:
-        """What stands between the prompt and the reply, usually a blank or nothing."""
-        if not self.has_template:
+        """What stands between the prompt, with the opening, and the reply, usually a blank or nothing."""
+        if self._template is None:
             return " "
-        question, answer, _ = _SENTINELS
-        whole = self._render((*user(question), Turn("assistant", answer)), reply_follows=False)
-        prompt = self.text(user(question))
-        return whole[len(prompt) : whole.index(answer)] if whole.startswith(prompt) and answer in whole else ""
+        before, _ = self._around_reply("user", "assistant", reply_follows=False)
+        prompt = self.text(marked("user")) + self.opening
+        return before.removeprefix(prompt) if before.startswith(prompt) else ""
 
     @cached_property
     def after_reply(self) -> str:
         """What stands between a reply and the text of the next user turn."""
-        if not self.has_template:
+        if self._template is None:
             return "\n\nHuman: "
-        question, answer, follow_up = _SENTINELS
-        dialogue = (*user(question), Turn("assistant", answer), *user(follow_up))
-        whole = self._render(dialogue, reply_follows=True)
-        if answer not in whole or follow_up not in whole:
-            return ""
-        return whole[whole.index(answer) + len(answer) : whole.index(follow_up)]
+        _, after = self._around_reply("user", "assistant", "user", reply_follows=True)
+        return after.partition(marked("user", "assistant", "user")[2].text)[0]
+
+    def _around_reply(self, *roles: Role, reply_follows: bool) -> tuple[str, str]:
+        """Return what the template writes before and behind the first reply; nothing where it refuses the dialogue."""
+        assert self._template is not None
+        turns = marked(*roles)
+        try:
+            whole = self._template.text(turns, reply_follows=reply_follows, thinking=self._thinks)
+        except SteerbenchError:
+            return "", ""
+        before, _, after = whole.partition(turns[1].text)
+        return before, after
 
     @cached_property
     def end_of_turn_ids(self) -> list[int]:
-        """Special tokens with which the template ends a reply; a model may emit one in place of its EOS."""
-        ids = self._tokenizer(self.after_reply, add_special_tokens=False)["input_ids"]
-        return [ids[0]] if self.has_template and ids and ids[0] in self._special else []
+        """Special tokens with which the template ends a last reply; a model may emit one in place of its EOS.
+
+        Where it does not end one, those that end a past reply. What ends the past messages of a model with channels
+        ends its other channels, too, and so no reply.
+        """
+        if self._template is None:
+            return []
+        last = self._first_special(self._around_reply("user", "assistant", reply_follows=False)[1])
+        past = self._first_special(self.after_reply)
+        if self.thought and self.thought.channel:
+            return [i for i in last if i not in past]
+        return last or past
+
+    def _first_special(self, text: str) -> list[int]:
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"][:1]
+        return [i for i in ids if i in self._special]
 
     @cached_property
     def _special(self) -> dict[int, str]:
@@ -82,29 +152,3 @@ class PromptFormat:
             text = text.replace(token, "")
         tag = text.strip()
         return (tag,) if tag.endswith(":") else ()
-
-    @cached_property
-    def _takes_system(self) -> bool:
-        """Whether the template shows a system turn; some refuse it and some drop it without a word."""
-        dialogue = (Turn("system", _SENTINELS[1]), *user(_SENTINELS[0]))
-        try:
-            return _SENTINELS[1] in self._render(dialogue, reply_follows=True)
-        except SteerbenchError:
-            return False
-
-    def _fold_system(self, dialogue: Dialogue) -> Dialogue:
-        """Put system text in front of the first user turn where the template has no place for it."""
-        if not dialogue or dialogue[0].role != "system" or self._takes_system:
-            return dialogue
-        system, first, *rest = dialogue
-        return (Turn(first.role, f"{system.text}\n\n{first.text}"), *rest)
-
-    def _render(self, dialogue: Dialogue, reply_follows: bool) -> str:
-        messages = [{"role": turn.role, "content": turn.text} for turn in dialogue]
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=reply_follows, date_string=TEMPLATE_DATE
-            )
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
-            raise SteerbenchError(f"the model's chat template refuses the dialogue: {error}") from error
-        return str(text)

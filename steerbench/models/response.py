@@ -3,7 +3,9 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from steerbench.models.thought import Thought
 
 Finish = Literal["end", "turn", "length"]
 
@@ -15,30 +17,80 @@ class Response:
     text: str
     """Without special tokens, stripped. May be empty."""
     ids: tuple[int, ...]
-    """The tokens kept, the end token included where the model emitted it."""
+    """The tokens kept, the end token included where the model emitted it, and a thought before the answer."""
     finish: Finish
     """`end`: the model stopped; `turn`: cut at a hallucinated next turn; `length`: cut at the token limit."""
+    thought: int = 0
+    """How many of the tokens come before the answer, which is the text: a thought, or other channels."""
 
     @property
     def n_tokens(self) -> int:
         """Number of tokens of the text, the end token not counted."""
-        return len(self.ids) - (self.finish == "end")
+        return len(self.ids) - self.thought - (self.finish == "end")
+
+    @property
+    def text_ids(self) -> tuple[int, ...]:
+        """The tokens of the text, without a thought before it and without the end token."""
+        return self.ids[self.thought : self.thought + self.n_tokens]
 
 
-def cut_response(tokenizer: Any, ids: Sequence[int], end_ids: Sequence[int], markers: Sequence[str]) -> Response:
+def cut_response(
+    tokenizer: Any,
+    ids: Sequence[int],
+    end_ids: Sequence[int],
+    markers: Sequence[str],
+    thought: Thought | None = None,
+) -> Response:
     """Cut generated ids at the first end token, or where a line begins with a turn marker, whichever is first.
 
     Markers count only at the beginning of a line and in their own case: prose that mentions `human:` stays whole.
+    The text is the answer alone where the marks of a `thought` are given; empty if it never comes.
     """
     stop = next((i for i, token in enumerate(ids) if token in end_ids), None)
-    body = list(ids if stop is None else ids[:stop])
-    text = _decode(tokenizer, body)
+    body, end = (list(ids), ()) if stop is None else (list(ids[:stop]), (ids[stop],))
+    if thought is None:
+        return _cut(tokenizer, body, end, markers)
+    answer = _answer_in(tokenizer, body, thought)
+    if answer is None:
+        return Response("", (*body, *end), "end" if end else "length", thought=len(body))
+    whole = answer.stop == len(body)
+    cut = _cut(tokenizer, body[answer.start : answer.stop], end if whole else (), markers, answer.lead)
+    finish = cut.finish if whole else "turn"
+    return Response(cut.text, (*body[: answer.start], *cut.ids), finish, thought=answer.start)
+
+
+def _cut(tokenizer: Any, body: list[int], end: tuple[int, ...], markers: Sequence[str], lead: str = "") -> Response:
+    """Cut at a turn marker; `lead` is the beginning of the text, from a token before."""
+    text = lead + _decode(tokenizer, body)
     turn = _turn_start(text, markers)
     if turn is not None:
-        return Response(text[:turn].strip(), tuple(body[: _tokens_for(tokenizer, body, turn)]), "turn")
-    if stop is None:
-        return Response(text.strip(), tuple(body), "length")
-    return Response(text.strip(), (*body, ids[stop]), "end")
+        kept = _tokens_for(tokenizer, body, max(turn - len(lead), 0))
+        return Response(text[:turn].strip(), tuple(body[:kept]), "turn")
+    return Response(text.strip(), (*body, *end), "end" if end else "length")
+
+
+class _Answer(NamedTuple):
+    """Which tokens are the answer, and its first characters where they share a token with what comes before."""
+
+    start: int
+    stop: int
+    lead: str
+
+
+def _answer_in(tokenizer: Any, ids: list[int], thought: Thought) -> _Answer | None:
+    """Find what stands between the last end of a thought and the next one; None where nothing but thought is there."""
+    text = _decode(tokenizer, ids, special=True)
+    closed = text.rfind(thought.closer)
+    if closed < 0 and thought.open:
+        return None
+    begin = 0 if closed < 0 else closed + len(thought.closer)
+    begin += len(text[begin:]) - len(text[begin:].lstrip()) if closed >= 0 else 0
+    end = min((i for mark in thought.openers if (i := text.find(mark, begin)) >= 0), default=len(text))
+    if end < len(text) and not text[begin:end].strip():
+        return None
+    start = _tokens_for(tokenizer, ids, begin, special=True)
+    stop = len(ids) if end == len(text) else max(start, _tokens_for(tokenizer, ids, end, special=True))
+    return _Answer(start, stop, _decode(tokenizer, ids[:start], special=True)[begin:])
 
 
 def _turn_start(text: str, markers: Sequence[str]) -> int | None:
@@ -48,21 +100,21 @@ def _turn_start(text: str, markers: Sequence[str]) -> int | None:
     return len(text[: match.start()].rstrip()) if match else None
 
 
-def _tokens_for(tokenizer: Any, ids: list[int], length: int) -> int:
+def _tokens_for(tokenizer: Any, ids: list[int], length: int, *, special: bool = False) -> int:
     """Return the least number of tokens whose text begins with the first `length` characters of the whole.
 
     Length alone would not do: half of an emoji decodes to one character, too.
     """
-    start = _decode(tokenizer, ids)[:length]
+    start = _decode(tokenizer, ids, special=special)[:length]
     low, high = 0, len(ids)
     while low < high:
         middle = (low + high) // 2
-        if _decode(tokenizer, ids[:middle]).startswith(start):
+        if _decode(tokenizer, ids[:middle], special=special).startswith(start):
             high = middle
         else:
             low = middle + 1
     return low
 
 
-def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+def _decode(tokenizer: Any, ids: Sequence[int], *, special: bool = False) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False))

@@ -27,8 +27,8 @@ _FILES = (
 
 
 def is_folder(name: str) -> bool:
-    """Whether `name` can only mean a local folder: it exists, or is written as a path."""
-    return name.startswith((".", "/", "~")) or Path(name).is_dir()
+    """Whether `name` can only mean a local folder or GGUF file: it exists, or is written as a path."""
+    return name.startswith((".", "/", "~")) or name.endswith(".gguf") or Path(name).is_dir()
 
 
 def split_name(name: str) -> tuple[str, str | None]:
@@ -51,12 +51,14 @@ def display_name(name: str) -> str:
 def folder_revision(path: Path) -> str:
     """Return `sha256:...` over the names and contents of the files in a model folder that can change an output.
 
+    The path may be that of a GGUF file, which is all of its model.
     Files are streamed; where the folder lies and when it was written do not matter.
     """
     digest = hashlib.sha256()
-    files = {p.relative_to(path).as_posix() for pattern in _FILES for p in path.glob(pattern) if p.is_file()}
-    for file in sorted(files):
-        with (path / file).open("rb") as stream:
+    folder = path.parent if path.is_file() else path
+    found = [path] if path.is_file() else [p for pattern in _FILES for p in path.glob(pattern) if p.is_file()]
+    for file in sorted({p.relative_to(folder).as_posix() for p in found}):
+        with (folder / file).open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"{file}\0{content}\n".encode())
     return f"sha256:{digest.hexdigest()}"

@@ -5,15 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from steerbench.data.dialogue import Dialogue, Turn, plain_text
 from steerbench.errors import SteerbenchError
-from steerbench.models.batching import in_batches, position_limit, tokenize
+from steerbench.models.batching import check_ids, in_batches, padding_id, position_limit, tokenize
+from steerbench.models.chat_template import ChatTemplate
 from steerbench.models.checkpoint import Source, find, load_model, load_tokenizer, read_tensor, tensor_files
-from steerbench.models.prompt_format import TEMPLATE_DATE
+from steerbench.models.self_check import scorer_batch, trial_rows
 from steerbench.progress import Progress, silent
 
 _ULTRA_HEAD = "regression_head.weight"
@@ -28,9 +28,16 @@ class Reward(ABC):
     """Changes whenever a score could; part of the protocol."""
     truncated: int = 0
     """How many of the texts scored so far were too long, and scored without their beginning."""
+    shows_date: bool = False
+    """Whether it reads a date, which is a fixed one."""
+    largest_batch: int | None = None
+    """How many texts it takes at once: 1 if padding changes its scores, None for any number."""
 
     def check(self) -> None:  # noqa: B027 - a reward is ready unless it says otherwise
         """Raise SteerbenchError if nothing can be scored. Called before long work whose end is a score."""
+
+    def check_prompts(self, dialogues: Sequence[Dialogue]) -> None:  # noqa: B027 - most rewards read any dialogue
+        """Raise SteerbenchError if one of these dialogues cannot be read. Called before responses are made."""
 
     @abstractmethod
     def score(
@@ -50,15 +57,19 @@ class RewardModel(Reward):
         self,
         source: Source,
         tokenizer: Any,
+        model: Any,
         forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         *,
-        limit: int | None,
         device: torch.device,
         batch_size: int,
     ) -> None:
-        self.name, self.revision, self.limit = source.name, source.revision, limit
+        self.name, self.revision, self.limit = source.name, source.revision, position_limit(model, tokenizer)
         self.device, self.batch_size = device, batch_size
-        self._tokenizer, self._forward = tokenizer, forward
+        self._tokenizer, self._model, self._forward = tokenizer, model, forward
+        owner = f"the chat template of reward model {self.name!r}"
+        written = bool(tokenizer.chat_template)
+        self._template = ChatTemplate(tokenizer, owner, reply_follows=False) if written else None
+        self.shows_date = self._template is not None and self._template.shows_date
 
     @classmethod
     def load(
@@ -71,36 +82,43 @@ class RewardModel(Reward):
         source, device = find(name), torch.device(device)
         tokenizer = load_tokenizer(source)
         load = _ultra if _ULTRA_HEAD in tensor_files(source) else _classifier
-        model, forward = load(source, dtype or torch.float32)
-        limit = position_limit(model, tokenizer)
-        return cls(source, tokenizer, forward.to(device), limit=limit, device=device, batch_size=batch_size)
+        dtype = dtype or torch.float32
+        model, forward = load(source, dtype)
+        made = cls(source, tokenizer, model, forward.to(device), device=device, batch_size=batch_size)
+        rows = trial_rows(tokenizer, made.limit, model)
+        made.largest_batch = scorer_batch(f"reward model {source.name!r}", forward, rows, made._pad_id, device, dtype)
+        return made
+
+    @property
+    def _pad_id(self) -> int:
+        return padding_id(self._tokenizer, self._model)
 
     def text(self, dialogue: Dialogue, response: str) -> str:
         """Write a dialogue and its response the way this model was trained to read them."""
-        if not self._tokenizer.chat_template:
+        if self._template is None:
             return plain_text(dialogue, response)
-        messages = [{"role": t.role, "content": t.text} for t in (*dialogue, Turn("assistant", response))]
-        try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, date_string=TEMPLATE_DATE))
-        except TemplateError as error:
-            raise SteerbenchError(
-                f"the chat template of reward model {self.name!r} refuses a dialogue: {error}. Use another one."
-            ) from error
+        return self._template.text((*dialogue, Turn("assistant", response)), reply_follows=False)
+
+    def check_prompts(self, dialogues: Sequence[Dialogue]) -> None:
+        """Raise SteerbenchError if the chat template refuses a dialogue with a response, or drops a part of it."""
+        for dialogue in dialogues:
+            self.text(dialogue, "Yes.")
 
     def score(
         self, dialogues: Sequence[Dialogue], responses: Sequence[str], progress: Progress = silent
     ) -> torch.Tensor:
         """Return the reward of each response, (N,) float32 on the CPU. Raises SteerbenchError if one is not finite."""
         texts = [self.text(d, r) for d, r in zip(dialogues, responses, strict=True)]
-        bare = not self._tokenizer.chat_template  # a template writes its special tokens itself
+        bare = self._template is None  # a template writes its special tokens itself
         tokens = tokenize(self._tokenizer, texts, limit=self.limit, cut="left", special_tokens=bare)
+        check_ids(tokens.rows, self._tokenizer, self._model, self.name)
         self.truncated += tokens.truncated
         with progress(f"score with {self.name}", len(texts)) as advance:
             scores = in_batches(
                 tokens.rows,
                 self._forward,
-                batch_size=self.batch_size,
-                pad_id=self._tokenizer.pad_token_id or 0,
+                batch_size=self.largest_batch or self.batch_size,
+                pad_id=self._pad_id,
                 device=self.device,
                 advance=advance,
             )
@@ -160,9 +178,10 @@ def _classifier(source: Source, dtype: torch.dtype) -> tuple[Any, nn.Module]:
     """Load a sequence classifier. A decoder is known by its linear `score`, the name they all share."""
     model, missing = load_model(AutoModelForSequenceClassification, source, dtype)
     _refuse_untrained(source, missing)
-    if model.num_labels != 1:
+    labels = model.config.num_labels  # `model.num_labels` is missing in the BART family
+    if labels != 1:
         raise SteerbenchError(
-            f"{source.name!r} is a classifier with {model.num_labels} labels; a reward model has one. Use another."
+            f"{source.name!r} is a classifier with {labels} labels; a reward model has one. Use another."
         )
     head = getattr(model, "score", None)
     return model, _LastToken(model.base_model, head) if isinstance(head, nn.Linear) else _Classifier(model)

@@ -1,10 +1,12 @@
 """Cards of methods and tasks: the docstrings of their files, read without importing anything."""
 
 import ast
+import re
 import warnings
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from steerbench.errors import SteerbenchError
 from steerbench.plugins.registry import BUILT_IN, PLUGINS, Source
@@ -12,24 +14,48 @@ from steerbench.plugins.registry import BUILT_IN, PLUGINS, Source
 
 def card(source: Source) -> str:
     """Return the docstring of a source's file. Raises SteerbenchError that says why there is none."""
-    file = _file(source)
+    text = ast.get_docstring(syntax_tree(source))
+    if not text:
+        raise SteerbenchError(f"{file_of(source)} has no docstring; write what it does at its top.")
+    return text
+
+
+class Head(NamedTuple):
+    """What a list shows of a card. The last two are in the words of the card, and empty where it does not say."""
+
+    summary: str
+    """Its first line."""
+    learns_from: str
+    """`nothing`, `prompts`, `pairs`, `rollouts with rewards` or `reward at test time`."""
+    touches: str
+    """`prompt`, `activations`, `logits`, `choice of responses` or `nothing`."""
+
+
+def head(source: Source) -> Head:
+    """Return what a list shows of a card, which may say `Learns from: pairs. Touches: activations.`"""
+    text = card(source)
+    return Head(text.partition("\n")[0], *(_said(what, text) for what in ("Learns from", "Touches")))
+
+
+def _said(what: str, text: str) -> str:
+    found = re.search(rf"\b{what}: ([\w ]+)", text)
+    return found[1].strip() if found else ""
+
+
+def syntax_tree(source: Source) -> ast.Module:
+    """Return the syntax tree of a source's file. Raises SteerbenchError that says why there is none."""
+    file = file_of(source)
     try:
-        text = _docstring(file)
+        with warnings.catch_warnings(action="ignore"):  # a formula may well hold `\s`
+            return ast.parse(file.read_bytes(), file)
     except OSError as error:
         raise SteerbenchError(f"cannot read {file}: {error.strerror}; reinstall it.") from error
     except (SyntaxError, ValueError) as error:  # ValueError: bytes that are no text
         raise SteerbenchError(f"{file} is no Python source: {error}.") from error
-    if not text:
-        raise SteerbenchError(f"{file} has no docstring; write what it does at its top.")
-    return text
 
 
-def _docstring(file: Path) -> str:
-    with warnings.catch_warnings(action="ignore"):  # a formula may well hold `\s`
-        return ast.get_docstring(ast.parse(file.read_bytes(), file)) or ""
-
-
-def _file(source: Source) -> Path:
+def file_of(source: Source) -> Path:
+    """Return the file of a source. Raises SteerbenchError that says why there is none."""
     if source.module.startswith(f"{PLUGINS}."):
         return Path(source.origin)
     spec = find_spec(source.module) if source.origin == BUILT_IN else _spec(source.module)

@@ -1,10 +1,13 @@
 """What a file of a record that cannot be read is told as."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from steerbench.errors import SteerbenchError
+
+LeftOut = Callable[[str], object]
+"""Is told why a record is left out, in a sentence that names it."""
 
 
 @contextmanager
@@ -21,10 +24,11 @@ def reading(path: Path) -> Iterator[None]:
         raise SteerbenchError(f"{path} is damaged ({error}); {again}") from error
 
 
-def check_schema(path: Path, found: object, wanted: int) -> None:
+def check_schema(path: Path, found: object, readable: Sequence[int]) -> None:
     """Raise SteerbenchError for a record of another schema."""
-    if found != wanted:
+    if found not in readable:
+        known = " and ".join(map(str, readable))
         raise SteerbenchError(
-            f"{path} has schema {found}, and this steerbench reads {wanted}; move its folder elsewhere, or "
+            f"{path} has schema {found}, and this steerbench reads {known}; move its folder elsewhere, or "
             f"install the version that made it."
         )

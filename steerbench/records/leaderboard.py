@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from itertools import combinations, pairwise
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -14,13 +15,13 @@ from steerbench.errors import SteerbenchError
 from steerbench.files import write_asked
 from steerbench.plugins.spec import UNSTEERED
 from steerbench.records.columns import GAIN_COLUMNS, GAIN_ENDS, GAINS, LATENCY, RATES
+from steerbench.records.comparisons import COMPARISONS, compared, comparisons
 from steerbench.records.identity import Difference, differences, fingerprint
+from steerbench.records.ranks import ranks_of
 from steerbench.records.record import METRICS, Record
 from steerbench.records.statistics import (
-    N_RESAMPLES,
     Gaps,
     Interval,
-    between,
     gaps,
     holm,
     intervals,
@@ -29,8 +30,6 @@ from steerbench.records.statistics import (
     wilson,
 )
 
-LEVEL = 0.05
-"""Chance of one false claim among all pairs of methods of a task."""
 _TOLD = 5
 """Differences between two protocols that an error names."""
 
@@ -43,7 +42,8 @@ def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
     apart from each other. A method without all the protocol's seeds has none. Gains over the unsteered model have 95 %
     intervals (bootstrap over the test prompts), p-values (sign flips), alone and corrected for the number of methods
     in the task (Holm), and standard deviations between fits and between samples: see `steerbench.intervals`. All are
-    empty where a seed of the method has no record of the unsteered model beside it. Raises SteerbenchError that names
+    empty where a seed of the method has no record of the unsteered model beside it; so are the win rates against that
+    model, unless the records keep them (`steerbench.records.comparisons`). Raises SteerbenchError that names
     the field in which two protocols of one task differ, and if records of one protocol hold different prompts.
     """
     groups = by_task(records)
@@ -54,11 +54,14 @@ def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
 def method_gaps(records: Sequence[Record], metric: str) -> dict[tuple[str, str], Gaps]:
     """Return by task and name in the leaderboard how far each method is from the unsteered model, prompt by prompt.
 
-    Left out is what has no such metric, or no unsteered record beside each of its seeds. Raises as `leaderboard`.
+    The metric may be a comparison, such as `win_rate`. Left out is what has no such metric, or no unsteered record
+    beside each of its seeds. Raises as `leaderboard`.
     """
     found: dict[tuple[str, str], Gaps] = {}
     for task, group in by_task(records).items():
-        over = _over_unsteered(rows_of(group), _unsteered(group), metric)
+        beside = _unsteered(group)
+        told = [replace(r, examples=compared(r, beside.get(r.seed))) for r in group]
+        over = _over_unsteered(rows_of(told), _unsteered(told), metric)
         found |= {(task, name): gap for name, gap in over.items()}
     return found
 
@@ -102,9 +105,11 @@ def rows_of(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def _ranked(records: Sequence[Record]) -> list[dict[Hashable, object]]:
     rows = rows_of(records)
-    gains = _gains(rows, _unsteered(records))
-    ranks = ranks_of({name: g for name, g in rows.items() if len(g) == len(records[0].protocol["seeds"])})
-    table = pd.DataFrame(_row(name, ranks.get(name), group, gains[name]) for name, group in rows.items())
+    unsteered = _unsteered(records)
+    gains = _gains(rows, unsteered)
+    whole = {name: group for name, group in rows.items() if len(group) == len(records[0].protocol["seeds"])}
+    ranks = ranks_of(over_first(whole))
+    table = pd.DataFrame(_row(name, ranks.get(name), group, unsteered, gains[name]) for name, group in rows.items())
     in_order = table.sort_values(["rank", "reward", "method"], ascending=[True, False, True], na_position="last")
     found: list[dict[Hashable, object]] = in_order.to_dict("records")
     return found
@@ -143,21 +148,13 @@ def _unsteered(records: Sequence[Record]) -> dict[int, Record]:
     return {record.seed: record for record in sorted(found, key=lambda r: (r.created, r.identity))}
 
 
-def ranks_of(variants: Mapping[str, list[Record]]) -> dict[str, int]:
-    """Return for each row 1 + the number of those that are surely better, on the same prompts and seeds."""
-    groups = {key: group for key, group in variants.items() if all(_has(r, "reward") for r in group)}
-    first = next(iter(groups.values()), [])
-    over_first = {
-        key: gaps([r.examples for r in group], [r.examples for r in first], "reward") for key, group in groups.items()
+def over_first(variants: Mapping[str, list[Record]]) -> dict[str, Gaps]:
+    """Return how far the rewards of each row are from those of the first one, for the rows that have rewards."""
+    groups = {
+        key: [r.examples for r in group] for key, group in variants.items() if all(_has(r, "reward") for r in group)
     }
-    pairs = list(combinations(over_first, 2))
-    apart = [between(over_first[a], over_first[b]) for a, b in pairs]
-    enough = max(N_RESAMPLES, round(2 * len(pairs) / LEVEL))  # the smallest p must survive the correction
-    ranks = dict.fromkeys(over_first, 1)
-    for (a, b), gap, p in zip(pairs, apart, holm(p_values(apart, enough)), strict=True):
-        if p <= LEVEL:
-            ranks[b if gap.values.mean() > 0 else a] += 1
-    return ranks
+    first = next(iter(groups.values()), [])
+    return {key: gaps(tables, first, "reward") for key, tables in groups.items()}
 
 
 def _gains(variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record]) -> dict[str, dict[str, float | None]]:
@@ -232,11 +229,21 @@ def _rates(metrics: Mapping[str, float | None], n: int) -> dict[str, float | Non
     return ends
 
 
+def _compared(records: Sequence[Record], unsteered: Mapping[int, Record]) -> dict[str, float | None]:
+    """Return the means of the comparisons over the seeds; None for one that a seed lacks."""
+    found = [comparisons(record, unsteered.get(record.seed)) for record in records]
+    return {name: fmean(c[name] for c in found) if all(name in c for c in found) else None for name in COMPARISONS}
+
+
 def _row(
-    label: str, rank: int | None, records: Sequence[Record], gains: Mapping[str, float | None]
+    label: str,
+    rank: int | None,
+    records: Sequence[Record],
+    unsteered: Mapping[int, Record],
+    gains: Mapping[str, float | None],
 ) -> dict[str, object]:
     first = records[0]
-    metrics = {name: _mean(r.metrics.get(name) for r in records) for name in METRICS}
+    metrics = {name: _mean(r.metrics.get(name) for r in records) for name in METRICS} | _compared(records, unsteered)
     return {
         "task": first.labels["task"],
         "rank": rank,

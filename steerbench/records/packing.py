@@ -18,9 +18,10 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from steerbench.errors import SteerbenchError
 from steerbench.files import write_whole
-from steerbench.records.damage import check_schema, reading
+from steerbench.records.damage import LeftOut, check_schema, reading
 from steerbench.records.identity import Key, fingerprint
-from steerbench.records.record import LABELS, SCHEMA_VERSION, Record, to_json
+from steerbench.records.record import LABELS, READABLE, Record, to_json
+from steerbench.records.seal import check_seal
 
 PACKED = "records.jsonl"
 """The file that makes a folder a packed study."""
@@ -88,10 +89,11 @@ def _table(records: Sequence[Record]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(path: Path) -> list[Record]:
+def unpack(path: Path, left_out: LeftOut | None = None) -> list[Record]:
     """Read the records of a packed study from the path of its `records.jsonl`, in the order of its lines.
 
-    Raises SteerbenchError for a file that is missing, damaged, edited or of another schema, naming it.
+    Raises SteerbenchError for a file that is missing, damaged, edited or of another schema, naming it. A record whose
+    seal does not hold is told to `left_out`, where there is one, and the others are read.
     """
     protocols = _protocols(path.with_name("protocol.json"))
     with reading(path):
@@ -110,7 +112,7 @@ def unpack(path: Path) -> list[Record]:
                 raise ValueError(f"it does not have the rows of {record.folder_name}")
             frame = rows.select(list(line["columns"])).to_pandas().astype(line["columns"])
             object.__setattr__(record, "examples", frame)
-    return found
+    return [record for record, line in zip(found, lines, strict=True) if _holds(table, line, record, left_out)]
 
 
 def _protocols(path: Path) -> dict[str, Key]:
@@ -123,11 +125,25 @@ def _protocols(path: Path) -> dict[str, Key]:
 
 def _record(path: Path, line: dict[str, Any], protocols: dict[str, Key]) -> Record:
     values = line["record"]
-    check_schema(path, values.get("schema_version"), SCHEMA_VERSION)
+    check_schema(path, values.get("schema_version"), READABLE)
+    values = {name: value for name, value in values.items() if name != "seal"}
     record = Record(**values | {"protocol": protocols[values["protocol"]]})
     if not (record.labels.keys() >= LABELS and record.identity == line["identity"]):
         raise ValueError("it was edited")
     return record
+
+
+def _holds(path: Path, line: dict[str, Any], record: Record, left_out: LeftOut | None) -> bool:
+    """Tell whether the seal of a record holds. Raises SteerbenchError if not, unless `left_out` is to be told."""
+    try:
+        with reading(path.with_name(f"{PACKED}, {record.folder_name}")):
+            check_seal(line["record"] | {"protocol": record.protocol}, record.examples)
+    except SteerbenchError as error:
+        if left_out is None:
+            raise
+        left_out(str(error))
+        return False
+    return True
 
 
 def _short(protocol: Key) -> str:

@@ -1,22 +1,24 @@
 """A record: one result, what identifies it, and its metrics."""
 
 import json
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from steerbench.files import file_name
 from steerbench.records.columns import METRIC_COLUMNS
 from steerbench.records.identity import Key, fingerprint
+from steerbench.records.seal import FIRST_SEALED, seal
 
-SCHEMA_VERSION = 1
-
+SCHEMA_VERSION = 2
+"""2: raw scores alone, sealed. Those of 1 also keep what compares with other records."""
+READABLE = (1, 2)
 
 LABELS = {"task", "model", "reward_model", "held_out_reward"}
 
 METRICS = {column.name: column.meaning for column in METRIC_COLUMNS}
-"""What a record keeps of its per-example table: the means of columns, and over tokens those of `kl` and `nll`."""
+"""Metrics and their meaning. A record keeps the raw ones: means of columns, over tokens those of `kl` and `nll`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class Record:
     labels: dict[str, str]
     """Readable names of the task, the models and the data; no part of the identity."""
     metrics: dict[str, float]
-    """Means over the test prompts; see `METRICS` for their meaning."""
+    """Means over the test prompts of raw scores; see `METRICS` for their meaning, `comparisons` for the others."""
     latency: dict[str, Any]
     """Timings of this method and the unsteered model, interleaved, with the device."""
     counts: dict[str, int]
@@ -66,8 +68,7 @@ class Record:
     @property
     def folder_name(self) -> str:
         """Name of the record's folder: readable, and unique by its identity."""
-        task, method = (re.sub(r"[^A-Za-z0-9_.+=-]+", "-", x)[:60] for x in (self.labels["task"], self.method))
-        return f"{task}--{method}--seed{self.seed}--{self.identity[:12]}"
+        return file_name(self.labels["task"], self.method, f"seed{self.seed}", self.identity[:12])
 
 
 def identity(protocol: Key, parts: list[dict[str, Any]], seed: int, version: str) -> str:
@@ -76,7 +77,9 @@ def identity(protocol: Key, parts: list[dict[str, Any]], seed: int, version: str
 
 
 def to_json(record: Record) -> str:
-    """Return the JSON of a record, without its examples."""
+    """Return the JSON of a record, without its examples, and with the seal of both."""
     values = asdict(record)
     del values["examples"]
+    if record.schema_version >= FIRST_SEALED:
+        values["seal"] = seal(values, record.examples)
     return json.dumps(values, indent=1, allow_nan=False) + "\n"

@@ -1,7 +1,7 @@
 """How sure a gain over the unsteered model is: differences on the same prompts, resampled by their clusters."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import sqrt
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -18,6 +18,11 @@ _ROUNDED = ("reward", "held_out_reward")
 """Scores of a model, which rounds them otherwise in another batch."""
 _AT_ONCE = 250_000
 """Numbers of one array of resamples: few enough for the cache of a processor, which is also the fastest."""
+_TAIL = 3.178
+"""Bound on P(sum of terms with random signs > x) over that of a normal variable of the same variance, of any terms
+and x; Bentkus and Dzindzalieta, A tight Gaussian bound for weighted sums of Rademacher random variables, 2015."""
+_SURE = 10
+"""How many times."""
 _BITS = 36
 """Of a sum that are kept, which leaves 17 of the 53 for adding as many of them as there are clusters."""
 
@@ -59,22 +64,18 @@ def gaps(steered: Sequence[pd.DataFrame], unsteered: Sequence[pd.DataFrame], col
     Rewards that differ by at most `TOLERANCE` are equal, as in the win rate: that is the rounding of a batch, and would
     break ties. Raises SteerbenchError if the tables do not hold the same prompts.
     """
-    first = _by_id(unsteered[0])
-    ids = list(first["id"])
-    seeds = [_values(s, ids, column) - _values(u, ids, column) for s, u in zip(steered, unsteered, strict=True)]
+    like = unsteered[0]
+    first = _by_id(like.reset_index(drop=True))
+    order = first.index.to_numpy()
+    seeds = [
+        _values(s, like, order, column) - _values(u, like, order, column)
+        for s, u in zip(steered, unsteered, strict=True)
+    ]
     if column in _ROUNDED:
-        seeds = [_settled(row) for row in seeds]
+        seeds = [settled(row) for row in seeds]
     samples = first["sample"].to_numpy() if "sample" in first else np.zeros(len(first), int)
     by_seed = [[float(row[samples == k].mean()) for k in np.unique(samples)] for row in seeds]
-    return Gaps(ids, list(first["group"]), np.mean(seeds, axis=0), np.array(by_seed))
-
-
-def between(one: Gaps, other: Gaps) -> Gaps:
-    """Return how much higher the rewards of one method are than those of another, from how far both are from a third.
-
-    `by_seed` is that of `one`.
-    """
-    return one._replace(values=_settled(one.values - other.values))
+    return Gaps(list(first["id"]), list(first["group"]), np.mean(seeds, axis=0), np.array(by_seed))
 
 
 def intervals(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[Interval]:
@@ -105,23 +106,66 @@ def p_values(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[floa
     if not found:
         return []
     sums = _addable(_clusters(found)[0])
-    observed = np.abs(sums.sum(axis=1, keepdims=True))
-    generator, as_far = np.random.default_rng(0), np.ones(len(sums))
-    at_once = max(1, _AT_ONCE // sums.shape[1])
-    for start in range(0, n_resamples, at_once):
-        size = (min(at_once, n_resamples - start), sums.shape[1])
-        signs = 2.0 * generator.integers(0, 2, size, dtype=np.int8) - 1.0
-        as_far += (np.abs(sums @ signs.T) >= observed).sum(axis=1)
+    as_far = np.ones(len(sums))
+    for signs in _signs(sums.shape[1], n_resamples):
+        as_far += _as_far(sums, signs)
     return [float(p) for p in as_far / (n_resamples + 1)]
+
+
+def claims(sums: Any, level: float) -> Any:
+    """Tell which of many differences, (differences, clusters), have a p-value of at most `level` after Holm's method.
+
+    The answers are those of `p_values`, with as many signs as it takes for the smallest p to survive the correction,
+    but two kinds of differences are spared most of them. What Holm would not claim with the signs so far, it never
+    will: with more signs a p-value that counts them only grows. And a sum of terms with random signs has nearly the
+    tails of a normal one, at most `_TAIL` times as heavy: where that bound is `_SURE` times below what Holm asks of
+    the smallest p-value, the signs would have to be very unlucky ones to say otherwise.
+    """
+    n_resamples = max(N_RESAMPLES, round(2 * len(sums) / level))
+    deviations = np.sqrt((sums**2).sum(axis=1))
+    distances = np.abs(sums.sum(axis=1)) / np.where(deviations > 0, deviations, 1.0)
+    sure = distances > NormalDist().inv_cdf(1 - level / len(sums) / 2 / _TAIL / _SURE)
+    as_far, sums = np.ones(len(sums)), _addable(sums)
+    p = as_far / (n_resamples + 1)
+    for signs in _signs(sums.shape[1], n_resamples):
+        open_ = np.flatnonzero(~sure & (_holm(p) <= level))
+        if not len(open_):
+            break
+        as_far[open_] += _as_far(sums[open_], signs)
+        p = as_far / (n_resamples + 1)
+    return _holm(p) <= level
+
+
+def _signs(n_clusters: int, n_resamples: int) -> Iterator[Any]:
+    """Yield random signs, (some of the resamples, clusters), always the same."""
+    generator, at_once = np.random.default_rng(0), max(1, _AT_ONCE // n_clusters)
+    for start in range(0, n_resamples, at_once):
+        size = (min(at_once, n_resamples - start), n_clusters)
+        yield 2.0 * generator.integers(0, 2, size, dtype=np.int8) - 1.0
+
+
+def _as_far(sums: Any, signs: Any) -> Any:
+    """Return how many of the signs give each difference, (differences, clusters), a sum as far from zero as its own."""
+    found = np.empty(len(sums))
+    step = max(1, _AT_ONCE // len(signs))
+    for start in range(0, len(sums), step):
+        rows = sums[start : start + step]
+        drawn = rows @ signs.T
+        np.abs(drawn, out=drawn)
+        found[start : start + step] = np.count_nonzero(drawn >= np.abs(rows.sum(axis=1, keepdims=True)), axis=1)
+    return found
 
 
 def holm(p: Sequence[float]) -> list[float]:
     """Return p-values corrected for their number, by Holm's method: the chance of one false claim stays below alpha."""
-    order = sorted(range(len(p)), key=lambda i: p[i])
-    corrected, highest = [1.0] * len(p), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
-        corrected[i] = highest
+    corrected: list[float] = _holm(np.asarray(p, float)).tolist()
+    return corrected
+
+
+def _holm(p: Any) -> Any:
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty(len(p))
+    corrected[order] = np.maximum.accumulate(np.minimum(1.0, np.arange(len(p), 0, -1) * p[order]))
     return corrected
 
 
@@ -172,13 +216,31 @@ def _by_id(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["id", *(["sample"] if "sample" in table else [])], kind="stable")
 
 
-def _values(table: pd.DataFrame, ids: list[str], column: str) -> Any:
-    table = _by_id(table)
-    _check_same(list(table["id"]), ids)
-    return table[column].to_numpy(float)
+def aligned(table: pd.DataFrame, like: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a table in the order of another one, by prompt and by number of the sample.
+
+    Its own index is of no account. Raises SteerbenchError if the tables do not hold the same prompts.
+    """
+    if _alike(table, like):  # nearly always, and far cheaper than sorting
+        return table
+    found, wanted = _by_id(table), _by_id(like.reset_index(drop=True))
+    _check_same(list(found["id"]), list(wanted["id"]))
+    return found.set_axis(wanted.index).sort_index()
 
 
-def _settled(differences: Any) -> Any:
+def _alike(table: pd.DataFrame, like: pd.DataFrame) -> bool:
+    """Tell whether two tables have the same prompts and samples in the same order."""
+    names = [name for name in ("id", "sample") if name in table or name in like]
+    return all(name in table and name in like and table[name].array.equals(like[name].array) for name in names)
+
+
+def _values(table: pd.DataFrame, like: pd.DataFrame, order: Any, column: str) -> Any:
+    """Return a column in the order of the rows `order` of a table like it."""
+    return aligned(table, like)[column].to_numpy(float)[order]
+
+
+def settled(differences: Any) -> Any:
+    """Return differences of rewards without those that are the rounding of a batch, at most `TOLERANCE`."""
     return np.where(np.abs(differences) <= TOLERANCE, 0.0, differences)
 
 
@@ -195,8 +257,20 @@ def _clusters(found: Sequence[Gaps]) -> tuple[Any, Any]:
     """Return the sums of the differences in each cluster, (differences, clusters), and its prompts, (clusters,)."""
     if not found:
         return np.empty((0, 1)), np.ones(1)
-    codes, _ = pd.factorize(np.array(found[0].groups, dtype=object))
-    return np.array([np.bincount(codes, weights=one.values) for one in found]), np.bincount(codes).astype(float)
+    codes = clusters_of(found[0])
+    return cluster_sums(np.array([one.values for one in found]), codes), np.bincount(codes).astype(float)
+
+
+def clusters_of(one: Gaps) -> Any:
+    """Return the number of each response's cluster, (responses,)."""
+    return pd.factorize(np.array(one.groups, dtype=object))[0]
+
+
+def cluster_sums(values: Any, codes: Any) -> Any:
+    """Return the sums of differences, (differences, responses), in each cluster: (differences, clusters)."""
+    n = codes.max() + 1
+    cells = codes + n * np.arange(len(values))[:, None]
+    return np.bincount(cells.ravel(), weights=values.ravel(), minlength=len(values) * n).reshape(len(values), n)
 
 
 def _ends(sums: Any, sizes: Any, n_resamples: int) -> list[tuple[float, float]]:

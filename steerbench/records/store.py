@@ -13,9 +13,10 @@ import pandas as pd
 
 from steerbench.errors import SteerbenchError
 from steerbench.files import write_whole
-from steerbench.records.damage import check_schema, reading
+from steerbench.records.damage import LeftOut, check_schema, reading
 from steerbench.records.packing import PACKED, unpack
-from steerbench.records.record import LABELS, SCHEMA_VERSION, Record, to_json
+from steerbench.records.record import LABELS, READABLE, Record, to_json
+from steerbench.records.seal import check_seal
 
 _PARTIAL = ".partial-"
 _STALE = 3600
@@ -69,19 +70,35 @@ class Store:
                 shutil.rmtree(partial, ignore_errors=True)
         return final
 
-    def records(self) -> list[Record]:
-        """Return all records below the folder, packed ones too, in the order of their paths."""
+    def records(self, left_out: LeftOut | None = None) -> list[Record]:
+        """Return all records below the folder, packed ones too, in the order of their paths.
+
+        Raises SteerbenchError for one that cannot be read, or, with `left_out`, tells it why and goes on.
+        """
         if not self.folder.is_dir():
             lacking = "no folder" if self.folder.exists() else "not there"
             raise SteerbenchError(f"{self.folder} is {lacking}; `steerbench run --out FOLDER` makes one with records.")
         files = sorted(path for name in ("record.json", PACKED) for path in self.folder.rglob(name) if _whole(path))
-        return [record for path in files for record in (unpack(path) if path.name == PACKED else [read(path)])]
+        return [record for path in files for record in _read_all(path, left_out)]
 
 
-def records_in(folders: Iterable[Path]) -> list[Record]:
-    """Return the records in folders, in the order of their paths. Raises SteerbenchError if there is none."""
+def _read_all(path: Path, left_out: LeftOut | None) -> list[Record]:
+    try:
+        return unpack(path, left_out) if path.name == PACKED else [read(path)]
+    except SteerbenchError as error:
+        if left_out is None:
+            raise
+        left_out(str(error))
+        return []
+
+
+def records_in(folders: Iterable[Path], left_out: LeftOut | None = None) -> list[Record]:
+    """Return the records in folders, in the order of their paths. Raises SteerbenchError if there is none.
+
+    What `left_out` is for stands at `Store.records`.
+    """
     folders = list(folders)
-    records = [record for folder in folders for record in Store(folder).records()]
+    records = [record for folder in folders for record in Store(folder).records(left_out)]
     if not records:
         names = ", ".join(map(str, folders))
         raise SteerbenchError(f"there are no records in {names}; `steerbench run --out FOLDER` makes some.")
@@ -92,18 +109,19 @@ def read(path: Path) -> Record:
     """Read `record.json` and the Parquet beside it.
 
     Raises SteerbenchError for a file that is missing, damaged or of another schema, and where the name of the folder
-    is not the record's: then one of them was changed.
+    or the seal is not the record's: then one of them was changed.
     """
     with reading(path):
         values = dict(json.loads(path.read_text(encoding="utf-8")))
-    check_schema(path, values.get("schema_version"), SCHEMA_VERSION)
+    check_schema(path, values.get("schema_version"), READABLE)
     table = path.parent / "examples.parquet"
     with reading(table):  # of itself, Parquet reads flipped bits as they are
         examples = pd.read_parquet(table, page_checksum_verification=True)
     with reading(path):
-        record = Record(**values, examples=examples)
+        record = Record(**{name: value for name, value in values.items() if name != "seal"}, examples=examples)
         if not (record.labels.keys() >= LABELS and path.parent.name.endswith(f"--{record.identity[:12]}")):
             raise ValueError("it was edited, or its folder renamed")
+        check_seal(values, examples)
     return record
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steerbench.files import write_asked
+from steerbench.records.damage import LeftOut
 from steerbench.records.store import records_in
 from steerbench.report.groups import Group, grouped
 from steerbench.report.page import page
@@ -14,12 +15,19 @@ N_EXAMPLES = 64
 """Prompts per task whose generations the page holds."""
 
 
-def write_report(folders: Sequence[Path], out: Path, n_examples: int = N_EXAMPLES, plot: Path | None = None) -> None:
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    n_examples: int = N_EXAMPLES,
+    plot: Path | None = None,
+    left_out: LeftOut | None = None,
+) -> None:
     """Write the report of all records in folders, and of the timings in their `latency/`, to one HTML file.
 
-    `plot` is where `write_plot` writes to. Raises SteerbenchError if there are no records, or a file cannot be written.
+    `plot` is where `write_plot` writes to; what `left_out` is for stands at `Store.records`. Raises SteerbenchError if
+    there are no records, or a file cannot be written.
     """
-    groups = grouped(records_in(folders))
+    groups = grouped(records_in(folders, left_out))
     write_asked(out, page(groups, timings_in(folders), n_examples))
     if plot:
         write_plot(groups, plot)

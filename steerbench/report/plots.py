@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil, floor, log10
 from typing import Any, Literal
+
+from matplotlib.ticker import MaxNLocator
 
 from steerbench.report import svg
 from steerbench.report.svg import BLUE, CARD, GREEN, MUTED, ORANGE, RED
@@ -13,6 +16,7 @@ MARKS = {BLUE: "o", ORANGE: "D", RED: "v", GREEN: "s"}
 """A shape for each colour, for those who do not see it."""
 _LINEAR = 0.01
 """Where a logarithmic scale begins; below, down to zero, it is linear."""
+_MOST_TICKS = 7
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,30 @@ def scatter(plot: Scatter) -> str:
         if plot.scale == "symlog":
             axes.set_xscale("symlog", linthresh=_LINEAR, linscale=0.5)
         if plot.scale == "log":
-            axes.set_xscale("log", subs=[2, 5])
-            axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
-        if plot.scale != "linear":
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.set_xscale("log")
         fill(axes, plot)
+        if plot.scale != "linear":
+            low, high = axes.get_xlim()
+            axes.set_xticks([], minor=True)
+            axes.set_xticks(found := log_ticks(low, high), [f"{value:g}" for value in found])
         return svg.inline(made, plot.name, plot.label, {f"p-{p.key}": p.title for p in plot.points})
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return where a logarithmic axis from `low` >= 0 to `high` > `low` has its labels: three to seven, or a decade's.
+
+    They are 1, 2 and 5 of each decade; the decades alone where that is too many, and even steps where it is too few. An
+    axis from 0 is linear up to `_LINEAR`.
+    """
+    decades = [10.0**k for k in range(floor(log10(low or _LINEAR)), ceil(log10(high)) + 1)]
+    fine = [0.0, *(step * decade for decade in decades for step in (1, 2, 5))]
+    for steps in ([x for x in fine if low <= x <= high], [x for x in (0.0, *decades) if low <= x <= high]):
+        if 3 <= len(steps) <= _MOST_TICKS:
+            return steps
+    if len(decades) > _MOST_TICKS:
+        return [x for x in decades if low <= x <= high]
+    even = MaxNLocator(nbins=7, steps=[1, 2, 5, 10]).tick_values(low, high)
+    return [float(f"{x:.6g}") for x in even if low <= x <= high]
 
 
 def fill(axes: Any, plot: Scatter) -> None:

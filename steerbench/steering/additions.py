@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from steerbench.errors import SteerbenchError
+from steerbench.steering.annotations import as_floats
 from steerbench.steering.parts import Edit, PerPosition
 
 
@@ -16,10 +17,11 @@ class Add(Edit):
     """
 
     vector: Tensor
+    """(width,), float32"""
 
     def __init__(self, vector: Tensor, strength: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("vector", vector.float())
+        self.register_buffer("vector", as_floats("vector", vector, 1))
         self.strength = strength
 
     def constant(self) -> Tensor:
@@ -39,12 +41,13 @@ class AddInFront(Edit):
     """
 
     vectors: Tensor
+    """(n, width), float32"""
 
     def __init__(self, vectors: Tensor, first: int = 0, strength: float = 1.0) -> None:
         super().__init__()
         if first < 0:
             raise SteerbenchError(f"first={first} is no position of a prompt; give 0 or more.")
-        self.register_buffer("vectors", vectors.float())
+        self.register_buffer("vectors", as_floats("vectors", vectors, 2))
         self.first = first
         self.strength = strength
 

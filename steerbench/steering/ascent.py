@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from steerbench.errors import SteerbenchError
+from steerbench.steering.annotations import as_floats
 from steerbench.steering.parts import Edit
 
 FLIPS_FROM = 1024
@@ -41,8 +42,9 @@ class Ascent(Edit):
         if n_steps < 0:
             raise SteerbenchError(f"n_steps={n_steps} is no number of steps; give 0 or more.")
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            self.register_buffer(f"weight_{i}", weight.float().contiguous())
-            self.register_buffer(f"bias_{i}", bias.float())
+            self.register_buffer(f"weight_{i}", as_floats(f"weights[{i}]", weight, 2).contiguous())
+            self.register_buffer(f"bias_{i}", as_floats(f"biases[{i}]", bias, 1))
+        _check_chain(weights, biases)
         if len(weights) > 1:
             self.register_buffer("gram", weights[0].float() @ weights[0].float().T, persistent=False)
         self.depth, self.step_size, self.n_steps = len(weights), step_size, n_steps
@@ -85,6 +87,14 @@ class Ascent(Edit):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_graph": None}  # a graph belongs to one stream and cannot be copied
+
+
+def _check_chain(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+    """Check that each linear map takes what the one before it gives, and that the last gives one number."""
+    inputs = [weight.shape[1] for weight in weights[1:]] + [1]
+    for i, (weight, bias, wanted) in enumerate(zip(weights, biases, inputs, strict=True)):
+        if not len(weight) == len(bias) == wanted:
+            raise ValueError(f"weights[{i}] has {len(weight)} outputs and biases[{i}] {len(bias)}, not {wanted}")
 
 
 def _one_hidden_layer(

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 
 Scope = Literal["all", "prompt", "response"]
+"""Which positions an edit touches.
+
+- `all`: every position of prompt and response
+- `prompt`: the positions of the prompt
+- `response`: the last position of the prompt, which the first token is drawn from, and everything generated
+"""
 
 
 class Part:
@@ -103,6 +109,7 @@ class RankedEdit(Edit, ABC):
     contest: str
     """Name of the contest. Of edits of equal score the one that a steering lists first is ahead."""
     keep: int
+    """How many of the contest act on a prompt."""
 
     @abstractmethod
     def score(self, query: Tensor) -> Tensor:
@@ -151,6 +158,7 @@ class DecodePart(GuidingPart):
     """How many candidates are drawn for a prompt, and which is taken. A subclass has one of the two functions."""
 
     candidates: int
+    """How many responses are drawn for each prompt."""
 
     @property
     def sequence_kl(self) -> float | None:
@@ -171,8 +179,11 @@ class PlacedEdit:
     """An edit with its site and its scope."""
 
     site: Site
+    """Where it acts."""
     edit: Edit
+    """What it does there."""
     scope: Scope = "response"
+    """At which positions."""
 
     def __post_init__(self) -> None:
         if self.scope not in get_args(Scope):

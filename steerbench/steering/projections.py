@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from steerbench.errors import SteerbenchError, suggest
+from steerbench.steering.annotations import as_floats
 from steerbench.steering.parts import Edit, RankedEdit
 
 Form = Literal["tanh", "relu", "add"]
@@ -19,10 +20,11 @@ class Ablate(Edit):
     """
 
     direction: Tensor
+    """(width,), float32"""
 
     def __init__(self, direction: Tensor, target: float = 0.0, strength: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("direction", normalize(direction.float(), dim=0))
+        self.register_buffer("direction", normalize(as_floats("direction", direction, 1), dim=0))
         self.target = target
         self.strength = strength
 
@@ -44,8 +46,10 @@ class RemoveBoost(Edit):
 
     def __init__(self, remove: Tensor, boost: Tensor, strength: float = 1.0, one_sided: bool = True) -> None:
         super().__init__()
-        self.register_buffer("remove", normalize(remove.float(), dim=0))
-        self.register_buffer("boost", normalize(boost.float(), dim=0))
+        if remove.shape != boost.shape:
+            raise ValueError(f"remove has the shape {tuple(remove.shape)}, and boost {tuple(boost.shape)}")
+        self.register_buffer("remove", normalize(as_floats("remove", remove, 1), dim=0))
+        self.register_buffer("boost", normalize(as_floats("boost", boost, 1), dim=0))
         self.strength = strength
         self.one_sided = one_sided
 
@@ -73,6 +77,7 @@ class Gated(RankedEdit):
     """
 
     directions: Tensor
+    """(k, width), float32"""
 
     def __init__(
         self,
@@ -86,7 +91,7 @@ class Gated(RankedEdit):
         super().__init__()
         if form not in get_args(Form):
             raise SteerbenchError(suggest("form of an edit", form, list(get_args(Form))))
-        self.register_buffer("directions", directions.float())
+        self.register_buffer("directions", as_floats("directions", directions, 2))
         self.strength = strength
         self.form = form
         self.filtered = filtered

@@ -9,8 +9,9 @@ from torch import Tensor
 from steerbench.errors import SteerbenchError
 from steerbench.plugins import registry
 from steerbench.steering.additions import Add, AddInFront
+from steerbench.steering.annotations import check_arguments
 from steerbench.steering.ascent import Ascent
-from steerbench.steering.parts import Part
+from steerbench.steering.parts import Edit, Part
 from steerbench.steering.projections import Ablate, Gated, RemoveBoost
 
 SCHEMA_VERSION = 1
@@ -38,19 +39,34 @@ def pack(part: Part, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def unpack(saved: dict[str, Any], prefix: str, tensors: dict[str, Tensor], kind: type[Part]) -> Any:
-    """Make a part of what `pack` returned. Raises SteerbenchError if it is not of this kind."""
+    """Make a part of what `pack` returned, and take its tensors out of the others.
+
+    Raises SteerbenchError if it is not of this kind, or if its arguments do not fit its class.
+    """
     cls = _resolve(saved["class"])
     if not issubclass(cls, kind):
         raise SteerbenchError(f"{saved['class']} is no {kind.__name__}.")
-    values = dict(saved["values"])
-    lists: dict[str, list[Tensor]] = {}
-    for key in (k for k in tensors if k.startswith(prefix + ".")):
-        name, _, index = key.removeprefix(prefix + ".").partition(".")
-        if index:
-            lists.setdefault(name, []).append(tensors[f"{prefix}.{name}.{len(lists.get(name, []))}"])
-        else:
-            values[name] = tensors[key]
-    return cls(**values, **lists)
+    try:
+        arguments = _arguments(saved["values"], prefix, tensors)
+        check_arguments(cls, arguments, bounded=issubclass(cls, Edit))  # logits may be infinite
+        return cls(**arguments)
+    except Exception as error:  # constructors fail in many ways at arguments that they never gave
+        raise SteerbenchError(
+            f"{prefix} does not fit its class, {saved['class']}: {str(error) or repr(error)}"
+        ) from error
+
+
+def _arguments(values: dict[str, Any], prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the values and tensors of one part by name; `name.0`, `name.1` and so on make a list."""
+    own = {key: tensors.pop(key) for key in list(tensors) if key.startswith(f"{prefix}.")}
+    found: dict[str, Any] = {}
+    for key, tensor in own.items():
+        name, _, index = key.removeprefix(f"{prefix}.").partition(".")
+        count = sum(other.startswith(f"{prefix}.{name}.") for other in own)
+        found[name] = [own[f"{prefix}.{name}.{i}"] for i in range(count)] if index else tensor
+    if twice := sorted(found.keys() & values.keys()):
+        raise ValueError(f"{twice[0]} is there as a tensor and as a value")
+    return {**values, **found}
 
 
 def _resolve(reference: str) -> type[Any]:

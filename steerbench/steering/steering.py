@@ -23,12 +23,18 @@ class Steering:
     """What to do at generation time. `a + b` joins two steerings: prompts, edits and logits of `a` come first."""
 
     prompt: tuple[PromptPart, ...] = ()
+    """Rewrite the dialogue, in order."""
     edits: tuple[PlacedEdit, ...] = ()
+    """Change activations; at one site, in order."""
     logits: tuple[LogitsPart, ...] = ()
+    """Change the scores of the next token, in order."""
     decode: DecodePart | None = None
+    """Chooses among several responses."""
 
     JSON: ClassVar[str] = "steering.json"
+    """Name of the file of what is no tensor."""
     TENSORS: ClassVar[str] = "steering.safetensors"
+    """Name of the file of tensors."""
 
     def __add__(self, other: "Steering") -> "Steering":
         if self.decode and other.decode:
@@ -78,10 +84,10 @@ class Steering:
             raise SteerbenchError(f"{folder} has schema {schema}, not {SCHEMA_VERSION}; fit it again.")
         try:
             return cls._unpack(record, tensors)
-        except SteerbenchError:
-            raise
-        except Exception as error:  # constructors fail in many ways at arguments that they never gave
-            raise SteerbenchError(f"{folder} does not fit the classes it names: {error!r}. Fit it again.") from error
+        except SteerbenchError as error:
+            raise SteerbenchError(f"{folder} holds a damaged or foreign steering: {error}") from error
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise SteerbenchError(f"{folder} holds a damaged steering: {error!r}; fit it again.") from error
 
     def _pack(self) -> tuple[str, dict[str, Tensor]]:
         tensors: dict[str, Tensor] = {}
@@ -107,4 +113,7 @@ class Steering:
             for i, p in enumerate(record["edits"])
         )
         decode = record["decode"] and unpack(record["decode"], "decode", tensors, DecodePart)
-        return cls(parts("prompt", PromptPart), edits, parts("logits", LogitsPart), decode)
+        steering = cls(parts("prompt", PromptPart), edits, parts("logits", LogitsPart), decode)
+        if tensors:
+            raise SteerbenchError(f"no part has the tensor {min(tensors)!r}.")
+        return steering

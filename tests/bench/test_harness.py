@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from thorough import mostly_slow
 from steerbench import Decoding, Options, Protocol, Reward, Store, run
 from steerbench.bench import run as harness
 from steerbench.bench.scoring import score
-from steerbench.bench.setup import load_bench
+from steerbench.bench.setup import Bench, load_bench
 from steerbench.data import user
 from steerbench.engine import generate as generation
 from steerbench.engine.activations import activations_at
@@ -24,8 +25,9 @@ from steerbench.engine.effect import Effect
 from steerbench.engine.timing import latency
 from steerbench.errors import SteerbenchError
 from steerbench.learn import Response, RewardModel
-from steerbench.metrics import diversity_of
+from steerbench.metrics import diversity_of, wins
 from steerbench.plugins import registry
+from steerbench.records.comparisons import COMPARISONS, compared, comparisons
 from steerbench.records.identity import differences
 
 PLUGIN = """
@@ -102,7 +104,7 @@ def test_a_run_measures_the_unsteered_model_and_every_method(protocol: Protocol,
 
 def test_scores_are_those_of_the_parts(protocol: Protocol, world: Path, tmp_path: Path) -> None:
     record = run(protocol, "caa:strength=4", Options(out=tmp_path)).records[1]
-    table, base = record.examples, scores(tmp_path, "unsteered")
+    table = record.examples
     bench = load_bench(protocol, Options())
     reward = RewardModel.load(str(world / "reward"))
     prompts = [e.prompt for e in bench.test]
@@ -111,10 +113,9 @@ def test_scores_are_those_of_the_parts(protocol: Protocol, world: Path, tmp_path
     preferred = reward.score(prompts, [e.chosen for e in bench.test]).tolist()
     for i, row in table.iterrows():
         assert row["diversity"] == diversity_of(row["response"])
-        gap = row["reward"] - base.loc[i, "reward"]
-        assert row["win_rate"] == (0.5 if abs(gap) <= 1e-4 else float(gap > 0))
-        assert row["win_rate_preferred"] == float(row["reward"] > preferred[i])
-    assert set(base["win_rate"]) == {0.5}
+        assert row["preferred_reward"] == pytest.approx(preferred[i], abs=1e-5)
+    assert not {*table} & {*COMPARISONS}
+    assert list(table["preferred_reward"]) == list(scores(tmp_path, "unsteered")["preferred_reward"])
 
 
 def test_texts_too_long_for_the_reward_are_counted(protocol: Protocol, world: Path, tmp_path: Path) -> None:
@@ -137,16 +138,21 @@ class CountLetters(Reward):
 NOTHING = Effect([0.0] * 4, [0.0] * 4, {})
 
 
+def against_preferred(bench: Bench, responses: list[Response]) -> list[float]:
+    table = score(bench, responses, NOTHING)
+    return wins(table["reward"].tolist(), table["preferred_reward"].tolist())
+
+
 def test_the_preferred_reply_is_the_one_to_beat(protocol: Protocol) -> None:
     bench = load_bench(protocol, Options())
     bench.reward = CountLetters()
     between = [Response("x" * ((len(e.chosen) + len(e.rejected)) // 2), (1,), "length") for e in bench.test]
     assert all(len(e.chosen) > len(r.text) > len(e.rejected) for e, r in zip(bench.test, between, strict=True))
-    assert score(bench, between, NOTHING, None)["win_rate_preferred"].tolist() == [0.0] * 4
+    assert against_preferred(bench, between) == [0.0] * 4
     longer = [Response("x" * (len(e.chosen) + 1), (1,), "length") for e in bench.test]
-    assert score(bench, longer, NOTHING, None)["win_rate_preferred"].tolist() == [1.0] * 4
+    assert against_preferred(bench, longer) == [1.0] * 4
     equal = [Response(e.chosen, (1,), "length") for e in bench.test]
-    assert score(bench, equal, NOTHING, None)["win_rate_preferred"].tolist() == [0.5] * 4
+    assert against_preferred(bench, equal) == [0.5] * 4
 
 
 def test_what_has_a_record_is_not_measured_again(
@@ -156,9 +162,9 @@ def test_what_has_a_record_is_not_measured_again(
     measured = []
     original = harness.measure
 
-    def spy(bench: Any, method: Any, seed: int, unsteered: Any) -> Any:
+    def spy(bench: Any, method: Any, seed: int) -> Any:
         measured.append(str(method.spec))
-        return original(bench, method, seed, unsteered)
+        return original(bench, method, seed)
 
     monkeypatch.setattr(harness, "measure", spy)
     second = run(protocol, "caa:strength=2,caa", Options(out=tmp_path))
@@ -256,15 +262,17 @@ def test_the_guide_cannot_be_held_out(protocol: Protocol, world: Path) -> None:
 
 def test_a_held_out_reward_scores_beside_the_guide(protocol: Protocol, other_reward: Path, tmp_path: Path) -> None:
     both = replace(protocol, held_out_reward=str(other_reward))
-    record = run(both, "caa", Options(out=tmp_path)).records[1]
+    unsteered, record = run(both, "caa", Options(out=tmp_path)).records
     assert record.metrics["held_out_reward"] == pytest.approx(record.metrics["reward"])
-    assert record.metrics["held_out_win_rate"] == record.metrics["win_rate"]
+    told = comparisons(record, unsteered)
+    assert told["held_out_win_rate"] == told["win_rate"]
+    assert told["held_out_win_rate_preferred"] == told["win_rate_preferred"]
 
 
 def test_a_choosing_method_is_judged_by_the_guide(
     protocol: Protocol, tmp_path: Path, plugin: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness, "latency", latency)
+    monkeypatch.setattr(harness, "latency", partial(latency, new_tokens=8, rounds=1))
     part = """
 class Best(DecodePart):
     def __init__(self, candidates: int) -> None:
@@ -277,8 +285,9 @@ class Best(DecodePart):
     outcome = run(sampled, f"{name},{name}+caa", Options(out=tmp_path))
     assert not outcome.failures
     best = outcome.records[1]
-    assert best.metrics["win_rate"] > 0.5
-    assert set(best.examples["win_rate"]) <= {0.5, 1.0}  # the unsteered draw is among the candidates
+    won = compared(best, outcome.records[0])["win_rate"]
+    assert won.mean() > 0.5
+    assert set(won) <= {0.5, 1.0}  # the unsteered draw is among the candidates
     assert best.latency["decode_ratio"] > 2
 
 

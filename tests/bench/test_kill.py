@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -223,7 +224,10 @@ def start(args: list[str], folder: Path) -> "subprocess.Popen[str]":
 
 @pytest.mark.parametrize(
     ("sign", "code"),
-    mostly_slow([(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)], lambda case: case[0] == signal.SIGINT),
+    mostly_slow(
+        [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 143)],
+        lambda case: case[0] == signal.SIGINT,
+    ),
 )
 def test_the_same_command_goes_on_where_it_was_ended(
     run_args: list[str], run_cli: Callable[..., Result], tmp_path: Path, sign: signal.Signals, code: int
@@ -233,8 +237,11 @@ def test_the_same_command_goes_on_where_it_was_ended(
         os.kill(process.pid, sign)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    if sign == signal.SIGINT:
-        assert errors == "interrupted. Finished records are kept; the same command goes on from there.\n"
+    if code > 0:
+        what = {130: "interrupted", 143: "ended by SIGTERM"}[code]
+        *stages, last = errors.splitlines()
+        assert last == f"{what}. Finished records are kept; the same command goes on from there."
+        assert all(re.fullmatch(r".+: \d+ of \d+, .+", line) for line in stages)
     before = times(tmp_path / "ended")
     n_left = len(Store(tmp_path / "ended").records())
     assert 1 <= n_left < 4
@@ -250,8 +257,8 @@ def test_the_same_command_goes_on_where_it_was_ended(
 
 FEW, MANY = 2, 20
 """How often a run is killed by default, and with all tests."""
-NOT_COMPARED = {"created", "seconds", "latency"}
-"""What a record says about the clock, and about what else the machine did."""
+NOT_COMPARED = {"created", "seconds", "latency", "seal"}
+"""What a record says about the clock, and about what else the machine did; the seal is of that, too."""
 COLUMNS_NOT_COMPARED = ("prefill_", "decode_", "tokens_per_s", "peak_memory_mb", "fit_seconds")
 """The same of the leaderboard; a column begins so."""
 

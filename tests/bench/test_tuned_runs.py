@@ -44,7 +44,7 @@ def bench(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> Bench:
 def test_the_best_on_validation_is_measured_and_not_the_best_on_test(say: Say, bench: Bench) -> None:
     say(LETTERS)
     method = planned("say")
-    record = harness.measure(bench, method, 0, None)
+    record = harness.measure(bench, method, 0)
     assert [trial["score"] for trial in record.tuning["trials"]] == [1.0, 3.0, 0.0]
     assert record.tuning["chosen"] == {"letter": "e"}
     assert list(record.examples["response"]) == ["eee"] * 4
@@ -54,7 +54,7 @@ def test_the_best_on_validation_is_measured_and_not_the_best_on_test(say: Say, b
 
 def test_a_record_is_that_of_the_method_as_given(say: Say, bench: Bench) -> None:
     say(LETTERS)
-    record = harness.measure(bench, planned("say"), 0, None)
+    record = harness.measure(bench, planned("say"), 0)
     assert record.method == "say"
     (part,) = record.parts
     assert part["hyperparameters"] == {"letter": "a", "weight": 1e4}
@@ -83,7 +83,7 @@ def test_tuning_sees_the_validation_prompts_and_no_test_prompt(
     phases: list[tuple[set[Dialogue], set[Dialogue]]] = []
     monkeypatch.setattr(generation, "_draw", spy)
     monkeypatch.setattr(harness, "tune", tuned)
-    harness.measure(bench, planned("say"), 0, None)
+    harness.measure(bench, planned("say"), 0)
     assert phases == [(validation | train, validation | train)]
     assert not (validation | train) & test
     assert test <= set(bench.reward.seen)
@@ -93,7 +93,7 @@ def test_tuning_sees_the_validation_prompts_and_no_test_prompt(
 def test_every_seed_is_tuned_by_itself(say: Say, bench: Bench) -> None:
     say({"letter": list("abcdefghijklmnop")})
     drawn = [
-        [trial["hyperparameters"] for trial in harness.measure(bench, planned("say"), seed, None).tuning["trials"]]
+        [trial["hyperparameters"] for trial in harness.measure(bench, planned("say"), seed).tuning["trials"]]
         for seed in (0, 1)
     ]
     assert drawn[0] != drawn[1]

@@ -81,10 +81,12 @@ def test_a_unit_survives_pickle_and_json() -> None:
     assert Unit.from_json(json.dumps(json.loads(bare.to_json()))) == bare
 
 
+@pytest.mark.slow
 def test_another_process_measures_the_same_record(protocol: Protocol, tmp_path: Path) -> None:
+    """In the other order too: no record needs that of the unsteered model."""
     here, there = tmp_path / "here", tmp_path / "there"
     expected = {r.identity: r for r in run(protocol, "caa:strength=4", Options(out=here)).records}
-    for unit in units([protocol], "caa:strength=4"):
+    for unit in reversed(units([protocol], "caa:strength=4")):
         subprocess.run([sys.executable, "-c", MEASURE, unit.to_json(), str(there)], check=True)
     found = {r.identity: r for r in Store(there).records()}
     assert found.keys() == expected.keys()

@@ -107,7 +107,10 @@ OPTIONS = {
     "unknown data type": (["--dtype", "float8"], "unknown dtype 'float8'. Did you mean 'float32'?"),
     "no data": (["--data", "nowhere.jsonl"], "no data at nowhere.jsonl"),
     "unknown suffix": (["--data", __file__], "its name must end in one of .jsonl"),
-    "data of another task": (["--tasks", "shp"], "64 x missing field. Give records in the schema of stanfordnlp/SHP"),
+    "data of another task": (
+        ["--tasks", "shp"],
+        "64 x missing field. The last one has the fields chosen, rejected. Give records in",
+    ),
     "no model there": (["--model", "./nowhere"], "there is no model folder at './nowhere'; check the path"),
     "no model of that name": (["--model", "nobody/nothing"], "Check the name, the network"),
     "no name": (["--model", ""], "is not a model folder: it has no config.json; check the path"),
@@ -497,6 +500,10 @@ def test_a_folder_without_records_is_told(cli: Cli, tmp_path: Path) -> None:
     refused(cli("leaderboard", __file__), "is no folder")
 
 
+def test_a_metric_of_another_name_is_told(cli: Cli, tmp_path: Path) -> None:
+    refused(cli("power", tmp_path, "--metric", "rewrd"), "unknown metric 'rewrd'. Did you mean 'reward'? Known: ")
+
+
 def test_a_csv_that_cannot_be_written_is_told(cli: Cli, runs: Path) -> None:
     done = cli("leaderboard", runs, "--csv", runs)
     refused(done, f"cannot write {runs}: Is a directory; choose another file.")
@@ -510,6 +517,11 @@ GENERATE = {
     "tokens": (["--method", "static_prompt", "--max-new-tokens", "300"], "do not fit the context of 256"),
     "long prompt": (["--method", "static_prompt", "long " * 60], "do not fit the context of 256"),
     "bytes": (["--method", "static_prompt", "caf\udce9"], "is not UTF-8; convert it first."),
+    "strength": (["--method", "caa", "--strength", "1,x"], "--strength '1,x' must be numbers separated by commas"),
+    "infinite": (["--method", "caa", "--strength", "inf"], "--strength 'inf' must be numbers separated by commas"),
+    "no strength": (["--strength", "1"], "--strength needs a method; give one that has, such as --methods caa."),
+    "none to set": (["--method", "static_prompt", "--strength", "1"], "static_prompt has no strength to set; give one"),
+    "set twice": (["--method", "caa:strength=2", "--strength", "1"], "caa:strength=2 sets strength already; leave it"),
     "train": (["--method", "caa", "--max-new-tokens", "230"], "no training prompt of hh_rlhf has at most 13 tokens"),
 }
 
@@ -539,7 +551,8 @@ def test_a_name_that_cannot_be_a_file_is_refused(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(cli("new", "method", name), "cannot name a method; use letters, digits and underscores")
+    for kind in ("method", "task"):
+        refused(cli("new", kind, name), f"cannot name a {kind}; use letters, digits and underscores")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -549,6 +562,10 @@ def test_a_name_that_is_taken_is_refused(cli: Cli, tmp_path: Path, monkeypatch: 
     (tmp_path / "mine.py").write_text("mine")
     refused(cli("new", "method", "mine"), "mine.py exists; choose another name.")
     assert (tmp_path / "mine.py").read_text() == "mine"
+    refused(cli("new", "task", "shp"), "shp exists; choose another name.")
+    (tmp_path / "test_yours.py").write_text("yours")
+    refused(cli("new", "task", "yours"), "test_yours.py exists; choose another name.")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py", "test_yours.py"]
 
 
 def test_a_folder_that_cannot_be_written_is_told(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

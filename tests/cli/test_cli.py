@@ -3,27 +3,34 @@
 import inspect
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from given_options import last_of_each
-from rich.control import strip_control_codes
+from rich.console import Console
 from typer.testing import Result
 
 import steerbench
-from steerbench import LanguageModel, Store, generate
+from steerbench import LanguageModel, Store, fit, generate
 from steerbench import cli as commands
 from steerbench.bench.protocol import FitSettings
-from steerbench.bench.try_out import sample
+from steerbench.bench.try_out import Sample, sample
 from steerbench.cli import console
+from steerbench.cli.console import visible
+from steerbench.cli.replies import KL, show_below, show_beside
 from steerbench.data import Turn, user
+from steerbench.engine.effect import effect
+from steerbench.learn import Response
 from steerbench.plugins import registry
+from steerbench.plugins.cards import head
 from steerbench.plugins.plugin import KINDS
 from steerbench.plugins.template import METHOD
 
@@ -101,7 +108,7 @@ def test_two_tasks_are_measured_and_ranked(run_cli: Cli, data: Path, tmp_path: P
     ]
     for task in ("hh_rlhf", "shp"):
         ranked = sorted((r for r in records if r.labels["task"] == task), key=lambda r: -r.metrics["reward"])
-        _, shown = done.stdout.split(f"{task} ", 1)
+        _, shown = done.stdout.split(f"{task}\n", 1)
         cells = [(r.method, f"{r.metrics['reward']:.3f}") for r in ranked]
         assert [(row[1], row[2]) for row in rows(shown)[:3]] == cells
     assert f"6 records in {tmp_path / 'runs'}, 0 of them from before" in done.stdout
@@ -209,15 +216,16 @@ def test_names_are_shown_as_they_are(run_cli: Cli) -> None:
     assert 'static_prompt:text="[/b] [bold] :smile: héllo, wörld"' in done.stdout
 
 
-def test_a_narrow_terminal_cuts_no_number(run_cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_pipe_gets_tables_as_wide_as_they_are(run_cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(console.out, "width", 30)
-    done = run_cli("--methods", "caa:strength=2:pool=last_response+static_prompt")
-    records = Store(tmp_path / "runs").records()
-    for record in records:
-        (row,) = (row for row in rows(done.stdout) if row[2] == f"{record.metrics['reward']:.3f}")
-        assert row[-1] == f"{record.latency['decode_ratio']:.3f}"
-        assert record.method.startswith(row[1])
-    assert "time ×" in done.stdout
+    method = "caa:pool=last_response:strength=2+static_prompt"
+    done = run_cli("--methods", method)
+    records = {r.method: r for r in Store(tmp_path / "runs").records()}
+    shown = {row[1]: row[2:] for row in rows(done.stdout)}
+    assert set(shown) == set(records) == {"unsteered", method}
+    for name, cells in shown.items():
+        assert cells[0] == f"{records[name].metrics['reward']:.3f}"
+        assert cells[-1] == f"{records[name].latency['decode_ratio']:.3f}"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
@@ -239,14 +247,37 @@ def test_a_terminal_without_unicode_gets_the_table_too(
 # list, generate, new, check
 
 
-def test_list_names_everything_with_its_origin(cli: Cli) -> None:
-    done = cli("list")
-    assert done.exit_code == 0
+def test_list_says_what_each_does_in_groups_by_what_it_touches(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console.out, "width", 200)
+    lines = [line.rstrip() for line in cli("list").stdout.splitlines()]
     for kind in KINDS:
         for source in registry.sources(kind):
-            assert f"  {source.name}  {source.origin}\n" in done.stdout
+            said = head(source)
+            (line,) = (line for line in lines if line.split()[:1] == [source.name])
+            assert line.endswith(said.summary)
+            assert f" {said.learns_from} " in line
+    groups = [line.strip() for line in lines if re.fullmatch(r"  \S[\w ]*", line)]
+    assert groups == ["prompt", "activations", "choice of responses", "nothing"]
+    assert lines.index("  activations") < lines.index(next(x for x in lines if " caa " in x)) < lines.index("  nothing")
     assert "caa" not in cli("list", "tasks").stdout
     assert "shp" not in cli("list", "methods").stdout
+
+
+def test_list_of_one_shows_its_settings_and_its_card(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console.out, "width", 200)
+    done = cli("list", "static_re").stdout
+    assert "arXiv 2406.05954" in done
+    assert re.search(
+        r"^strength +0\.1 +float +length of the shift.*; 0\.0 switches the method off; --tune draws", done, re.M
+    )
+    assert re.search(r"^layer +none +int \| none +with `site=resid_post`", done, re.M)
+    assert "Given as --methods 'static_re:strength=0.05'" in done
+    assert "It has no hyperparameters." in cli("list", "unsteered").stdout
+    assert re.search(r"^min_ratio +1\.0 +float +votes of", cli("list", "shp").stdout, re.M)
+    assert "It has no settings." in cli("list", "hh_rlhf").stdout
+    wrong = cli("list", "method")
+    assert wrong.exit_code == 2
+    assert "unknown method or task 'method'. Did you mean 'methods'?" in wrong.stderr
 
 
 def test_list_long_shows_the_card_of_each(cli: Cli) -> None:
@@ -284,7 +315,12 @@ def test_a_broken_plugin_does_not_sink_the_long_list(cli: Cli, tmp_path: Path, m
     )
     assert f"a_gone  {gone.origin}\n  no card: cannot read {gone.origin}: No such file" in done.stdout
     assert "The model as it is: the baseline of every table." in done.stdout
-    assert "a_cli_syntax" in cli("list").stdout
+    monkeypatch.setattr(console.out, "width", 200)
+    _, broken = cli("list", "methods").stdout.split("\n  broken")
+    for name, why in {"marked": "defines no class that subclasses Steerer", "syntax": "is no Python source"}.items():
+        assert re.search(rf"a_cli_{name} .*cli_{name}\.py {why}", " ".join(broken.split()))
+    assert "a_gone" in broken
+    assert "defines no class that subclasses Steerer" in cli("list", "a_cli_marked").stdout
 
 
 def test_generate_shows_the_responses_beside_the_unsteered_ones(cli: Cli, world: Path) -> None:
@@ -294,20 +330,24 @@ def test_generate_shows_the_responses_beside_the_unsteered_ones(cli: Cli, world:
     done = cli("generate", *options, "--method", "static_prompt:text=Hi", *prompts)
     lm = LanguageModel.load(str(world / "lm"))
     settings = steerbench.Decoding(max_new_tokens=6)
-    plain = [r.text for r in generate(lm, [user(p) for p in prompts], decoding=settings)]
+    plain = [visible(r.text) for r in generate(lm, [user(p) for p in prompts], decoding=settings)]
     system = [(Turn("system", "Hi"), *user(p)) for p in prompts]
-    steered = [r.text for r in generate(lm, system, decoding=settings)]
+    steered = [visible(r.text) for r in generate(lm, system, decoding=settings)]
     assert plain != steered
-    wanted = ["unsteered", *plain, "static_prompt:text=Hi", *steered]
+    responses = generate(lm, system, decoding=settings)
+    kl = effect(lm, [user(p) for p in prompts], responses, fit("static_prompt:text=Hi", lm, []), decoding=settings).kl
+    shown = [f"KL {value:.3f}  {text}" for value, text in zip(kl, steered, strict=True)]
+    wanted = ["unsteered", *plain, "static_prompt:text=Hi", *shown, KL]
     assert done.exit_code == 0, done.stderr
+    assert min(kl) > 0
     assert [line.strip() for line in done.stdout.splitlines()] == [line.strip() for line in wanted]
 
 
 def test_generate_learns_from_data(cli: Cli, world: Path) -> None:
     options = ["--model", world / "lm", "--data", world / "hh_rlhf.jsonl", "--max-new-tokens", "6", "--n-train", "4"]
     done = cli("generate", *options, "--method", "caa:strength=0,caa:strength=9", "How do I bake bread?")
-    _, unsteered, _, off, _, on = done.stdout.splitlines()
-    assert off == "  (equal to the unsteered reply)"
+    _, unsteered, _, off, _, on, _ = done.stdout.splitlines()
+    assert off == "  KL 0.000  (equal to the unsteered reply)"
     assert on not in (unsteered, off)
     alone = cli("generate", *options, "How do I bake bread?")
     assert alone.stdout == f"unsteered\n{unsteered}\n"
@@ -331,12 +371,44 @@ def test_generate_shows_the_pairs_that_a_method_wrote(cli: Cli, world: Path) -> 
     for pair in written["first"]:
         lines += [f"  ? {pair['query']}", f"    + {pair['good_description']}", f"    + {pair['good']}"]
         lines += [f"    - {pair['bad_description']}", f"    - {pair['bad']}"]
-    expected = strip_control_codes("".join(f"{line}\n" for line in lines))
+    expected = visible("".join(f"{line}\n" for line in lines))
     assert written["kept"] == len(written["first"]) > 1
     assert shown.exit_code == 0, shown.stderr
     assert shown.stdout == cli("generate", *options, "--method", methods, "Why?").stdout + expected
+    assert "alignez:n_queries=3  (strength 1)\n" in shown.stdout
     alone = ["--method", "caa", "Why?"]
     assert cli("generate", *options, "--show-pairs", *alone).stdout == cli("generate", *options, *alone).stdout
+
+
+def test_generate_shows_each_strength(cli: Cli, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--model", world / "lm", "--data", world / "hh_rlhf.jsonl", "--max-new-tokens", "6", "--n-train", "4"]
+    given = ["generate", *options, "--method", "caa:layer=0,static_prompt:text=Hi", "--strength"]
+    methods = ["unsteered", "caa:layer=0:strength=0.5", "caa:layer=0:strength=9", "static_prompt:text=Hi"]
+    monkeypatch.setattr(console.out, "width", 100)
+    below = cli(*given, "0.5,9", "How?", "Why?").stdout
+    assert [line for line in below.splitlines() if line in methods] == methods
+    assert cli(*given, "0.5", "--strength", "9", "How?", "Why?").stdout == below
+    monkeypatch.setattr(console.out, "width", 140)
+    beside = cli(*given, "0.5,9", "How?", "Why?").stdout
+    found = re.findall(r"KL \d+\.\d{3}", below)
+    assert len(set(found)) > 3
+    _, how, why = re.split(r"^(?:How|Why)\?\s*$", beside, flags=re.MULTILINE)
+    for block, kl in ((how, found[::2]), (why, found[1::2])):
+        assert {word for word in block.split() if word in methods} == {*methods}
+        assert re.findall(r"KL \d+\.\d{3}", block) == kl
+
+
+def test_replies_with_mark_up_and_without_kl_are_shown_as_they_are() -> None:
+    def one(method: str, text: str, kl: float) -> Sample:
+        return Sample(method, [Response(text, (1,), "length")], {}, [kl], "")
+
+    stream = Console(file=io.StringIO(), width=80)
+    shown = [one("unsteered", "[bold]a[/b]", 0.0), one("best", "", nan)]
+    show_below(stream, shown)
+    show_beside(stream, ["[i]Why?"], shown)
+    text = stream.file.getvalue()  # type: ignore[attr-defined]
+    assert "unsteered\n  [bold]a[/b]\nbest\n  KL not known  (empty)\n" in text
+    assert re.search(r"\[i\]Why\?.*\n.*best.*\n.*KL not known.*\n.*\n\[bold\]a\[/b\] +\(empty\)", text)
 
 
 def test_new_check_and_run_belong_together(cli: Cli, run_cli: Cli, tmp_path: Path, monkeypatch: Any) -> None:
@@ -344,6 +416,9 @@ def test_new_check_and_run_belong_together(cli: Cli, run_cli: Cli, tmp_path: Pat
     done = cli("new", "method", "my_method")
     assert done.stdout == "written: my_method.py. Next: steerbench check my_method.py\n"
     assert "class MyMethod(Steerer)" in (tmp_path / "my_method.py").read_text()
+    listed = cli("list", "--plugin", "my_method.py", "my_method").stdout
+    assert "Learns from: pairs. Touches: activations." in listed
+    assert re.search(r"^strength +1\.0 +float +in units of the vector's own length; 0\.0", listed, re.MULTILINE)
     checked = cli("check", "my_method.py", "--family", "llama")
     assert checked.exit_code == 0, checked.stdout
     assert "my_method: " in checked.stdout
@@ -351,6 +426,21 @@ def test_new_check_and_run_belong_together(cli: Cli, run_cli: Cli, tmp_path: Pat
     measured = run_cli("--plugin", "my_method.py", "--methods", "my_method:strength=2,my_method+caa")
     assert measured.exit_code == 0, measured.stderr
     assert {row[1] for row in rows(measured.stdout)} == {"unsteered", "my_method:strength=2", "my_method+caa"}
+
+
+def test_a_new_task_can_be_run(cli: Cli, run_cli: Cli, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = cli("new", "task", "good_bread")
+    assert done.exit_code == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"good_bread.py", "good_bread.csv", "test_good_bread.py"}
+    assert "class GoodBread(Task)" in (tmp_path / "good_bread.py").read_text()
+    (command,) = re.findall("steerbench run (.*)", done.stdout)
+    measured = run_cli(*command.replace("good_bread --data", "good_bread:min_words=5 --data").split())
+    assert measured.exit_code == 0, measured.stderr
+    assert {row[1] for row in rows(measured.stdout)} == {"unsteered", "caa", "static_prompt"}
+    (record, *_) = Store(tmp_path / "runs").records()
+    assert (record.protocol["task"], record.protocol["n_examples"]) == ("good_bread", 4)
+    assert record.protocol["task_settings"] == {"min_words": 5}
 
 
 def test_check_fails_where_an_invariant_is_broken(cli: Cli, tmp_path: Path) -> None:
@@ -361,7 +451,7 @@ def test_check_fails_where_an_invariant_is_broken(cli: Cli, tmp_path: Path) -> N
     assert "broken" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["--help", "list", "list --long"])
+@pytest.mark.parametrize("command", ["--help", "list", "list --long", "list caa"])
 def test_help_and_list_load_nothing_heavy(command: str) -> None:
     code = "import sys; from steerbench.cli import app; app(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True)

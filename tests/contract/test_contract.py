@@ -360,7 +360,8 @@ def test_command_on_a_fit_that_fails_says_so_once(tmp_path: Path) -> None:
         2,
         [
             "broken  Fit returns a steering.",
-            f"        {', '.join(tiny.FAMILIES)}: ValueError: too few [pairs] (mine.py:{line})",
+            f"        {', '.join(tiny.FAMILIES)}: ValueError: too few [pairs] "
+            f"(mine.py:{line}: raise ValueError('too few [pairs]'))",
             f"mine: fit fails on {n} of {n} model families, so {n * len(INVARIANTS)} of {n * len(INVARIANTS)} checks "
             f"could not be made.",
         ],
@@ -380,7 +381,7 @@ def test_command_on_a_fit_that_fails_on_some_families_checks_the_others(
         2,
         [
             "broken  Fit returns a steering.",
-            f"        gpt2: ZeroDivisionError: division by zero (mine.py:{line})",
+            f"        gpt2: ZeroDivisionError: division by zero (mine.py:{line}: 1 / 0)",
             "holds   The same seed gives the same bytes.",
             "holds   Fit leaves the model as it found it.",
             "mine: 4 of 4 checks hold, 2 invariants on 2 model families.",

@@ -1,5 +1,6 @@
 """Loading: formats, damaged files, what is skipped, splits. On a task of three fields, invented here."""
 
+import csv
 import gzip
 import json
 import math
@@ -80,12 +81,31 @@ def as_lines_with_bom_and_gaps(path: Path, records: list[Row]) -> None:
     path.write_bytes(b"\xef\xbb\xbf" + lines(records).replace(b"\n", b"\r\n\n"))
 
 
+def as_utf16_lines(path: Path, records: list[Row]) -> None:
+    """As Windows' PowerShell writes what is redirected into a file."""
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\r\n" for r in records), "utf-16", newline="")
+
+
+def as_gzip_utf16_array(path: Path, records: list[Row]) -> None:
+    path.write_bytes(gzip.compress(json.dumps(records, ensure_ascii=False).encode("utf-16-be")))
+
+
 def as_gzip(path: Path, records: list[Row]) -> None:
     path.write_bytes(gzip.compress(lines(records)))
 
 
 def as_gzip_array(path: Path, records: list[Row]) -> None:
     path.write_bytes(gzip.compress(b" \n" + json.dumps(records).encode()))
+
+
+def as_csv(path: Path, records: list[Row]) -> None:
+    pandas.DataFrame(records).to_csv(path, index=False)
+
+
+def as_csv_of_a_spreadsheet(path: Path, records: list[Row]) -> None:
+    pandas.DataFrame(records).to_csv(
+        path, index=False, encoding="utf-8-sig", lineterminator="\r\n", quoting=csv.QUOTE_ALL
+    )
 
 
 def as_parquet(path: Path, records: list[Row]) -> None:
@@ -100,10 +120,14 @@ def as_parquet(path: Path, records: list[Row]) -> None:
         ("a.jsonl", as_array),
         ("a.json", as_array_with_bom),
         ("a.JSONL", as_lines_with_bom_and_gaps),
+        ("a.jsonl", as_utf16_lines),
+        ("a.json.gz", as_gzip_utf16_array),
         ("a.jsonl.gz", as_gzip),
         ("a.json.gz", as_gzip),
         ("a.json.gz", as_gzip_array),
         ("a.parquet", as_parquet),
+        ("a.csv", as_csv),
+        ("a.CSV", as_csv_of_a_spreadsheet),
     ],
 )
 def test_every_format_gives_the_same_examples(tmp_path: Path, name: str, save: Callable[..., object]) -> None:
@@ -113,6 +137,15 @@ def test_every_format_gives_the_same_examples(tmp_path: Path, name: str, save: C
     data = load_data(Toy(), tmp_path / name)
     assert (data.train, data.validation, data.test) == (expected.train, expected.validation, expected.test)
     assert data.skipped == {"duplicate prompt": 11}
+
+
+def test_texts_keep_their_line_ends(tmp_path: Path) -> None:
+    """Lines of a file may end in CRLF; what stands in a text is the author's."""
+    content = lines([row(topic, f"a\r\nb\rc\n{topic}") for topic in range(3)])
+    (tmp_path / "a.jsonl").write_bytes(content.replace(b"\n", b"\r\n"))
+    data = load_data(Toy(), tmp_path / "a.jsonl")
+    texts = {e.prompt[-1].text for e in (*data.train, *data.validation, *data.test)}
+    assert texts == {f"qa\r\nb\rc\n{topic}" for topic in range(3)}
 
 
 def test_a_folder_without_split_names_is_one_pool(tmp_path: Path) -> None:
@@ -125,7 +158,45 @@ def test_a_folder_without_split_names_is_one_pool(tmp_path: Path) -> None:
     assert ids(load_data(Toy(), tmp_path / "d")) == ids(expected)
 
 
+def test_cells_of_a_csv_are_text_and_lines_may_be_short(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('topic,question,reply\n1,"a, b\nc",2.50\n2,q\n\n3,r,"""yes"""\n4,s,x,y\n5,t,\n')
+    data = load_data(Toy(), path)
+    assert {
+        (e.group, e.prompt[0].text, e.chosen) for split in (data.train, data.validation, data.test) for e in split
+    } == {
+        ("1", "a, b\nc", "2.50"),
+        ("3", "r", '"yes"'),
+        ("4", "s", "x"),
+        ("5", "t", ""),
+    }
+    assert data.skipped == {"missing field": 1}
+
+
 # Mistakes of the user
+
+
+@pytest.mark.parametrize("text", [b'topic,question,reply\n1,"open,a', b"topic,question,reply\n1,\xff,a\n"])
+def test_a_damaged_csv_is_told(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "a.csv").write_bytes(text)
+    assert "it is damaged or cut off" in message(tmp_path / "a.csv")
+
+
+def test_other_columns_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("subject;question;reply\n1;2;3\n")
+    assert message(tmp_path / "a.csv").endswith(
+        "1 x missing field. The last one has the fields subject;question;reply. "
+        "Give records in the schema of someone/toy."
+    )
+
+
+def test_a_task_without_a_data_set_asks_for_a_file(tmp_path: Path) -> None:
+    class Own(Toy):
+        hub = ""
+
+    assert message(None, Own()).startswith("task Own names no data set of the Hub; give its file with --data PATH (")
+    (tmp_path / "a.jsonl").write_text("{}")
+    assert message(tmp_path / "a.jsonl", Own()).endswith("Give records as Own.parse reads them.")
 
 
 @pytest.mark.parametrize("name", ["absent.jsonl", "x" * 300, "a\0b"])
@@ -133,7 +204,7 @@ def test_missing_path(tmp_path: Path, name: str) -> None:
     assert "--data" in message(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.gz", "a", "jsonl"])
+@pytest.mark.parametrize("name", ["a.xlsx", "a.gz", "a", "jsonl"])
 def test_unknown_suffix(tmp_path: Path, name: str) -> None:
     text = message(write(tmp_path / name, rows(1, 2, 3)))
     assert name in text
@@ -153,10 +224,11 @@ def test_folder_without_data(tmp_path: Path) -> None:
         ("plain.jsonl.gz", lines(rows(1, 2, 3))),
         ("bad.jsonl.gz", gzip.compress(b"x" * 500, mtime=0)[:12] + b"\xff\x00\xff\x00" * 9),
         ("bad.parquet", b"PAR1 but no more of it PAR1"),
+        ("half.jsonl", lines(rows(1, 2, 3)).decode().encode("utf-16")[:-1]),
         ("empty.parquet", b""),
         ("lines.parquet", lines(rows(1, 2, 3))),
     ],
-    ids=["cut gzip", "no gzip", "corrupt gzip", "corrupt parquet", "empty parquet", "no parquet"],
+    ids=["cut gzip", "no gzip", "corrupt gzip", "corrupt parquet", "cut UTF-16", "empty parquet", "no parquet"],
 )
 def test_damaged_file(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)

@@ -20,6 +20,7 @@ def test_user_is_one_turn() -> None:
         ("\n\nHuman: a\n\nAssistant: b\n\nAssistant: c", [("user", "a"), ("assistant", "b"), ("assistant", "c")]),
         ("\n\nHuman: a Human: b\nAssistant: c", [("user", "a Human: b\nAssistant: c")]),
         ("\n\nHuman: a\n\nHumane: b\n\n human: c", [("user", "a\n\nHumane: b\n\n human: c")]),
+        ("\r\n\r\nHuman: a\r\nb\r\n\r\nAssistant: c\r\n", [("user", "a\r\nb"), ("assistant", "c")]),
     ],
 )
 def test_parse_hh_turns(text: str, turns: list[tuple[str, str]]) -> None:

@@ -309,6 +309,13 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         write_latency(record(), tmp_path / "a.json")
 
 
+@pytest.mark.parametrize("text", ["../../x", "/etc/x", ".x", "a\0b"])
+def test_the_name_of_a_model_never_leads_out_of_the_folder(tmp_path: Path, text: str) -> None:
+    timed = record()
+    path = write_latency(timed | {"model": timed["model"] | {"name": text}, "device": text}, tmp_path / "out")
+    assert (path.parent, path.name.startswith(".")) == (tmp_path / "out", False)
+
+
 DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no time": (lambda r: r.pop("created"), "it has no 'created'"),
     "time as a number": (lambda r: r.update(created=3), "created is 3"),

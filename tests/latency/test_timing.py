@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from steerbench import LanguageModel, Reward, Steering
+from steerbench import LanguageModel, Options, Protocol, Reward, Steering
+from steerbench.bench.setup import Setup
 from steerbench.contract.tiny import VowelReward
 from steerbench.data import user
 from steerbench.edits import Add, DecodePart, PlacedEdit, Site
 from steerbench.engine import timing as module
 from steerbench.engine.generate import generate_fixed
 from steerbench.errors import SteerbenchError
+from steerbench.models import machine
 from steerbench.models.machine import device_label, dtype_of, environment, peak_memory_mb, pick_device, use_threads
 
 SHIFT = Steering(edits=(PlacedEdit(Site("resid_post", 1), Add(torch.ones(32))),))
@@ -105,22 +107,65 @@ def test_devices_and_data_types_are_checked() -> None:
         dtype_of("float15")
 
 
-def test_threads_suit_the_size_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    use_threads(10**9, torch.device("cpu"))
-    assert chosen == []
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of threads that are set, on a machine of eight cores that computes faster the more there are."""
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    use_threads(10**5, torch.device("cpu"))
-    use_threads(4 * 10**6, torch.device("cpu"))
-    assert chosen == [1, 2]
+    monkeypatch.setattr(machine, "_passes_in", lambda seconds, threads, width: float(threads))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    machine._fastest.cache_clear()
+    return found
+
+
+def test_threads_suit_the_size_of_the_model(chosen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (10**5, 4 * 10**6, 10**9):
+        use_threads(size, torch.device("cpu"))
+    assert chosen == [1, 2, 8]
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     use_threads(4 * 10**6, torch.device("cpu"))
-    assert chosen == [1, 2, 1]
+    assert chosen == [1, 2, 8, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     use_threads(10**5, torch.device("cpu"))
-    assert chosen == [1, 2, 1]
+    assert chosen == [1, 2, 8, 1]
+
+
+def test_a_busy_machine_gets_one_thread_for_as_long_as_the_process_lasts(
+    chosen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def passes(seconds: float, threads: int, width: int) -> float:
+        asked.append(threads)
+        return 1 / threads
+
+    monkeypatch.setattr(machine, "_passes_in", passes)
+    for _ in range(2):
+        use_threads(10**9, torch.device("cpu"))
+    assert chosen == [1, 1]
+    assert asked == [1, 8]  # so much slower that it is not tried again
+
+
+def test_threads_are_timed_at_work() -> None:
+    before = torch.get_num_threads()
+    try:
+        assert machine._passes_in(0.001, 2, 64) > 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_that_are_given_are_used(protocol: Protocol) -> None:
+    before = torch.get_num_threads()
+    try:
+        setup = Setup(protocol, Options(threads=2))
+        assert (setup.lm.n_layers, torch.get_num_threads()) == (3, 2)
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(SteerbenchError, match="0 threads cannot compute anything; give 1 or more"):
+        Setup(protocol, Options(threads=0))
 
 
 def test_the_machine_is_named() -> None:

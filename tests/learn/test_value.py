@@ -73,6 +73,7 @@ def test_the_value_function_of_the_chain_is_found(settings: dict[str, Any]) -> N
     assert float(error) < 0.05
 
 
+@pytest.mark.slow
 def test_what_each_fault_of_the_published_code_makes_of_the_value() -> None:
     """The table of the standard deviation of V over the walks, at steps 2, 4, 6 and 8."""
     walks = chain(8)
@@ -86,6 +87,25 @@ def test_what_each_fault_of_the_published_code_makes_of_the_value() -> None:
     assert residual == pytest.approx([0.08, 0.33, 0.89, 2.07], rel=0.15)
     original = spread(trained(walks, terminal="first", detach=False), walks)
     assert original == pytest.approx([0, 0, 0, 0], abs=0.02)
+
+
+def test_lambda_returns_reach_the_first_steps_in_few_steps_of_training() -> None:
+    """The reward is at the end: TD(0) hands it back state by state, lambda-returns at once."""
+    walks = chain(8)
+    published, ours = (spread(trained(walks, epochs=20, td_lambda=td_lambda), walks)[0] for td_lambda in (0.0, 0.95))
+    truth = 2**0.5
+    assert published < 0.6 * truth
+    assert 0.8 * truth < ours < 1.2 * truth
+
+
+@pytest.mark.parametrize(
+    ("rollouts", "epochs", "most"),
+    [(410, None, 1153), (161_000, None, 100), (410, 7, 7)],  # 30,000 steps of 16 rollouts; as published; as asked
+)
+def test_training_has_a_limit_of_steps(rollouts: int, epochs: int | None, most: int) -> None:
+    training = Training(layers=2, hidden=None, lr=1e-4, batch_size=16, epochs=epochs)
+    assert training.most_epochs(Split(range(rollouts), [rollouts])) == most
+    assert training.most_epochs(Split(range(rollouts))) == (epochs or 100)
 
 
 def test_a_reward_at_the_first_state_tells_nothing_of_the_response() -> None:

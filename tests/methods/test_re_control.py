@@ -26,10 +26,11 @@ from steerbench import (
     load,
     run,
 )
+from steerbench.bench.setup import Setup
 from steerbench.contract import tiny
 from steerbench.data import user
 from steerbench.edits import Ascent, Site
-from steerbench.learn import Split, Tokens, Training, activations, response_logits
+from steerbench.learn import Split, Tokens, Training, ValueFunction, activations, response_logits
 from steerbench.progress import Progress, silent
 
 PROMPTS = [user("How do I bake a cake?"), user("Hi"), user("Why is the sky blue, and who said so?")]
@@ -188,6 +189,26 @@ def test_the_training_settings_reach_the_value_function(llama: LanguageModel) ->
     digests = [fit(llama, **variant).digest() for variant in variants]
     assert len(set(digests)) == len(variants)
     assert fit(llama).digest() == digests[0]
+
+
+def test_the_first_state_as_terminal_means_td_0(llama: LanguageModel) -> None:
+    assert fit(llama, terminal="first", td_lambda=0.9).digest() == fit(llama, terminal="first").digest()
+
+
+@pytest.mark.slow
+def test_the_default_tells_the_prompts_of_the_testbed_apart() -> None:
+    """More than the published setting does on the same rollouts; training ends by itself."""
+    setup = Setup(Protocol(n_train=160, decoding=Decoding(max_new_tokens=32, temperature=1.0)), Options())
+    context, spreads = setup.context(0), []
+    for fields in ({}, {"td_lambda": 0.0, "epochs": 100}):
+        edit = ascent_of(load("methods", "re_control")(**fields).fit(context))
+        value = ValueFunction(tuple(edit.weights), tuple(edit.biases))
+        states = context.states(Site("final"), [r.tokens for r in context.rollouts() if r.response.ids])
+        firsts = [batch.states[0] for batch in states.batches(range(len(states)), 1)]
+        spreads.append(float(value(torch.stack(firsts)).std()))
+        if not fields:
+            assert context.report["best_epoch"] < context.report["epochs"] - 1 < 1000
+    assert spreads[0] > 1.5 * spreads[1]
 
 
 def test_what_cannot_be_fitted_is_told(llama: LanguageModel) -> None:

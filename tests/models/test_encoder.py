@@ -47,6 +47,18 @@ def declare(folder: Path, *modes: str, max_length: int | None = None, dense: boo
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_length}))
 
 
+def declare_by_name(folder: Path, mode: str | list[str], *, max_length: int = 200) -> None:
+    """Write the files of sentence-transformers 5.4 and later: a length of the tokenizer's, and modes by name."""
+    declare(folder)
+    pooling = {"embedding_dimension": 16, "pooling_mode": mode, "include_prompt": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    task = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(task))
+    made = tokenizer()
+    made.model_max_length = max_length
+    made.save_pretrained(folder)
+
+
 def mean_pooling(folder: Path) -> str:
     declare(bert(folder), "mean_tokens")
     return "mean"
@@ -54,6 +66,16 @@ def mean_pooling(folder: Path) -> str:
 
 def cls_pooling(folder: Path) -> str:
     declare(bert(folder), "cls_token")
+    return "cls"
+
+
+def named_mean_pooling(folder: Path) -> str:
+    declare_by_name(bert(folder), "mean")
+    return "mean"
+
+
+def listed_cls_pooling(folder: Path) -> str:
+    declare_by_name(bert(folder), ["cls"])
     return "cls"
 
 
@@ -76,7 +98,10 @@ def oracle(folder: Path, kind: str, ids: list[int]) -> torch.Tensor:
     return unit
 
 
-@pytest.mark.parametrize("build", [mean_pooling, cls_pooling, simcse, no_trained_pooler])
+BUILDS = [mean_pooling, cls_pooling, named_mean_pooling, listed_cls_pooling, simcse, no_trained_pooler]
+
+
+@pytest.mark.parametrize("build", BUILDS)
 def test_a_batch_equals_the_oracle_one_by_one(build: Callable[[Path], str], tmp_path: Path) -> None:
     kind = build(tmp_path)
     fast = AutoTokenizer.from_pretrained(tmp_path)
@@ -88,7 +113,7 @@ def test_a_batch_equals_the_oracle_one_by_one(build: Callable[[Path], str], tmp_
     assert (expected @ expected.T).min() < 0.9  # the oracle tells texts apart
 
 
-@pytest.mark.parametrize(("declared", "length"), [(None, 128), (20, 20), (4000, 200)])
+@pytest.mark.parametrize(("declared", "length"), [(None, 200), (20, 20), (4000, 200)])
 def test_a_long_text_is_cut_on_the_side_asked_for(declared: int | None, length: int, tmp_path: Path) -> None:
     declare(bert(tmp_path), "mean_tokens", max_length=declared)
     encoder = SentenceEncoder.load(str(tmp_path))
@@ -102,6 +127,11 @@ def test_a_long_text_is_cut_on_the_side_asked_for(declared: int | None, length: 
     torch.testing.assert_close(encoder.encode([text, "a"])[0], right, rtol=0, atol=1e-5)
     assert encoder.truncated == 2
     assert not torch.allclose(left, right, atol=1e-3)
+
+
+def test_a_folder_that_leaves_the_length_to_the_tokenizer(tmp_path: Path) -> None:
+    declare_by_name(bert(tmp_path), "mean", max_length=150)
+    assert SentenceEncoder.load(str(tmp_path)).max_length == 150
 
 
 def test_a_simcse_checkpoint_reads_128_tokens(tmp_path: Path) -> None:
@@ -127,6 +157,14 @@ def two_poolings(folder: Path) -> None:
     declare(bert(folder), "mean_tokens", "cls_token")
 
 
+def named_max_pooling(folder: Path) -> None:
+    declare_by_name(bert(folder), "max")
+
+
+def two_named_poolings(folder: Path) -> None:
+    declare_by_name(bert(folder), ["mean", "cls"])
+
+
 def a_dense_module(folder: Path) -> None:
     declare(bert(folder), "mean_tokens", dense=True)
 
@@ -145,6 +183,8 @@ def no_tokenizer(folder: Path) -> None:
 REFUSED: dict[Callable[[Path], None], str] = {
     max_pooling: r"encoder 'x' pools by \['pooling_mode_max_tokens'\]",
     two_poolings: "pools by .*cls_token.*mean_tokens",
+    named_max_pooling: r"encoder 'x' pools by \['max'\]",
+    two_named_poolings: r"encoder 'x' pools by \['cls', 'mean'\]",
     a_dense_module: r"encoder 'x' has modules \['Dense'\]",
     a_hole: r"'x' is not a complete encoder: its checkpoint lacks encoder\.layer\.1\.output\.dense\.weight",
     no_tokenizer: "'x' has no tokenizer files",
@@ -167,6 +207,16 @@ def test_the_real_encoder_puts_a_paraphrase_nearer(assets: Path) -> None:
     assert sentence @ paraphrase > 0.5
     assert sentence @ unrelated < 0.2
     torch.testing.assert_close(sentence.norm(), torch.tensor(1.0))
+
+
+def test_a_token_without_an_embedding_matters_only_in_a_text(tmp_path: Path) -> None:
+    made = tokenizer()
+    made.add_tokens(["i"])
+    made.save_pretrained(bert(tmp_path))
+    encoder = SentenceEncoder.load(str(tmp_path))
+    assert encoder.encode(["a b"]).isfinite().all()
+    with pytest.raises(SteerbenchError, match=r"a text holds 'i', token 12, and model .* has 12 embeddings"):
+        encoder.encode(["a b", "a i"])
 
 
 def test_a_language_model_is_no_encoder(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModel, BertConfig, BertLMHeadModel, GenerationConfig
+from transformers import AutoModel, BertConfig, BertLMHeadModel, GenerationConfig, PreTrainedTokenizerFast
 
 from steerbench import Decoding, LanguageModel, SteerbenchError, generate
 from steerbench.contract import tiny
@@ -206,8 +207,23 @@ def test_a_model_whose_tokens_see_what_follows_is_refused(tmp_path: Path) -> Non
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     tiny.language_model("llama").model.save_pretrained(tmp_path)
-    tokenizer = tiny.tokenizer()
-    tokenizer.add_tokens(["<another>"])
+    backend = tiny.tokenizer().backend_tokenizer
+    state = json.loads(backend.to_str())
+    state["model"]["vocab"]["another"] = 259
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(SteerbenchError, match="ids up to 259 and the model 259 embeddings"):
         LanguageModel.load(str(tmp_path))
+
+
+def test_added_tokens_without_an_embedding_matter_only_in_a_text(tmp_path: Path) -> None:
+    """As in Gemma 3, whose tokenizer has a token for images; here the pad token is one, too."""
+    tiny.language_model("gpt2").model.save_pretrained(tmp_path)
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<filler>"})
+    tokenizer.save_pretrained(tmp_path)
+    lm = LanguageModel.load(str(tmp_path))
+    prompts = [user("Hi"), user("How do I bake bread?")]
+    assert generate(lm, prompts, decoding=FEW) == [generate(lm, [p], decoding=FEW)[0] for p in prompts]
+    with pytest.raises(SteerbenchError, match=r"a text holds '<image>', token 260, and model .* has 259 embeddings"):
+        generate(lm, [user("What is in <image>?")], decoding=FEW)

@@ -103,9 +103,12 @@ def test_a_broken_template_is_a_users_mistake(template: str) -> None:
 
 
 def test_a_template_without_markers_still_works() -> None:
+    """It shows the last turn alone: good for single questions, and refused where turns before it would be lost."""
     form = PromptFormat(tokenizer("{{ messages[-1]['content'] }}"))
-    assert form.text(SYSTEM) == "Why?"
+    assert form.text((Turn("system", "Be kind."), *user("Why?"))) == "Be kind.\n\nWhy?"
     assert (form.reply_prefix, form.after_reply, form.turn_markers, form.end_of_turn_ids) == ("", "", (), [])
+    with pytest.raises(SteerbenchError, match="drops the text of turn 1, user, of a dialogue of user, assistant, user"):
+        form.text(SYSTEM)
 
 
 def test_the_name_is_that_of_the_template() -> None:

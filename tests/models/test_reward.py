@@ -253,7 +253,7 @@ def test_a_template_that_refuses_a_dialogue_is_reported(tmp_path: Path) -> None:
     fast = tokenizer()
     fast.chat_template = "{{ raise_exception('no system role') }}"
     save(tmp_path / "strict", LlamaForSequenceClassification(llama_config(num_labels=1)), fast)
-    with pytest.raises(SteerbenchError, match="'strict' refuses a dialogue: no system role"):
+    with pytest.raises(SteerbenchError, match="'strict' refuses the dialogue: no system role"):
         RewardModel.load(str(tmp_path / "strict")).score([user("hi")], ["ho"])
 
 
@@ -491,3 +491,13 @@ def hh_pairs(assets: Path) -> list[tuple[str, str]]:
         rows = [json.loads(line) for line in file]
     short = [(row["chosen"], row["rejected"]) for row in rows if len(row["chosen"]) + len(row["rejected"]) < 600]
     return short[:200]
+
+
+def test_a_token_without_an_embedding_matters_only_in_a_text(tmp_path: Path) -> None:
+    fast = tokenizer()
+    fast.add_tokens(["<image>"])
+    save(tmp_path, GPT2ForSequenceClassification(gpt2_config(num_labels=1)), fast)
+    reward = RewardModel.load(str(tmp_path))
+    assert reward.score([user("Hi")], ["Hello"]).isfinite().all()
+    with pytest.raises(SteerbenchError, match=r"a text holds '<image>', token 259, and model .* has 259 embeddings"):
+        reward.score([user("Hi"), user("An <image>")], ["Hello", "Yes"])

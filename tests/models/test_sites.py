@@ -264,14 +264,14 @@ OTHERS: dict[str, tuple[Any, dict[str, int], list[str]]] = {
     "bloom": (
         BloomConfig,
         {"hidden_size": 32, "n_layer": 3, "n_head": 4},
-        ["self_attention.dense", "mlp", "mlp.dense_h_to_4h"],
+        ["self_attention.dense", "mlp.dense_4h_to_h", "mlp.dense_h_to_4h"],
     ),
     "gptj": (
         GPTJConfig,
         {"n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 8},
         ["attn.out_proj", "mlp", "mlp.fc_in"],
     ),
-    "mpt": (MptConfig, {"d_model": 32, "n_layers": 3, "n_heads": 4}, ["attn.out_proj", "ffn", "ffn.up_proj"]),
+    "mpt": (MptConfig, {"d_model": 32, "n_layers": 3, "n_heads": 4}, ["attn.out_proj", "ffn.down_proj", "ffn.up_proj"]),
     "mixtral": (MixtralConfig, {**LLAMA_LIKE, "num_local_experts": 2}, ["self_attn.o_proj", "mlp", ""]),
     "qwen2_moe": (
         Qwen2MoeConfig,

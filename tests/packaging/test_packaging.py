@@ -99,13 +99,14 @@ def test_a_plugin_uses_what_third_parties_can(kind: str) -> None:
 
 def test_every_import_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = names(project["dependencies"])
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    declared = names(project["dependencies"]) | names(extras)
     homes = {module: names(found) for module, found in packages_distributions().items()}
     for path in (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
         tops = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - {"steerbench"}
         if path.name == "parametrization.py":  # for those who run pytest
             tops -= {"pytest"}
-        missing = {top for top in tops if not declared & homes.get(top, set())}
+        missing = {top for top in tops if not declared & homes.get(top, {top})}
         assert not missing, f"{path} imports {missing}: add it to dependencies in pyproject.toml"
 
 

@@ -37,8 +37,9 @@ def python(code: str, *args: object, folder: Path, site: Path | None = None) -> 
 
 def test_it_is_listed_and_run_from_the_command_line(site: Path, tmp_path: Path, run_args: list[str]) -> None:
     listed = python(MAIN, "list", folder=tmp_path, site=site).stdout
-    assert f"  constant_shift  {ORIGIN}\n" in listed
-    assert f"  toy  {ORIGIN}\n" in listed
+    words = listed.split()
+    assert {"constant_shift", "toy"} <= set(words)
+    assert " ".join(words).count(f"({ORIGIN})") == 2
 
     rows = [{"question": f"Is rye number {i} sour?", "good": f"Often, {i}.", "bad": "No idea."} for i in range(30)]
     data = tmp_path / "toy.jsonl"
@@ -48,7 +49,7 @@ def test_it_is_listed_and_run_from_the_command_line(site: Path, tmp_path: Path, 
     args = ["run", *last_of_each(given)]
     done = python(MAIN, *args, folder=tmp_path, site=site)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("toy ")
+    assert done.stdout.startswith("toy\n")
     assert "Left out: 1 missing text." in done.stdout
     assert "3 records in runs, 0 of them from before" in done.stdout
     records = {r.method: r for r in Store(tmp_path / "runs").records()}

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from steerbench import Record, SteerbenchError, Store
 from steerbench.cli import app
-from steerbench.records.packing import pack
+from steerbench.records.packing import PACKED, pack
 
 FIRST_LAYOUT = Path(__file__).parents[1] / "support" / "first_layout"
 
@@ -185,3 +185,12 @@ def test_a_record_of_the_first_layout_loads() -> None:
     assert record.method == "unsteered"
     assert len(record.examples) == record.protocol["n_examples"] * record.protocol["n_samples"]
     assert {"win_rate", "worse", "held_out_win_rate", "gold"} <= set(record.examples)
+
+
+def test_a_seal_finds_an_edited_metric_in_a_packed_study(tmp_path: Path) -> None:
+    records = [make("caa"), make("unsteered")]
+    pack(records, tmp_path / "study")
+    file = tmp_path / "study" / PACKED
+    rewrite(lambda lines: lines[0]["record"]["metrics"].update(reward=9.0))(file)
+    with pytest.raises(SteerbenchError, match=f"{records[0].folder_name}.*the seal does not hold"):
+        Store(tmp_path).records()

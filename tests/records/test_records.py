@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from made_records import make
+from typer.testing import Result
 
 from steerbench import SteerbenchError, Store
+from steerbench.records.packing import pack
 from steerbench.records.record import identity
 from steerbench.records.store import read
 
@@ -48,6 +51,21 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     store.write(replace(make(), created="2027-01-01T00:00:00+00:00"))
     assert (folder / "record.json").read_bytes() == before
     assert len(store.records()) == 1
+
+
+@pytest.mark.parametrize("text", ["../../x", "/etc/x", "..", ".partial-x", "a\\b", "a\0b\n", "ü" * 300, ""])
+def test_a_label_never_leads_out_of_the_folder(tmp_path: Path, text: str) -> None:
+    made = make(text)
+    record, store = replace(made, labels=made.labels | {"task": text}), Store(tmp_path / "out")
+    folder = store.write(record)
+    assert (folder.parent, [*tmp_path.iterdir()]) == (store.folder, [store.folder])
+    assert not folder.name.startswith(".")  # hidden ones are unfinished, and passed over
+    assert [found.labels["task"] for found in store.records()] == [text]
+
+
+def test_a_number_that_is_a_path_does_not_lead_out_either(tmp_path: Path) -> None:
+    record: Any = replace(make("caa"), seed="0/../../../x")  # type: ignore[arg-type]
+    assert Store(tmp_path / "out").write(record).parent == tmp_path / "out"
 
 
 def test_what_a_killed_process_left_is_no_record(tmp_path: Path) -> None:
@@ -159,3 +177,64 @@ def test_the_file_that_is_missing_is_named(tmp_path: Path) -> None:
     (Store(tmp_path).write(make()) / "examples.parquet").unlink()
     with pytest.raises(SteerbenchError, match=r"examples.parquet is missing; move its folder away"):
         Store(tmp_path).records()
+
+
+def retouch(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], None]:
+    """Return what changes the examples of a record and writes them with the checksums of the new ones."""
+
+    def rewrite(folder: Path) -> None:
+        file = folder / "examples.parquet"
+        change(pd.read_parquet(file)).to_parquet(file, index=False, write_page_checksum=True)
+
+    return rewrite
+
+
+EDITS: dict[str, Callable[[Path], None]] = {
+    "a metric": lambda f: edit(f, metrics={"reward": 9.0}),
+    "a metric's type": lambda f: edit(f, metrics="high"),
+    "no seal": lambda f: edit(f, seal=None),
+    "a score": retouch(lambda t: t.assign(reward=t["reward"] + [1.0, *[0.0] * 19])),
+    "a retyped column": retouch(lambda t: t.assign(reward=t["reward"].map(str))),
+    "a dropped column": retouch(lambda t: t.drop(columns="reward")),
+    "other rows": retouch(lambda t: t[::-1]),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_seal_finds_what_was_edited(tmp_path: Path, name: str) -> None:
+    folder = Store(tmp_path).write(make())
+    EDITS[name](folder)
+    with pytest.raises(SteerbenchError, match=f"{folder.name}.*the seal does not hold"):
+        Store(tmp_path).records()
+
+
+def test_a_seal_is_of_values_not_of_bytes(tmp_path: Path) -> None:
+    folder = Store(tmp_path).write(make())
+    table = pd.read_parquet(folder / "examples.parquet")
+    table.to_parquet(folder / "examples.parquet", index=False, compression="gzip")
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(dict(reversed(record.items()))))
+    assert Store(tmp_path).records() == [make()]
+
+
+def test_an_older_record_needs_no_seal(tmp_path: Path) -> None:
+    old = replace(make(), schema_version=1)
+    assert "seal" not in json.loads((Store(tmp_path).write(old) / "record.json").read_text())
+    assert Store(tmp_path).records() == [old]
+
+
+def test_one_bad_record_does_not_keep_the_others_from_being_read(tmp_path: Path, cli: Callable[..., Result]) -> None:
+    loose, packed = Store(tmp_path / "loose"), tmp_path / "packed"
+    edit(loose.write(make()), metrics={"reward": 9.0})
+    loose.write(make("unsteered"))
+    pack([make("iti"), make("random_direction")], packed)
+    file = packed / "records.jsonl"
+    file.write_text(file.read_text().replace('"truncated": 0', '"truncated": 1', 1))
+    done = cli("leaderboard", str(tmp_path), "--csv", str(tmp_path / "table.csv"))
+    assert done.exit_code == 2
+    assert done.stderr.count("left out: ") == 2
+    assert make().folder_name in done.stderr
+    assert make("iti").folder_name in done.stderr
+    assert set(pd.read_csv(tmp_path / "table.csv")["method"]) == {"unsteered", "random_direction"}
+    with pytest.raises(SteerbenchError, match="the seal does not hold"):
+        Store(packed).records()

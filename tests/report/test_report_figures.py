@@ -18,6 +18,7 @@ from steerbench.report.figures import scatters, verdict
 from steerbench.report.frontier import best_of_n_kl, best_of_n_win_rate, measured_best_of_n, pareto, win_rate_bound
 from steerbench.report.groups import Group, grouped, letters
 from steerbench.report.labels import Box, places
+from steerbench.report.plots import Point, Scatter, log_ticks, scatter
 from steerbench.report.svg import BLUE, ORANGE, RED
 
 # fronts and curves
@@ -196,3 +197,22 @@ def test_without_gold_the_plot_shows_the_held_out_reward(tmp_path: Path) -> None
     assert "held-out gain" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
     with pytest.raises(SteerbenchError, match="--held-out-reward"):
         write_plot(grouped([make("caa")]), tmp_path / "none.svg")
+
+
+# ticks
+
+
+@pytest.mark.parametrize("low", [0.0, 0.02, 0.87, 2.1])
+@pytest.mark.parametrize("ratio", [4.1, 7.0, 30.0, 400.0, 1e5])
+def test_an_axis_over_decades_has_three_labels_or_more(low: float, ratio: float) -> None:
+    high = (low or 0.001) * ratio
+    ticks = log_ticks(low, high)
+    assert 3 <= len(ticks) <= 8
+    assert ticks == sorted(set(ticks))
+    assert low <= ticks[0] < ticks[-1] <= high
+
+
+def test_few_methods_have_a_kl_axis_that_can_be_read() -> None:
+    plot = Scatter("few", "few", "KL", "gain", [Point("a", "a", 0.04, 1.0), Point("b", "b", 0.06, 2.0)], scale="symlog")
+    texts = [element.text for element in ElementTree.fromstring(scatter(plot)).iter() if element.tag.endswith("text")]
+    assert texts[: texts.index("KL")] == ["0", "0.01", "0.02", "0.05"]

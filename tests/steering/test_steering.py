@@ -1,6 +1,7 @@
 """A steering is a value: it composes, hashes, and comes back from its files as it was; files are never code."""
 
 import json
+import random
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -15,7 +16,18 @@ from torch import Tensor
 
 from steerbench import Decoding, LanguageModel, Reward, SteerbenchError, Steering, add_plugin, generate
 from steerbench.data import Dialogue, user
-from steerbench.edits import Ablate, Add, Ascent, Edit, PlacedEdit, Site
+from steerbench.edits import (
+    Ablate,
+    Add,
+    AddInFront,
+    Ascent,
+    Edit,
+    Gated,
+    PerPosition,
+    PlacedEdit,
+    RemoveBoost,
+    Site,
+)
 from steerbench.learn import Tokens, log_probs
 from steerbench.plugins import registry
 from steerbench.progress import Progress, silent
@@ -74,6 +86,15 @@ PLUGIN = '''
         def choose(self, dialogue, candidates, reward):
             scores = reward.score([dialogue] * len(candidates), candidates)
             return int(scores.argmin() if self.worst else scores.argmax())
+
+    @dataclass
+    class Pick(DecodePart):
+        candidates: int
+        def __post_init__(self):
+            if self.candidates < 1:
+                raise ValueError("give 1 or more")
+        def choose(self, dialogue, candidates, reward):
+            return 0
 
     @dataclass(frozen=True, kw_only=True)
     class Toy(Steerer):
@@ -305,6 +326,136 @@ def test_a_spoiled_folder_is_refused(tmp_path: Path, name: str) -> None:
     SPOILED[name](tmp_path)
     with pytest.raises(SteerbenchError):
         Steering.load(tmp_path)
+
+
+def ascent() -> Ascent:
+    torch.manual_seed(0)
+    weights = [torch.randn(4, 3), torch.randn(4, 4), torch.randn(1, 4)]
+    return Ascent(weights, [torch.randn(4), torch.randn(4), torch.randn(1)], 0.5, 3)
+
+
+def gallery(parts: Any) -> Steering:
+    """Return a steering with each of our edits, and parts of a plugin."""
+    one, two = torch.tensor([1.0, 2, 3]), torch.tensor([3.0, 1, 2])
+    edits = [Add(one), AddInFront(one[None]), Ablate(one), RemoveBoost(one, two), Gated(torch.eye(3)[:2]), ascent()]
+    placed = tuple(PlacedEdit(Site("resid_post", 1), edit) for edit in edits)
+    return Steering((parts.Prefix("x", ["a"]),), placed, (parts.Bias(one),), parts.Pick(3))
+
+
+def with_tensor(name: str, tensor: Tensor) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        path = folder / Steering.TENSORS
+        save_file(load_file(path) | {name: tensor}, path)
+
+    return write
+
+
+def with_value(edit: int, **values: Any) -> Callable[[Path], None]:
+    return spoil(lambda r: r["edits"][edit]["edit"]["values"].update(values))
+
+
+MISFITS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "two dimensions": (with_tensor("edits.0.vector", torch.ones(2, 3)), r"edits\.0 .*Add: vector is .*\(2, 3\)"),
+    "integers": (with_tensor("edits.0.vector", torch.ones(3).long()), r"edits\.0 .*int64"),
+    "no number": (with_tensor("edits.0.vector", torch.tensor([1, torch.nan])), r"edits\.0 .*vector holds NaN"),
+    "infinite": (with_tensor("edits.2.direction", torch.tensor([1, torch.inf])), r"edits\.2 .*direction holds an inf"),
+    "empty": (with_tensor("edits.1.vectors", torch.ones(0, 3)), r"edits\.1 .*vectors .*\(0, 3\)"),
+    "two widths": (with_tensor("edits.3.boost", torch.ones(4)), r"edits\.3 .*RemoveBoost: remove has the shape"),
+    "a broken chain": (with_tensor("edits.5.weights.1", torch.ones(4, 5)), r"edits\.5 .*weights\[0\] has 4 outputs"),
+    "a bias too long": (with_tensor("edits.5.biases.2", torch.ones(2)), r"edits\.5 .*biases\[2\] 2, not 1"),
+    "text for a number": (with_value(0, strength="1"), r"edits\.0 .*strength is '1', not float"),
+    "no number as a value": (with_value(0, strength=float("nan")), r"edits\.0 .*strength holds NaN"),
+    "beyond float32": (with_value(0, strength=1e39), r"edits\.0 .*strength holds a number that is too large"),
+    "a broken number": (with_value(5, n_steps=1.5), r"edits\.5 .*n_steps is 1\.5, not int"),
+    "a number for a switch": (with_value(3, one_sided=1), r"edits\.3 .*one_sided is 1, not bool"),
+    "an unknown form": (with_value(4, form="sine"), r"edits\.4 .*form is 'sine', not typing\.Literal"),
+    "a tensor for a value": (with_tensor("edits.0.strength", torch.ones(1)), "strength is there as a tensor and as a"),
+    "a gap": (with_tensor("edits.5.weights.7", torch.ones(1, 4)), r"edits\.5 .*weights\.3"),
+    "a stray tensor": (with_tensor("edits.9.vector", torch.ones(3)), r"no part has the tensor 'edits\.9\.vector'"),
+    "a plugin's type": (spoil(lambda r: r["decode"]["values"].update(candidates="3")), "decode .*candidates is '3'"),
+    "a plugin's check": (spoil(lambda r: r["decode"]["values"].update(candidates=0)), "decode .*Pick: give 1 or more"),
+    "a plugin's number": (with_tensor("logits.0.bias", torch.tensor(torch.nan)), r"logits\.0 .*bias holds NaN"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_what_does_not_fit_its_class_is_told_with_file_and_part(tmp_path: Path, parts: Any, name: str) -> None:
+    gallery(parts).save(tmp_path)
+    change, says = MISFITS[name]
+    change(tmp_path)
+    with pytest.raises(SteerbenchError, match=says) as caught:
+        Steering.load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_logits_may_be_infinite(tmp_path: Path, parts: Any) -> None:
+    """A token that must not come has minus infinity."""
+    steering = Steering(logits=(parts.Bias(torch.tensor([0.0, -torch.inf])),))
+    steering.save(tmp_path)
+    assert Steering.load(tmp_path).digest() == steering.digest()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, pytest.param(range(60, 1000), marks=pytest.mark.slow)])
+def test_a_mutated_steering_is_refused_or_works(tmp_path: Path, parts: Any, seed: int | range) -> None:
+    gallery(parts).save(tmp_path)
+    text, tensors = (tmp_path / Steering.JSON).read_text(), load_file(tmp_path / Steering.TENSORS)
+    for one in seed if isinstance(seed, range) else range(20 * seed, 20 * seed + 20):
+        draw = random.Random(one)
+        record, changed = json.loads(text), dict(tensors)
+        mutate_value(draw, record) if draw.random() < 0.5 else mutate_tensor(draw, changed)
+        (tmp_path / Steering.JSON).write_text(json.dumps(record))
+        save_file(changed, tmp_path / Steering.TENSORS)
+        try:
+            steering = Steering.load(tmp_path)
+        except SteerbenchError:
+            continue
+        use(steering)
+
+
+def mutate_value(draw: random.Random, record: Any) -> None:
+    """Replace one value, at any depth."""
+    places: list[tuple[Any, Any]] = []
+
+    def walk(value: Any) -> None:
+        for key, inner in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            places.append((value, key))
+            if isinstance(inner, dict | list):
+                walk(inner)
+
+    walk(record)
+    holder, key = draw.choice(places)
+    strange = [None, True, 0, -1, 1.5, 2**70, 1e300, float("nan"), float("inf"), "", "x", [], [1], {}, {"a": 1}]
+    holder[key] = draw.choice(strange)
+
+
+def mutate_tensor(draw: random.Random, tensors: dict[str, Tensor]) -> None:
+    name = draw.choice(sorted(tensors))
+    found = tensors[name]
+    shapes = [(), (0,), (1,), (2,), (3,), (4,), (1, 3), (3, 3), (2, 2, 2)]
+    change = draw.choice(["drop", "shape", "type", "nan", "name"])
+    if change in ("drop", "name"):
+        del tensors[name]
+    if change == "shape":
+        tensors[name] = torch.ones(draw.choice(shapes))
+    elif change == "type":
+        tensors[name] = found.to(draw.choice([torch.bool, torch.int64, torch.float64, torch.bfloat16, torch.uint8]))
+    elif change == "nan":
+        tensors[name] = found * draw.choice([torch.nan, torch.inf])
+    elif change == "name":
+        tensors[name + draw.choice([".0", "x", ".x"])] = found
+
+
+def use(steering: Steering) -> None:
+    """Let every edit act on states of its own width, which only the model knows."""
+    for placed in steering.edits:
+        edit: Any = placed.edit
+        tensors = [t for name, t in edit.named_buffers() if name != "gram" and not name.startswith("bias")]
+        h, mask = torch.randn(2, 5, tensors[0].shape[-1]), torch.ones(2, 5, dtype=torch.bool)
+        state = edit.start(h, mask)
+        state = state.columns(0, 5) if isinstance(state, PerPosition) else state
+        assert edit(h, state).shape == h.shape
+    steering.digest()
 
 
 def test_the_schema_is_named(tmp_path: Path) -> None:

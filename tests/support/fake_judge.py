@@ -3,10 +3,13 @@
 import http.server
 import json
 import re
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import pytest
@@ -70,6 +73,38 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Be silent."""
+
+
+class RawServer:
+    """A server that answers each request with `start`, and then with `more` for ever, `rest` seconds apart."""
+
+    def __init__(self) -> None:
+        self.start, self.more, self.rest, self.sent = b"", b"", 0.0, 0
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}/v1"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=self._answer, args=[self._listening.accept()[0]], daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        """Send until the client hangs up."""
+        with connection, suppress(OSError):
+            connection.recv(2**16)
+            connection.sendall(self.start)
+            while True:
+                connection.sendall(self.more)
+                self.sent += len(self.more)
+                time.sleep(self.rest)
 
 
 def said(text: Any) -> str:

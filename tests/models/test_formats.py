@@ -1,0 +1,148 @@
+"""Folders and files that are no plain checkpoint: adapters, GGUF, quantised weights, and weights that nothing reads."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from steerbench import Decoding, LanguageModel, SteerbenchError, Steering, generate
+from steerbench.contract import tiny
+from steerbench.data import user
+from steerbench.edits import Add, PlacedEdit, Site
+from steerbench.engine.hooks import hook
+from steerbench.engine.logits import response_logits
+from steerbench.learn import Tokens
+from steerbench.models import checkpoint
+from steerbench.models.encoder import SentenceEncoder
+from steerbench.models.revision import folder_revision
+from steerbench.models.reward import RewardModel
+
+GIVEN = Tokens((5, 60, 7, 8), (20, 21, 22))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny-qwen2"
+    lm = tiny.language_model("qwen2")
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def check_against_plain_hooks(lm: LanguageModel) -> None:
+    """Compare the logits under an edit at each kind of site with those under a hook of our own."""
+    for name in ("resid_post", "mlp_out", "z"):
+        site = Site(name, 1)
+        more = torch.randn(32, generator=torch.Generator().manual_seed(1))
+        steering = Steering(edits=(PlacedEdit(site, Add(more, 1.0), "all"),))
+        ((_, found),) = response_logits(lm, [GIVEN], steering)
+        handle = hook(lm.anatomy.place(site), lambda h, more=more: (h.float() + more).to(h.dtype))
+        with torch.no_grad():
+            ids = torch.tensor([GIVEN.prompt + GIVEN.response])
+            plain = lm.model(input_ids=ids, use_cache=False).logits[0, 3:6]
+        handle.remove()
+        torch.testing.assert_close(found, plain.float(), rtol=1e-4, atol=1e-4)
+
+
+def adapter(folder: Path, base: Path) -> Path:
+    """Write an adapter with weights that are not zero."""
+    peft = pytest.importorskip("peft", reason="the extra steerbench[peft] is not installed")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.3)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_adapter_is_merged_into_its_model(base: Path, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "lora", base)
+    from peft import PeftModel
+
+    lm, whole = LanguageModel.load(str(folder)), LanguageModel.load(str(base))
+    ids = torch.tensor([GIVEN.prompt])
+    with torch.no_grad():
+        merged = lm.model(input_ids=ids).logits
+        unmerged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()(input_ids=ids)
+        torch.testing.assert_close(merged, unmerged.logits, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(merged, whole.model(input_ids=ids).logits, atol=1e-2)
+    assert lm.name == "lora"
+    assert lm.revision not in (whole.revision, folder_revision(folder))
+    check_against_plain_hooks(lm)
+
+
+def test_an_adapter_needs_its_model_and_a_folder_of_its_own(base: Path, tmp_path: Path) -> None:
+    config = json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "gone")})
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text(config)
+    with pytest.raises(SteerbenchError, match=r"there is no model folder at '.*gone'"):
+        LanguageModel.load(str(tmp_path / "lora"))
+    both = Path(shutil.copytree(base, tmp_path / "both"))
+    (both / "adapter_config.json").write_text(config)
+    with pytest.raises(SteerbenchError, match=r"'both' holds a model \(model.safetensors\) and an adapter"):
+        LanguageModel.load(str(both))
+
+
+def test_a_quantised_checkpoint_is_steered(base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="the extra steerbench[quantized] is not installed")
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(load_in_8bit=True)
+    model = AutoModelForCausalLM.from_pretrained(base, quantization_config=settings, dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    lm = LanguageModel.load(str(tmp_path))
+    assert lm.anatomy.place(Site("z", 1)).module.weight.dtype == torch.int8
+    check_against_plain_hooks(lm)
+
+
+def test_a_gguf_file_is_found_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tiny.Q4_1.gguf"
+    file.write_bytes(b"GGUF")
+    with pytest.raises(SteerbenchError, match=r"has no config.json; give the path of a file in it: tiny.Q4_1.gguf"):
+        checkpoint.find(str(tmp_path))
+    source = checkpoint.find(str(file))
+    assert (source.name, source.folder, source.gguf) == ("tiny.Q4_1.gguf", tmp_path, "tiny.Q4_1.gguf")
+    file.write_bytes(b"GGUF2")
+    assert checkpoint.find(str(file)).revision != source.revision
+    monkeypatch.setattr(checkpoint, "find_spec", lambda name: None)
+    with pytest.raises(SteerbenchError, match=r"package gguf is not installed; install it: pip install 'steerbench\[g"):
+        LanguageModel.load(str(file))
+
+
+def with_weight(folder: Path, source: Path, name: str, shape: tuple[int, ...]) -> Path:
+    """Return a copy of a checkpoint with one weight more."""
+    shutil.copytree(source, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {name: torch.ones(shape)}, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["lm_head.bias", "model.layers.1.self_attn.q_norm.weight", "model.layers.0.mlp.up_proj.lora_A.weight"]
+)
+def test_weights_of_the_model_that_nothing_reads_are_refused(name: str, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(SteerbenchError, match=f"has weights that Qwen2ForCausalLM does not read, such as {name}"):
+        LanguageModel.load(str(with_weight(tmp_path / "x", base, name, (32,))))
+
+
+@pytest.mark.parametrize("name", ["model.layers.3.mtp.weight", "value_head.weight", "model.vision_tower.0.weight"])
+def test_whole_parts_that_the_model_has_not_are_left_out(name: str, base: Path, tmp_path: Path) -> None:
+    lm = LanguageModel.load(str(with_weight(tmp_path / "x", base, name, (32,))))
+    few, prompts = Decoding(max_new_tokens=3), [user("Hi")]
+    assert generate(lm, prompts, decoding=few) == generate(LanguageModel.load(str(base)), prompts, decoding=few)
+
+
+def test_the_same_of_rewards_and_encoders(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(SteerbenchError, match=r"does not read, such as classifier\.scale"):
+        RewardModel.load(str(with_weight(tmp_path / "reward", world / "reward", "classifier.scale", (1,))))
+    folder = with_weight(tmp_path / "encoder", world / "encoder", "encoder.layer.1.output.adapter.weight", (32,))
+    with pytest.raises(SteerbenchError, match=r"does not read, such as .*layer\.1\.output\.adapter\.weight"):
+        SentenceEncoder.load(str(folder))
