@@ -45,19 +45,23 @@ class Ablation(Steerer):
     - `strength`: share of the projection that is taken out
     - `form`: at every site that writes to the stream, or at one layer toward the mean of the preferred states
     - `push`: with `form=affine`, how far beyond that mean, in units of the distance between the two means
-    - `layer`: block from 0; None: 13/32 of the depth
+    - `layer`: block from 0, or a share of the depth such as 0.4; None: 13/32 of the depth
     - `pool`: where a reply is read: mean over it, its last token, or the last token of the prompt
     - `pairs`: where they come from: `preferences`, `choices`, `self_generated` or `personas`
     - `scope`: positions that are edited
     """
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)}
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "strength": (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
+        "layer": (0.0, 0.2, 0.4, 0.6, 0.8),
+        "pool": ("response_mean", "last_response"),
+    }
 
     strength: float = 1.0
     form: Literal["directional", "affine"] = "directional"
     push: float = 0.0
-    layer: int | None = None
+    layer: int | float | None = None
     pool: Literal["response_mean", "last_response", "last_prompt"] = "response_mean"
     pairs: PairSource = "preferences"
     scope: Literal["all", "prompt", "response"] = "all"

@@ -35,17 +35,20 @@ class ActAdd(Steerer):
 
     - `strength`: in units of the difference of the two texts
     - `positive`, `negative`: the texts whose states are subtracted
-    - `layer`: block from 0; None: 6/48 of the depth
+    - `layer`: block from 0, or a share of the depth such as 0.4; None: 6/48 of the depth
     - `first`: position of the prompt, from 0, that the first token is added to
     """
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0)}
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "strength": (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0),
+        "layer": (0.0, 0.2, 0.4, 0.6, 0.8),
+    }
 
     strength: float = 5.0
     positive: str = "Love"
     negative: str = "Hate"
-    layer: int | None = None
+    layer: int | float | None = None
     first: int = 1
 
     def fit(self, context: FitContext) -> Steering:

@@ -42,18 +42,22 @@ class CAA(Steerer):
 
     - `strength`: in units of the vector's own length
     - `relative_norm`: length of the shift as a share of the mean length of the states; None: as it comes
-    - `layer`: block from 0; None: 13/32 of the depth
+    - `layer`: block from 0, or a share of the depth such as 0.4; None: 13/32 of the depth
     - `pool`: where a reply is read: mean over it, its last token, or the last token of the prompt
     - `pairs`: where they come from: `preferences`, `choices`, `self_generated` or `personas`
     - `scope`: positions that are edited
     """
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"relative_norm": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)}
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "relative_norm": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6),
+        "layer": (0.0, 0.2, 0.4, 0.6, 0.8),
+        "pool": ("response_mean", "last_response"),
+    }
 
     strength: float = 1.0
     relative_norm: float | None = None
-    layer: int | None = None
+    layer: int | float | None = None
     pool: Literal["response_mean", "last_response", "last_prompt"] = "response_mean"
     pairs: PairSource = "preferences"
     scope: Literal["all", "prompt", "response"] = "response"

@@ -24,14 +24,19 @@ Differences from the authors' code (likenneth/honest_llama @2c6b217):
   of its positions, as decoding does; theirs the last position of the pass;
 - their flag for the mean difference is off by default; here it is the default, being the better one in the paper.
 
-Defaults: alpha 15, in standard deviations along theta, and 48 heads, as published for the 1,024 of a 7B model; a model
-with fewer heads than `n_heads` has all of them steered. `relative_norm` replaces alpha: the shift of a layer, all its
+Defaults: alpha 15, in standard deviations along theta, and as published for a 7B model 48 of 1,024 heads: that share,
+0.047, of the heads of any model, one at least. A count such as `n_heads=48` has all heads steered where there are no
+more. `relative_norm` replaces alpha: the shift of a layer, all its
 heads together, is then that share of the mean length of z, on average over the layers. `strength` 1 multiplies either.
 `pairs=personas` has no replies and needs `pool=last_prompt`.
 
 Cost: to fit, each of the L layers is read in a pass of its own that ends there, (L + 1) / 2 forward passes per reply,
 and kept in memory for other methods: 2 GB for 2,000 pairs on a 7B model. A probe takes about 10 ms for 4,000 rows. To
 steer, one addition per chosen layer and token, or with `scope=all` nothing.
+
+On the testbed, of 40 heads, that makes two; with 64 pairs of HH-RLHF their probes are right in 0.63 to 0.79 of the
+pairs held out, and three seeds choose six heads of which one is there twice. Alpha 15 still breaks
+replies there (KL 1.1, gold -1.6 on 64 prompts). Tuning tries shares up to 0.8.
 
 Pitfalls: alpha does not carry over between models; tune `relative_norm`. Probes are content with format: replies that
 differ in style or in their last mark are told apart by that. The best heads crowd in few layers, so that shifts add up.
@@ -73,7 +78,7 @@ class ITI(Steerer):
     - `strength`: multiplies the shift
     - `alpha`: length of the shift of a head, in standard deviations along its direction
     - `relative_norm`: replaces alpha: length of the shift of a layer as a share of the mean length of z
-    - `n_heads`: heads that are steered
+    - `n_heads`: heads that are steered, or a share of them below 1
     - `direction`: the difference of means, or the coefficients of the probe
     - `pairs`: where they come from: `preferences`, `choices`, `self_generated` or `personas`
     - `pool`: where a reply is read: mean over it, its last token, or the last token of the prompt
@@ -81,12 +86,15 @@ class ITI(Steerer):
     """
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"relative_norm": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)}
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "relative_norm": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6),
+        "n_heads": (0.025, 0.05, 0.1, 0.2, 0.4, 0.8),
+    }
 
     strength: float = 1.0
     alpha: float = 15.0
     relative_norm: float | None = None
-    n_heads: int = 48
+    n_heads: int | float = 0.046875
     direction: Literal["mass_mean", "probe"] = "mass_mean"
     pairs: PairSource = "preferences"
     pool: Literal["last_response", "response_mean", "last_prompt"] = "last_response"
@@ -94,12 +102,13 @@ class ITI(Steerer):
 
     def fit(self, context: FitContext) -> Steering:
         """Probe all heads, and describe a shift of the best."""
-        if self.n_heads < 1:
-            raise SteerbenchError(f"n_heads={self.n_heads} steers nothing; give 1 or more.")
+        if self.n_heads <= 0 or (isinstance(self.n_heads, float) and self.n_heads >= 1):
+            raise SteerbenchError(f"n_heads={self.n_heads} is no number of heads; give 1 or more, or a share below 1.")
         held_out = hold_out(context, pairs_from(context, self.pairs))
         key = ("heads", self.pairs, self.pool, self.direction, context.seed)
         heads = context.once(key, lambda: self._heads(context, held_out))
-        chosen = sorted(heads, key=lambda h: (-h.probe.accuracy, h.layer, h.head))[: self.n_heads]
+        count = max(1, round(self.n_heads * len(heads))) if isinstance(self.n_heads, float) else self.n_heads
+        chosen = sorted(heads, key=lambda h: (-h.probe.accuracy, h.layer, h.head))[:count]
         n_held_out = int(held_out.sum())
         context.report.update(
             heads=[[h.layer, h.head, h.probe.accuracy] for h in chosen],

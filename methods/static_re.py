@@ -43,16 +43,20 @@ class StaticRE(Steerer):
 
     - `strength`: length of the shift, in units of the mean length of a state
     - `site`: where it acts
-    - `layer`: with `site=resid_post`, block from 0; None: 13/32 of the depth
+    - `layer`: with `site=resid_post`, block from 0, or a share of the depth such as 0.4; None: 13/32 of the depth
     - `pool`: where the states of the regression are read
     """
 
     off: ClassVar[Mapping[str, Any]] = {"strength": 0.0}
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"strength": (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2)}
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "strength": (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2),
+        "site": ("final", "resid_post"),
+        "pool": ("last_prompt", "response_mean"),
+    }
 
     strength: float = 0.1
     site: Literal["final", "resid_post"] = "final"
-    layer: int | None = None
+    layer: int | float | None = None
     pool: Literal["last_prompt", "response_mean"] = "last_prompt"
 
     def fit(self, context: FitContext) -> Steering:

@@ -342,10 +342,9 @@ def test_the_contract_in_pytest_of_the_authors(tmp_path: Path) -> None:
         "@steerbench.contract.parametrize('bad_one.py', on=['llama'])\n"
         "def test_bad(check): check()\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "test_them.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "-k", "off_is", "test_them.py"]
     out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
-    n = len(steerbench.contract.INVARIANTS)
-    assert f"1 failed, {2 * n - 1} passed" in out, out
+    assert "1 failed, 1 passed" in out, out
     assert "FAILED test_them.py::test_bad[off_is_bit_equal-llama]" in out
     assert "the logits differ from the unsteered model's" in out
 

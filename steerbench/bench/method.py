@@ -11,6 +11,7 @@ from steerbench.learn.context import FitContext
 from steerbench.learn.fitting import MethodLike, joined, steerers_of
 from steerbench.learn.steerer import Steerer
 from steerbench.plugins.registry import source_hash
+from steerbench.plugins.settings import takes_whole_numbers
 from steerbench.plugins.spec import MethodSpec, Part, build, hyperparameters, parse, part_labels, part_of
 from steerbench.steering.steering import Steering
 
@@ -50,6 +51,7 @@ class Method(NamedTuple):
         """Fit every part by itself and join what they return; what each reports stands under its label."""
         own = dataclasses.replace(context, report={})
         steering = joined(self.steerers, self.labels, own)
+        context.seeded |= own.seeded
         context.report |= {label: _plain(report, label) for label, report in own.report.items()}
         return steering
 
@@ -100,11 +102,13 @@ class Knob(NamedTuple):
     """Index of its part in the method."""
     name: str
     values: Sequence[Any]
+    takes_whole: bool = False
+    """Whether it may be a whole number: a layer or a count, of which fractions are shares."""
 
     @property
     def is_strength(self) -> bool:
         """Whether all its values are numbers above zero, written as fractions: what can be moved without steps."""
-        return all(isinstance(v, float) and v > 0 for v in self.values)
+        return not self.takes_whole and all(isinstance(v, float) and v > 0 for v in self.values)
 
 
 Knobs = Mapping[str, Knob]
@@ -115,7 +119,7 @@ def knobs_of(method: Method) -> Knobs:
     """Return what is left to search. Raises SteerbenchError if `search` names what is no hyperparameter."""
     prefixes = [f"{label}." if len(method.labels) > 1 else "" for label in method.labels]
     return {
-        prefix + field: Knob(i, field, values)
+        prefix + field: Knob(i, field, values, takes_whole_numbers(type(method.steerers[i]), field))
         for i, (prefix, space) in enumerate(zip(prefixes, method.spaces, strict=True))
         for field, values in space.items()
     }
@@ -140,7 +144,8 @@ def searched(method: Method, knobs: Knobs) -> dict[str, Any]:
 def strength_of(method: Method) -> tuple[str, Knob] | None:
     """Return what sets how strongly a method acts: the first of what it searches that is a number above zero.
 
-    Whole numbers are none: layers and counts cannot be moved without steps. None where there is none.
+    None where there is none. Whole numbers are none, nor what may be one: layers and counts cannot be moved without
+    steps.
     """
     return next(((label, knob) for label, knob in knobs_of(method).items() if knob.is_strength), None)
 

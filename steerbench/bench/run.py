@@ -146,7 +146,8 @@ def measure(bench: Bench, method: Method, seed: int) -> Record:
         table = score(bench, responses, found)
     truncated = bench.reward.truncated - truncated
     costs = latency(bench.lm, _median_prompt(bench), steering, bench.reward, progress=bench.options.progress)
-    report: dict[str, Any] = {"fit": context.report, "effect": found.report}
+    seeded = context.seeded or bool(tuned.report)  # what tuning tries, and on which responses, are drawn
+    report: dict[str, Any] = {"fit": context.report, "effect": found.report, "seeded": seeded}
     if steering.models:
         report["models"] = [identified(name) for name in steering.models]
     measured = {

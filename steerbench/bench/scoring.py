@@ -10,10 +10,11 @@ from steerbench.data.dialogue import plain_text
 from steerbench.data.task import Example
 from steerbench.engine.effect import Effect
 from steerbench.metrics import coherence_of, diversity_of
-from steerbench.metrics.per_token import over_tokens
 from steerbench.models.response import Response
 from steerbench.models.reward import Reward
 from steerbench.records.comparisons import preferred
+from steerbench.records.ngrams import repetition_of
+from steerbench.records.per_token import over_tokens
 from steerbench.records.record import METRICS
 from steerbench.testbed.gold import gold
 
@@ -38,6 +39,7 @@ def score(bench: Bench, responses: Sequence[Response], found: Effect) -> pd.Data
             "truncated": [float(r.finish == "length") for r in responses],
             "empty": [float(not text.strip()) for text in texts],
             "diversity": [diversity_of(text) for text in texts],
+            "repetition": [repetition_of(text) for text in texts],
             "coherence": coherence_of(bench.encoder, [plain_text(p) for p in prompts], texts, bench.options.progress),
             "tokens": [len(r.ids) for r in responses],
             "kl": found.kl,

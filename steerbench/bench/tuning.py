@@ -9,9 +9,11 @@ from math import exp, inf, log
 from typing import Any, NamedTuple
 
 from steerbench.bench.method import Knobs, Method, at_point, knobs_of, searched, strength_of
+from steerbench.bench.search_space import SearchSpace
 from steerbench.bench.validation import Validation
 from steerbench.errors import SteerbenchError
 from steerbench.learn.context import FitContext
+from steerbench.records.search_range import ends_of
 from steerbench.records.statistics import TOLERANCE
 from steerbench.seeds import seed_for
 from steerbench.steering.steering import Steering
@@ -32,20 +34,31 @@ class Tuned(NamedTuple):
 def tune(method: Method, context: FitContext, validation: Validation, budget: int) -> Tuned:
     """Try at most `budget` candidates and keep the one with the highest score; the first wins a tie.
 
-    The method comes back as it is where the budget is 0 or nothing is left to search. A candidate that ends with a
-    SteerbenchError is kept in the report and never chosen. Raises SteerbenchError if all of them end so.
+    A space of no more points than that is tried whole, in its order. Of a larger one half of the budget is spread over
+    all of it, and each further trial is one step from the best so far: see `SearchSpace`. The method comes back as it
+    is where the budget is 0 or nothing is left to search. A candidate that ends with a SteerbenchError is kept in the
+    report and never chosen. Raises SteerbenchError if all of them end so.
     """
     knobs = knobs_of(method)
     if not budget or not knobs:
         return Tuned(method, {})
-    candidates = [at_point(method, knobs, point) for point in _draw(method, knobs, budget, context.seed)]
+    space = _space(method, knobs, context.seed)
+    n_trials = min(budget, space.size)
+    cells = space.coarse(budget if space.size <= budget else (budget + 1) // 2)
+    candidates: list[Method] = []
     trials: list[dict[str, Any]] = []
-    with context.progress(f"tune {method.spec}", len(candidates)) as advance:
-        for one in candidates:
+    with context.progress(f"tune {method.spec}", n_trials) as advance:
+        while len(trials) < n_trials:
+            if len(trials) == len(cells):
+                cells.append(space.neighbour(cells, cells[_leading(trials) or 0]))
+            one = at_point(method, knobs, space.point(cells[len(trials)]))
+            candidates.append(one)
             trials.append({"hyperparameters": searched(one, knobs), **attempt(one, context, validation)})
             advance(1)
     best = _best(method, trials)
-    return Tuned(candidates[best], _report(validation.objective, context, validation, trials, best))
+    values = {label: list(values) for label, values in space.values.items()}
+    report = _report(validation.objective, context, validation, trials, best)
+    return Tuned(candidates[best], {**report, "searched": values, "at_the_end": ends_of(values, report["chosen"])})
 
 
 def match(method: Method, context: FitContext, validation: Validation, target: float, budget: int) -> Tuned:
@@ -111,27 +124,27 @@ def _none_measured(method: Method, trials: Sequence[Mapping[str, Any]]) -> Steer
     )
 
 
-def _draw(method: Method, knobs: Knobs, budget: int, seed: int) -> list[dict[str, Any]]:
-    """Return distinct points of the joint space: the whole grid, in its order, where the budget allows it.
+def _space(method: Method, knobs: Knobs, seed: int) -> SearchSpace:
+    """Return the joint space, seeded by the names of the parts and not by their settings.
 
-    Seeded by the names of the parts and not by their settings: two spellings of one method must draw the same.
+    Two spellings of one method must draw the same.
     """
-    from sklearn.model_selection import ParameterGrid, ParameterSampler
-
-    space = {label: knob.values for label, knob in knobs.items()}
-    grid = ParameterGrid(space)
-    if len(grid) <= budget:
-        return list(grid)
     state = seed_for(seed, "tune", *(part.name for part in method.spec.parts)) % 2**32
-    return list(ParameterSampler(space, budget, random_state=state))
+    return SearchSpace({label: knob.values for label, knob in knobs.items()}, state)
 
 
 def _best(method: Method, trials: Sequence[Mapping[str, Any]]) -> int:
+    """Return the index of the leading trial. Raises SteerbenchError if none was measured."""
+    best = _leading(trials)
+    if best is None:
+        raise _none_measured(method, trials)
+    return best
+
+
+def _leading(trials: Sequence[Mapping[str, Any]]) -> int | None:
     """Return the index of the first trial with the highest score, as far as the batch size does not change it."""
     scores = {i: trial["score"] for i, trial in enumerate(trials) if "score" in trial}
-    if not scores:
-        raise _none_measured(method, trials)
-    return next(i for i, score in scores.items() if score >= max(scores.values()) - TOLERANCE)
+    return next((i for i, score in scores.items() if score >= max(scores.values()) - TOLERANCE), None)
 
 
 def _near(kl: float, target: float) -> bool:

@@ -14,8 +14,8 @@ from steerbench.engine.effect import effect
 from steerbench.engine.generate import generate
 from steerbench.learn.context import FitContext
 from steerbench.metrics import coherence_of, diversity_of
-from steerbench.metrics.per_token import over_tokens
 from steerbench.models.encoder import SentenceEncoder
+from steerbench.records.per_token import over_tokens
 from steerbench.steering.steering import Steering
 
 

@@ -52,6 +52,13 @@ def print_table(
     _print_blocks(console, columns, digits[0], names)
 
 
+def print_rows(console: Console, table: Table) -> None:
+    """Print a table of texts: on a terminal they are wrapped, elsewhere each row is one line, for `grep`."""
+    if not console.is_terminal:
+        table.width = Measurement.get(console, console.options.update(max_width=_UNBOUNDED), table).maximum
+    console.print(table, crop=False)
+
+
 def remark(console: Console, text: str) -> None:
     """Print a line about a table. A terminal's is broken between words; in a file it is one line."""
     console.print(plain(text, "dim"), highlight=False, soft_wrap=not console.is_terminal)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steerbench.cli.console import out, plain, say
+from steerbench.cli.layout import print_rows
 from steerbench.cli.options import Plugins, add_plugins
 from steerbench.errors import SteerbenchError, suggest
 
@@ -62,7 +63,7 @@ def _show_list(kind: "Kind", found: Sequence["Source"]) -> None:
             table.add_row(*_cells(source, head))
     if kind == "methods":
         out.print("  by what they touch: name, what it learns from, what it does", style="dim")
-    out.print(table)
+    print_rows(out, table)
 
 
 def _read(source: "Source") -> tuple[str, "Head | SteerbenchError"]:
@@ -126,7 +127,7 @@ def _show_settings(source: "Source") -> None:
     for one in settings:
         table.add_row(*map(plain, (one.name, one.default or "must be given", one.takes, meaning(one))))
     if settings:
-        out.print(table)
+        print_rows(out, table)
         example = next((one for one in settings if one.searched), settings[0])
         value = (example.searched or [example.default or "..."])[0]
         say(f"\nGiven as --{source.kind} '{Part(source.name, {example.name: value})}'")

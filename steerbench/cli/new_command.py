@@ -1,6 +1,7 @@
 """`steerbench new`."""
 
 import keyword
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,11 +45,16 @@ def _write(kind: "Kind", name: str, files: dict[str, str]) -> None:
     class_name = "".join(word.capitalize() for word in name.split("_"))
     if not (name.isascii() and class_name.isidentifier()) or keyword.iskeyword(name):
         raise SteerbenchError(
-            f"{name!r} cannot name a {singular}; use letters, digits and underscores, a letter first."
+            f"{name!r} cannot name a {singular}; use letters, digits and underscores, a letter first, and no "
+            "word of Python's own, such as class."
         )
     taken = [file for file in files if Path(file).exists()]
     if name in names(kind) or taken:
         raise SteerbenchError(f"{(taken or [name])[0]} exists; choose another name.")
+    if find_spec(name):
+        raise SteerbenchError(
+            f"{name}.py would hide the Python module {name!r} from all that runs here; choose another name."
+        )
     for file, text in files.items():
         own = text.replace(f"My{singular.capitalize()}", class_name).replace(f"my_{singular}", name)
         try:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from steerbench.cli.console import Complaints, out, say
+from steerbench.cli.console import Complaints, out
+from steerbench.cli.layout import remark
 from steerbench.errors import SteerbenchError, suggest
 
 
@@ -36,13 +37,15 @@ def power(
     tables.show_power(out, table)
     studies = f"in {chance:.0%} of studies at the {alpha:g} level"
     if difference is None:
-        say(
+        remark(
+            out,
             f"smallest: the true difference in {metric} that as many prompts as measured find {studies}; 2 ×, 4 ×: "
-            f"that many times the prompts. How many a difference takes: --difference."
+            f"that many times the prompts. How many a difference takes: --difference.",
         )
     else:
-        say(
+        remark(
+            out,
             f"prompts needed: to see a true difference of {difference:g} in {metric} {studies}; smallest: the "
-            f"difference that as many prompts as measured would find with the same chance."
+            f"difference that as many prompts as measured would find with the same chance.",
         )
     left_out.close()

@@ -115,11 +115,13 @@ def _notes(record: Record, rows: pd.DataFrame, has_gains: bool) -> Iterator[str]
     yield f"time ×: decoding beside the unsteered model, batch 1, on {rows['device'].iloc[0]}."
     if has_gains:
         yield (
-            "Intervals: paired bootstrap over the prompts, in clusters (posts or openings), seeds averaged; what other "
-            "seeds or training data would change is not in them."
+            "Intervals: over the prompts, in clusters (posts or openings), and over the seeds where these gave several "
+            "steerings; what other training data would change is not in them."
         )
     elif set(rows["method"]) != {UNSTEERED}:
         yield "No gains: the unsteered model was not measured beside these."
+    if unsure := list(rows["method"][rows["fits"].isna()]):
+        yield f"One seed, and another may steer otherwise, so that nothing is claimed of: {', '.join(unsure)}."
     if unranked := list(rows["method"][rows["rank"].isna()]):
         yield f"No rank, for want of seeds: {', '.join(unranked)}."
     if record.counts:

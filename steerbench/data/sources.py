@@ -111,7 +111,8 @@ def _rows(path: Path) -> Iterator[object]:
     try:
         yield from read(path)
     except (OSError, EOFError, zlib.error, csv.Error, ArrowException, ValueError, OverflowError, LookupError) as error:
-        raise SteerbenchError(f"cannot read {path}: it is damaged or cut off ({error}). Download it again.") from error
+        cure = "Save it as CSV in UTF-8 again." if read is _csv_rows else "Download it again."
+        raise SteerbenchError(f"cannot read {path}: it is damaged or cut off ({error}). {cure}") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[object]:

@@ -48,7 +48,8 @@ class Editor:
         """Return what a decoding step adds, (width,), if it is the same for every state."""
         constants = [edit.constant() for edit, scope in self._edits if scope != "prompt"]
         known = [constant for constant in constants if constant is not None]
-        return torch.stack(known).sum(0) if known and len(known) == len(constants) else None
+        alike = len(known) == len(constants) and len({constant.shape for constant in known}) == 1
+        return torch.stack(known).sum(0) if alike else None
 
     def __call__(self, activation: Tensor) -> Tensor | None:
         """Return the edited activation of a pass, of the same shape, type and layout; None where edits rest."""
@@ -63,10 +64,24 @@ class Editor:
         ):
             return activation + constant
         h = self._by_rows(activation)
-        edited = self._step(h) if self._positions.whole and self._states else self._pass(h)
+        try:
+            edited = self._step(h) if self._positions.whole and self._states else self._pass(h)
+        except RuntimeError as error:
+            self._tell_width(h.shape[-1], error)
+            raise
         if self._observe:
             self._observe(self._site, h, edited)
         return _laid_out_like(activation, edited if edited.shape == h.shape else edited.expand_as(h))
+
+    def _tell_width(self, width: int, error: RuntimeError) -> None:
+        """Raise SteerbenchError if an edit failed that has tensors, none of them as wide as the states."""
+        for edit, _ in self._edits:
+            sizes = {size for tensor in (*edit.parameters(), *edit.buffers()) for size in tensor.shape}
+            if sizes and width not in sizes:
+                raise SteerbenchError(
+                    f"{type(edit).__name__} does not fit {self._site}, whose states are {width} wide: it was made for "
+                    f"another model or site; fit it again on this one."
+                ) from error
 
     def _by_rows(self, activation: Tensor) -> Tensor:
         """Return the activation as (rows, columns, width); some modules get all positions in one row."""

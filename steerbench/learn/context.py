@@ -82,6 +82,8 @@ class FitContext:
     """`with context.progress("probes", n) as advance:` shows a bar of n steps; `advance(1)` is one of them."""
     report: dict[str, Any] = field(default_factory=dict)
     """What a method found out about its own fit, as plain JSON values: written into the record."""
+    seeded: bool = False
+    """Whether a fit has asked for the seed, so that another one may give another steering: written into the record."""
     _shared: dict[object, Any] = field(default_factory=dict)
     """Results kept for the methods that follow; one per run."""
 

@@ -27,6 +27,11 @@ class Contrast(NamedTuple):
         """Preferred minus other, (pairs, width)."""
         return self.preferred - self.other
 
+    @property
+    def mean_length(self) -> float:
+        """The mean length of the states of both sides."""
+        return float(torch.cat(self).norm(dim=1).mean())
+
     def apart(self, max_cosine: float) -> "Contrast":
         """Return the pairs whose two sides have at most this cosine."""
         rows = cosine_similarity(self.preferred, self.other) <= max_cosine
@@ -106,5 +111,4 @@ def at_relative_norm(direction: Tensor, contrast: Contrast, relative_norm: float
     """
     if relative_norm is None:
         return direction
-    mean_length: Tensor = torch.cat(contrast).norm(dim=1).mean()
-    return normalize(direction, dim=0) * relative_norm * mean_length
+    return normalize(direction, dim=0) * relative_norm * contrast.mean_length

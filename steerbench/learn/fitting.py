@@ -1,7 +1,7 @@
 """Fit a method outside of a benchmark, on a model and examples of one's own."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields
 from functools import reduce
 from operator import add
 from typing import Any
@@ -89,12 +89,28 @@ def steerers_of(method: MethodLike) -> list[Steerer]:
     )
 
 
+class _Noting(FitContext):
+    """What one part learns from, which notes whether the part asked for the seed."""
+
+    asked = False
+
+    @property
+    def seed(self) -> int:
+        self.asked = True
+        return self._seed
+
+    @seed.setter
+    def seed(self, value: int) -> None:
+        self._seed = value
+
+
 def joined(steerers: Sequence[Steerer], labels: Sequence[str], context: FitContext) -> Steering:
     """Fit every part by itself and join what they return; what each reports stands under its label, as it is."""
     fitted = []
     for label, steerer in zip(labels, steerers, strict=True):
-        own = replace(context, report={})
+        own = _Noting(**{f.name: getattr(context, f.name) for f in fields(context)} | {"report": {}})
         steering = steerer.fit(own)
+        context.seeded |= own.asked
         if not isinstance(steering, Steering):
             raise SteerbenchError(f"fit of {type(steerer).__name__} returned {steering!r}; it must return a Steering.")
         if unlisted := set(steering.models) - set(steerer.models):

@@ -1,20 +1,20 @@
-"""Metrics as `evaluate` modules. Each also offers its value per example as a plain function."""
+"""Metrics as `evaluate` modules. The value of each example is also a plain function, which needs no `evaluate`."""
 
-from steerbench.metrics.average_reward import AverageReward
-from steerbench.metrics.coherence import Coherence, coherence_of
-from steerbench.metrics.diversity import Diversity, diversity_of
-from steerbench.metrics.length import Length, length_in_words
-from steerbench.metrics.win_rate import WinRate
-from steerbench.records.comparisons import wins
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "AverageReward",
-    "Coherence",
-    "Diversity",
-    "Length",
-    "WinRate",
-    "coherence_of",
-    "diversity_of",
-    "length_in_words",
-    "wins",
-]
+from steerbench.lazy_names import lazily
+
+if TYPE_CHECKING:
+    from steerbench.metrics.average_reward import AverageReward as AverageReward
+    from steerbench.metrics.coherence import Coherence as Coherence
+    from steerbench.metrics.diversity import Diversity as Diversity
+    from steerbench.metrics.length import Length as Length
+    from steerbench.metrics.relevance import coherence_of as coherence_of
+    from steerbench.metrics.repeated_ngrams import Repetition as Repetition
+    from steerbench.metrics.win_rate import WinRate as WinRate
+    from steerbench.metrics.wording import diversity_of as diversity_of
+    from steerbench.metrics.wording import length_in_words as length_in_words
+    from steerbench.records.comparisons import wins as wins
+    from steerbench.records.ngrams import repetition_of as repetition_of
+
+__getattr__, __dir__ = lazily(__name__, __file__)

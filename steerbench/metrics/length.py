@@ -6,11 +6,7 @@ import datasets
 import evaluate
 
 from steerbench.metrics.per_example import PerExampleMetric, count_empty, summary
-
-
-def length_in_words(text: str) -> int:
-    """Return the number of whitespace-separated words."""
-    return len(text.split())
+from steerbench.metrics.wording import length_in_words
 
 
 class Length(PerExampleMetric):

@@ -24,12 +24,19 @@ _CLOCK = (  # transformers hands no function to a template, and its own `strftim
 )
 _TRIES = 16
 """Two greetings, one of them drawn, are found out in all but one of 30,000 loads."""
-_ERRORS = (TemplateError, TypeError, LookupError, ValueError, ArithmeticError, AttributeError)
+_ERRORS = (TemplateError, TypeError, LookupError, ValueError, ArithmeticError, AttributeError, RecursionError)
+_ORDINARY = 'Is 3 < 4 & 5 > 4?\n\n"It\'s so," said Zoë: see https://a.example/b?c=1#d.\n' * 40
+"""What a template that cuts, escapes or changes texts does not show, though it shows single words."""
 
 
 def marked(*roles: Role) -> Dialogue:
     """Return a dialogue whose turns are words that occur nowhere else."""
     return tuple(Turn(role, f"Qx{i}Zq") for i, role in enumerate(roles))
+
+
+def is_whole(turn: Turn, written: str) -> bool:
+    """Whether all that a turn says is written; templates may strip it, or join its lines."""
+    return "".join(turn.text.split()) in "".join(written.split())
 
 
 class ChatTemplate:
@@ -51,6 +58,8 @@ class ChatTemplate:
         self._shown: set[tuple[tuple[Role, ...], bool]] = set()
         self._in_parts = self._n_shown(in_parts=True) > self._n_shown(in_parts=False)
         self._check_shown(self._least, reply_follows)
+        long = [Turn(turn.role, f"{_ORDINARY}{turn.text}") for turn in marked(*self._least)]
+        self._check_whole(long, self._write(tuple(long), reply_follows))
         if len({self._write(marked(*self._least), reply_follows) for _ in range(_TRIES)}) > 1:
             raise SteerbenchError(f"{name} writes another prompt each time; use one without anything random.")
 
@@ -58,11 +67,13 @@ class ChatTemplate:
         """Return the dialogue as text, ending where a reply begins if one follows.
 
         `thinking=False` tells the template to leave thinking off, where it can. Raises SteerbenchError where the
-        template refuses the dialogue, or would drop the text of a turn.
+        template refuses the dialogue, or would drop the text of a turn. Of replies it may drop the thoughts.
         """
         folded = self._fold_system(dialogue)
         self._check_shown(tuple(turn.role for turn in folded), reply_follows)
-        return self._write(folded, reply_follows, thinking=thinking)
+        written = self._write(folded, reply_follows, thinking=thinking)
+        self._check_whole([turn for turn in folded if turn.role == "user"], written)
+        return written
 
     @cached_property
     def shows_date(self) -> bool:
@@ -82,7 +93,18 @@ class ChatTemplate:
                 f"{self.name} drops the text of turn {lost + 1}, {roles[lost]}, of a dialogue of {', '.join(roles)}; "
                 f"use another model, or dialogues without such turns."
             )
+        places = [text.index(turn.text) for turn in words if turn.role != "system"]  # Mistral's stands in the last turn
+        if places != sorted(places):
+            raise SteerbenchError(f"{self.name} writes the turns in another order than they have; use another model.")
         self._shown.add((roles, reply_follows))
+
+    def _check_whole(self, turns: Sequence[Turn], written: str) -> None:
+        """Raise SteerbenchError if something that a turn says is not written."""
+        if changed := next((turn for turn in turns if not is_whole(turn, written)), None):
+            raise SteerbenchError(
+                f"{self.name} cuts or changes the text of a turn, {changed.role}, that begins with "
+                f"{changed.text[:20]!r}; use another model, or dialogues without such turns."
+            )
 
     def _n_shown(self, *, in_parts: bool) -> int:
         """Count the marked words that are shown, with texts given as they are or in parts."""

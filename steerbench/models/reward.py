@@ -1,5 +1,6 @@
 """Reward models: one number for a response to a dialogue, the same alone as in any batch."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from steerbench.data.dialogue import Dialogue, Turn, plain_text
 from steerbench.errors import SteerbenchError
 from steerbench.models.batching import check_ids, in_batches, padding_id, position_limit, tokenize
-from steerbench.models.chat_template import ChatTemplate
+from steerbench.models.chat_template import ChatTemplate, is_whole
 from steerbench.models.checkpoint import Source, find, load_model, load_tokenizer, read_tensor, tensor_files
 from steerbench.models.self_check import scorer_batch, trial_rows
 from steerbench.progress import Progress, silent
@@ -109,6 +110,7 @@ class RewardModel(Reward):
     ) -> torch.Tensor:
         """Return the reward of each response, (N,) float32 on the CPU. Raises SteerbenchError if one is not finite."""
         texts = [self.text(d, r) for d, r in zip(dialogues, responses, strict=True)]
+        self._tell_dropped(texts, responses)
         bare = self._template is None  # a template writes its special tokens itself
         tokens = tokenize(self._tokenizer, texts, limit=self.limit, cut="left", special_tokens=bare)
         check_ids(tokens.rows, self._tokenizer, self._model, self.name)
@@ -128,6 +130,16 @@ class RewardModel(Reward):
                 "its weights are damaged, or too large for their type. Use another reward model."
             )
         return scores
+
+    def _tell_dropped(self, texts: Sequence[str], responses: Sequence[str]) -> None:
+        """Warn of responses that the template does not write whole: some drop the thoughts of a reply."""
+        pairs = zip(texts, responses, strict=True)
+        if dropped := sum(not is_whole(Turn("assistant", response), text) for text, response in pairs):
+            warnings.warn(
+                f"the chat template of reward model {self.name!r} leaves out a part of {dropped} of {len(texts)} "
+                f"responses, such as their thoughts; they are scored without it.",
+                stacklevel=3,
+            )
 
 
 class _Classifier(nn.Module):

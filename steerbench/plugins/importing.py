@@ -47,7 +47,8 @@ def _explained(label: str, module: str) -> Iterator[None]:
 
 def _explain(error: Exception, module: str) -> str:
     if isinstance(error, SyntaxError):
-        return f"has a syntax error at {error.filename}:{error.lineno}: {error.msg}."
+        place = f" at {error.filename}:{error.lineno}" if error.lineno else ""  # a null byte has none
+        return f"has a syntax error{place}: {error.msg}."
     if isinstance(error, ModuleNotFoundError) and error.name:
         top = error.name.partition(".")[0]
         if f"{module}.".startswith(f"{error.name}."):

@@ -53,6 +53,12 @@ def fits(value: Any, hint: Any) -> bool:
     return not isinstance(kind, type) or isinstance(value, kind)
 
 
+def takes_whole_numbers(cls: type[Any], name: str) -> bool:
+    """Tell whether a field is declared to take `int`: a layer or a count, and not a strength."""
+    hint = _hints(cls).get(name)
+    return int in (hint, *get_args(hint))
+
+
 def expected(hint: Any) -> str:
     """Return in words what a field takes."""
     if get_origin(hint) is Literal:

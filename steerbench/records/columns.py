@@ -94,6 +94,12 @@ METRIC_COLUMNS = (
         better=1,
         long="diversity",
     ),
+    Column(
+        "repetition",
+        "repetition",
+        "share of a response's 4-grams of words that it has had before (seq-rep-4)",
+        better=-1,
+    ),
     Column("coherence", "coh.", "cosine of the sentence embeddings of prompt and response", better=1, long="coherence"),
     Column("length", "length", "tokens of the response", "tokens", digits=0),
     Column(
@@ -117,12 +123,87 @@ _GAIN_COLUMNS = (
     Column(
         "reward_gain",
         "reward gain",
-        "reward over the unsteered model, with a 95 % interval over the prompts",
+        "reward over the unsteered model, with a 95 % interval over the prompts, and the seeds where they fit anew",
         digits=2,
         better=1,
     ),
     Column("held_out_reward_gain", "held-out gain", "the same by the held-out reward", digits=2, better=1),
     Column("gold_gain", "gold gain", "the same by the true score", digits=2, better=1),
+)
+_TUNED = Column(
+    "validation_gain",
+    "validation gain",
+    "reward over the unsteered model of the trial that tuning chose, on its own prompts: the highest of several, so "
+    "more than other prompts show",
+    digits=2,
+)
+_SIDE_EFFECT_COLUMNS = (
+    Column(
+        "length_controlled_gain",
+        "equal length",
+        "reward gain at the length of the unsteered response: the intercept of the gain over the log of the ratio of "
+        "the lengths, with a 95 % interval over the prompts",
+        digits=2,
+        better=1,
+        long="gain at equal length",
+    ),
+    Column(
+        "length_controlled_gain_low",
+        "equal length low",
+        "lower end of the 95 % interval of the gain at equal length",
+        digits=2,
+        of="length_controlled_gain",
+    ),
+    Column(
+        "length_controlled_gain_high",
+        "equal length high",
+        "upper end of the 95 % interval of the gain at equal length",
+        digits=2,
+        of="length_controlled_gain",
+    ),
+    Column(
+        "worse_floor",
+        "worse by chance",
+        "what `worse` is between two draws of the unsteered model; empty where it was drawn once",
+        "share",
+        digits=2,
+    ),
+    Column(
+        "kl_response",
+        "KL / response",
+        "KL(steered || unsteered) of a whole response: that per token, summed over its tokens",
+        "nats per response",
+        digits=2,
+        better=-1,
+    ),
+    Column(
+        "agreement",
+        "agreement",
+        "rank correlation of reward and held-out reward over the responses, -1 to 1",
+        digits=2,
+        better=1,
+    ),
+    Column(
+        "agreement_change",
+        "agreement change",
+        "`agreement` less that of the unsteered model: below zero the guide is trusted where it no longer holds",
+        digits=2,
+        better=1,
+    ),
+    Column(
+        "agreement_gold",
+        "gold agreement",
+        "rank correlation of reward and gold over the responses, -1 to 1",
+        digits=2,
+        better=1,
+    ),
+    Column(
+        "agreement_gold_change",
+        "gold agreement change",
+        "`agreement_gold` less that of the unsteered model",
+        digits=2,
+        better=1,
+    ),
 )
 _LATENCY_COLUMNS = (
     Column(
@@ -150,7 +231,18 @@ _WHERE = (
         better=1,
         long="KL matched",
     ),
+    Column(
+        "at_the_end",
+        "at the end",
+        "what tuning chose at an end of its range, with any seed: a better value may lie beyond",
+    ),
     Column("seeds", "seeds", "seeds that were measured", digits=0),
+    Column(
+        "fits",
+        "fits",
+        "different steerings that the seeds gave; empty for one seed, where another may have given another steering",
+        digits=0,
+    ),
     Column("n_examples", "prompts", "test prompts that were measured", digits=0),
     Column("model", "model", "the model that is steered"),
     Column("reward_model", "reward model", "the guiding reward model"),
@@ -163,6 +255,8 @@ GAINS = tuple(column.name.removesuffix("_gain") for column in _GAIN_COLUMNS)
 """Metrics that have a gain over the unsteered model, such as `reward_gain` with `reward_gain_low` and `_high`."""
 RATES = tuple(column.name for column in METRIC_COLUMNS if column.unit == "share")
 """Metrics that are shares, with Wilson's intervals `_low` and `_high`."""
+SIDE_EFFECTS = tuple(column.name for column in _SIDE_EFFECT_COLUMNS)
+"""What is derived from texts and raw scores alone, beside the metrics and their gains."""
 LATENCY = tuple(column.name for column in _LATENCY_COLUMNS)
 """What is taken from a record's timings."""
 GAIN_ENDS = ("", "_low", "_high", "_p", "_p_holm", "_fit_sd", "_sampling_sd")
@@ -204,6 +298,16 @@ _OF_RATES = [column for metric in METRIC_COLUMNS if metric.name in RATES for col
 GAIN_COLUMNS = tuple(column.name for column in _OF_GAINS)
 """Names of all columns about gains."""
 COLUMNS = {
-    column.name: column for column in (*_WHAT, *METRIC_COLUMNS, *_OF_GAINS, *_OF_RATES, *_LATENCY_COLUMNS, *_WHERE)
+    column.name: column
+    for column in (
+        *_WHAT,
+        *METRIC_COLUMNS,
+        *_OF_GAINS,
+        *_SIDE_EFFECT_COLUMNS,
+        _TUNED,
+        *_OF_RATES,
+        *_LATENCY_COLUMNS,
+        *_WHERE,
+    )
 }
 """Every column by its name, in the order of the CSV."""

@@ -19,9 +19,12 @@ from steerbench.records.comparisons import COMPARISONS, compared, comparisons
 from steerbench.records.identity import Difference, differences, fingerprint
 from steerbench.records.ranks import ranks_of
 from steerbench.records.record import METRICS, Record
+from steerbench.records.search_range import ends_chosen
+from steerbench.records.side_effects import side_effects
 from steerbench.records.statistics import (
     Gaps,
     Interval,
+    claim_p_values,
     gaps,
     holm,
     intervals,
@@ -37,18 +40,21 @@ _TOLD = 5
 def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
     """Return one row per task and method, in order of rank, then reward, within a task; means over seeds.
 
-    `rank` is 1 + the number of methods that are surely better: whose reward on the same prompts is higher, by a
-    sign-flip test corrected for the number of pairs (Holm, 5 %). Two methods of different ranks may still not be told
-    apart from each other. A method without all the protocol's seeds has none. Gains over the unsteered model have 95 %
-    intervals (bootstrap over the test prompts), p-values (sign flips), alone and corrected for the number of methods
-    in the task (Holm), and standard deviations between fits and between samples: see `steerbench.intervals`. All are
-    empty where a seed of the method has no record of the unsteered model beside it; so are the win rates against that
+    `rank` is 1 + the number of methods that are surely better: whose reward on the same prompts is higher, by a test
+    corrected for the number of pairs (Holm, 5 %). Two methods of different ranks may still not be told apart from each
+    other. A method without all the protocol's seeds has none. Gains over the unsteered model have 95 % intervals,
+    p-values, alone and corrected for the number of methods in the task (Holm), and standard deviations between fits and
+    between samples: see `steerbench.records.statistics`. Where seeds gave a method different steerings, both count them
+    as drawn; where there is one seed, and another may have given another steering, there is no p-value. All are empty
+    where a seed of the method has no record of the unsteered model beside it; so are the win rates against that
     model, unless the records keep them (`steerbench.records.comparisons`). Raises SteerbenchError that names
     the field in which two protocols of one task differ, and if records of one protocol hold different prompts.
     """
     groups = by_task(records)
     # not `concat`: a column may be empty in one task, as gold is on real data, and have numbers in another
-    return pd.DataFrame(row for group in groups.values() for row in _ranked(group)).astype({"rank": "Int64"})
+    return pd.DataFrame(row for group in groups.values() for row in _ranked(group)).astype(
+        {"rank": "Int64", "fits": "Int64"}
+    )
 
 
 def method_gaps(records: Sequence[Record], metric: str) -> dict[tuple[str, str], Gaps]:
@@ -64,6 +70,13 @@ def method_gaps(records: Sequence[Record], metric: str) -> dict[tuple[str, str],
         over = _over_unsteered(rows_of(told), _unsteered(told), metric)
         found |= {(task, name): gap for name, gap in over.items()}
     return found
+
+
+def fits_of(records: Sequence[Record]) -> int | None:
+    """Return how many steerings the seeds of a row gave; None for one seed, where another may have given another."""
+    if len(records) > 1 or records[0].method == UNSTEERED:
+        return len({record.steering for record in records})
+    return 1 if records[0].report.get("seeded") is False else None
 
 
 def csv_name(records: Sequence[Record]) -> str:
@@ -106,10 +119,11 @@ def rows_of(records: Sequence[Record]) -> dict[str, list[Record]]:
 def _ranked(records: Sequence[Record]) -> list[dict[Hashable, object]]:
     rows = rows_of(records)
     unsteered = _unsteered(records)
-    gains = _gains(rows, unsteered)
+    gains, beside = _gains(rows, unsteered), side_effects(rows, unsteered)
+    derived = {name: gains[name] | beside[name] for name in rows}
     whole = {name: group for name, group in rows.items() if len(group) == len(records[0].protocol["seeds"])}
     ranks = ranks_of(over_first(whole))
-    table = pd.DataFrame(_row(name, ranks.get(name), group, unsteered, gains[name]) for name, group in rows.items())
+    table = pd.DataFrame(_row(name, ranks.get(name), group, unsteered, derived[name]) for name, group in rows.items())
     in_order = table.sort_values(["rank", "reward", "method"], ascending=[True, False, True], na_position="last")
     found: list[dict[Hashable, object]] = in_order.to_dict("records")
     return found
@@ -154,7 +168,7 @@ def over_first(variants: Mapping[str, list[Record]]) -> dict[str, Gaps]:
         key: [r.examples for r in group] for key, group in variants.items() if all(_has(r, "reward") for r in group)
     }
     first = next(iter(groups.values()), [])
-    return {key: gaps(tables, first, "reward") for key, tables in groups.items()}
+    return {key: gaps(tables, first, "reward", seeded=fits_of(variants[key]) != 1) for key, tables in groups.items()}
 
 
 def _gains(variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record]) -> dict[str, dict[str, float | None]]:
@@ -162,16 +176,18 @@ def _gains(variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record]
     found = {(name, key): gap for name in GAINS for key, gap in _over_unsteered(variants, unsteered, name).items()}
     told = intervals(list(found.values()))  # at once, because resampling is what takes the time
     itself = {key for key, group in variants.items() if all(unsteered.get(r.seed) is r for r in group)}
-    p = dict(zip(found, p_values(list(found.values())), strict=True))
-    corrected = _corrected({pair: value for pair, value in p.items() if variants[pair[1]][0].method != UNSTEERED})
+    tested = {pair: gap for pair, gap in found.items() if gap.testable}
+    p = dict(zip(tested, p_values(list(tested.values())), strict=True))
+    claims = dict(zip(tested, claim_p_values(list(tested.values()), list(p.values())), strict=True))
+    corrected = _corrected({pair: value for pair, value in claims.items() if variants[pair[1]][0].method != UNSTEERED})
     columns: dict[str, dict[str, float | None]] = {key: dict.fromkeys(GAIN_COLUMNS) for key in variants}
     for ((name, key), gap), interval in zip(found.items(), told, strict=True):
         if key in itself:
             columns[key] |= _of_gain(name, Interval(0.0, 0.0, 0.0))
         else:
             sampled = variants[key][0].protocol["temperature"] > 0
-            tested = (p[name, key], corrected.get((name, key)), *spread(gap.by_seed, sampled=sampled))
-            columns[key] |= _of_gain(name, (*interval, *tested))
+            tests = (p.get((name, key)), corrected.get((name, key)))
+            columns[key] |= _of_gain(name, (*interval, *tests, *spread(gap.by_seed, sampled=sampled)))
     return columns
 
 
@@ -179,7 +195,12 @@ def _over_unsteered(
     variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record], name: str
 ) -> dict[str, Gaps]:
     return {
-        key: gaps([r.examples for r in group], [unsteered[r.seed].examples for r in group], name)
+        key: gaps(
+            [r.examples for r in group],
+            [unsteered[r.seed].examples for r in group],
+            name,
+            seeded=fits_of(group) != 1,
+        )
         for key, group in variants.items()
         if all(_has(r, name) and _has(unsteered.get(r.seed), name) for r in group)
     }
@@ -219,6 +240,15 @@ def _matched(records: Sequence[Record]) -> bool | None:
     return all(r.tuning.get("matched", False) for r in records)
 
 
+def _on_validation(record: Record) -> float | None:
+    """Return what the chosen trial gained of the guiding reward on validation; None where nothing was tuned."""
+    told = record.tuning
+    chosen = [trial for trial in told.get("trials", []) if trial["hyperparameters"] == told.get("chosen")]
+    rewards = [scores.get("reward") for scores in (*chosen[:1], told.get("unsteered")) if isinstance(scores, dict)]
+    known: list[float] = [reward for reward in rewards if reward is not None]
+    return known[0] - known[1] if len(known) == 2 else None
+
+
 def _rates(metrics: Mapping[str, float | None], n: int) -> dict[str, float | None]:
     """Return Wilson's intervals of shares among `n` clusters of prompts. Seeds and samples make no more of them."""
     ends: dict[str, float | None] = {}
@@ -240,7 +270,7 @@ def _row(
     rank: int | None,
     records: Sequence[Record],
     unsteered: Mapping[int, Record],
-    gains: Mapping[str, float | None],
+    derived: Mapping[str, float | None],
 ) -> dict[str, object]:
     first = records[0]
     metrics = {name: _mean(r.metrics.get(name) for r in records) for name in METRICS} | _compared(records, unsteered)
@@ -249,12 +279,15 @@ def _row(
         "rank": rank,
         "method": label,
         **metrics,
-        **gains,
+        **derived,
+        "validation_gain": _mean(_on_validation(r) for r in records),
         **_rates(metrics, _n_clusters(first)),
         **{name: _mean(r.latency.get(name) for r in records) for name in LATENCY},
         "fit_seconds": _mean(r.seconds.get("fit") for r in records),
         "matched": _matched(records),
+        "at_the_end": ", ".join(dict.fromkeys(name for r in records for name in ends_chosen(r.tuning))) or None,
         "seeds": len(records),
+        "fits": fits_of(records),
         "n_examples": first.protocol["n_examples"],
         "model": first.labels["model"],
         "reward_model": first.labels["reward_model"],

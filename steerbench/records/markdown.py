@@ -13,6 +13,10 @@ from steerbench.records.columns import COLUMNS, GAINS
 
 START, END = "<!-- leaderboard: written by steerbench leaderboard --markdown -->", "<!-- end of leaderboard -->"
 SIGNIFICANT = 0.05
+_AT_THE_END = (
+    "\n† Tuning chose a value at an end of its range, with one seed at least: a better one may lie beyond; the column "
+    "`at_the_end` of the CSV says which."
+)
 _MEANS = ("win_rate", "worse", "kl", "diversity", "length", "decode_ratio")
 """What a README shows beside the gains."""
 
@@ -20,7 +24,8 @@ _MEANS = ("win_rate", "worse", "kl", "diversity", "length", "decode_ratio")
 def markdown(table: pd.DataFrame, rows: int | None = None) -> str:
     """Return one table per task: rank, gains over unsteered with 95 % intervals, and what they cost.
 
-    A gain is bold where its p-value, corrected for the number of methods, is below `SIGNIFICANT`. Columns without a
+    A gain is bold where its p-value, corrected for the number of methods, is below `SIGNIFICANT`. A method is marked
+    where it has one seed and another may have given another steering: its gains have no p-value. Columns without a
     value are left out. With `rows` there is one table of so many, and a line that counts the others: see `_first`.
     """
     shown = table if rows is None else _first(table, rows)
@@ -72,8 +77,10 @@ def _of_task(task: str, rows: pd.DataFrame) -> str:
     for row in rows.to_dict("records"):
         rank = "–" if pd.isna(row["rank"]) else str(row["rank"])
         cells = [_gain(row, f"{name}_gain") for name in gains] + [_mean(row, name) for name in means]
-        lines.append(table_line([rank, f"`{row['method']}`", *cells]))
-    return "\n".join(lines)
+        marked = " (one seed)" if pd.isna(row["fits"]) else ""
+        at_the_end = "" if pd.isna(row["at_the_end"]) else " †"
+        lines.append(table_line([rank, f"`{row['method']}`{marked}{at_the_end}", *cells]))
+    return "\n".join([*lines, *([_AT_THE_END] if rows["at_the_end"].notna().any() else [])])
 
 
 def _gain(row: Mapping[Any, Any], name: str) -> str:

@@ -1,4 +1,4 @@
-"""How sure a gain over the unsteered model is: differences on the same prompts, resampled by their clusters."""
+"""How sure a gain over the unsteered model is: differences on the same prompts, of clusters of prompts and of seeds."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from steerbench.errors import SteerbenchError
+from steerbench.records.crossed_effects import Crossed, claimed_p, critical, crossed, crossed_p
 
 N_RESAMPLES = 10_000
 TOLERANCE = 1e-4
@@ -45,6 +46,15 @@ class Gaps(NamedTuple):
     """Means over the seeds, (responses,) float64."""
     by_seed: Any
     """Means over the prompts, (seeds, responses per prompt) float64."""
+    of_seeds: Any = None
+    """Those of each seed, (seeds, responses) float64; None where `seeded` is False and nobody compares two of these."""
+    seeded: bool = False
+    """Whether another seed may have given another steering, so that seeds are drawn as prompts are."""
+
+    @property
+    def testable(self) -> bool:
+        """Whether its variance is known: one seed says nothing of what another one would have given."""
+        return not self.seeded or len(self.of_seeds) > 1
 
 
 def paired_interval(
@@ -58,11 +68,14 @@ def paired_interval(
     return intervals([gaps(steered, unsteered, column)], n_resamples)[0]
 
 
-def gaps(steered: Sequence[pd.DataFrame], unsteered: Sequence[pd.DataFrame], column: str) -> Gaps:
+def gaps(
+    steered: Sequence[pd.DataFrame], unsteered: Sequence[pd.DataFrame], column: str, *, seeded: bool = False
+) -> Gaps:
     """Return how much higher a column is on each prompt than without steering: each seed beside its own, then averaged.
 
-    Rewards that differ by at most `TOLERANCE` are equal, as in the win rate: that is the rounding of a batch, and would
-    break ties. Raises SteerbenchError if the tables do not hold the same prompts.
+    `seeded` says that another seed may give another steering. Rewards that differ by at most `TOLERANCE` are equal, as
+    in the win rate: that is the rounding of a batch, and would break ties. Raises SteerbenchError if the tables do not
+    hold the same prompts.
     """
     like = unsteered[0]
     first = _by_id(like.reset_index(drop=True))
@@ -75,19 +88,43 @@ def gaps(steered: Sequence[pd.DataFrame], unsteered: Sequence[pd.DataFrame], col
         seeds = [settled(row) for row in seeds]
     samples = first["sample"].to_numpy() if "sample" in first else np.zeros(len(first), int)
     by_seed = [[float(row[samples == k].mean()) for k in np.unique(samples)] for row in seeds]
-    return Gaps(list(first["id"]), list(first["group"]), np.mean(seeds, axis=0), np.array(by_seed))
+    rows = np.array(seeds)
+    return Gaps(list(first["id"]), list(first["group"]), rows.mean(axis=0), np.array(by_seed), rows, seeded)
 
 
 def intervals(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[Interval]:
-    """Return means and 95 % intervals (BCa) of differences on one set of prompts, from the same resamples of clusters.
+    """Return means and 95 % intervals of differences on one set of prompts, in clusters.
 
-    A cluster is a group of prompts that are not independent, such as those about one post. A resample draws as many
-    clusters as there are, and counts every prompt equally. Where all clusters agree, both ends are the mean; with one
-    cluster alone they are None. The same differences always give the same numbers, whatever stands beside them.
+    A cluster is a group of prompts that are not independent, such as those about one post. Differences that are not
+    `seeded` are averaged over the seeds, and their clusters resampled (BCa), every prompt counting equally; so are
+    those of one seed, whose intervals say nothing of other seeds. Where seeds gave different steerings, the interval is
+    that of `crossed`. Where nothing varies, both ends are the mean; with one cluster alone they are None. The same
+    differences always give the same numbers, whatever stands beside them.
     """
-    means = [float(one.values.mean()) for one in found]
     for one in found:
         _check_same(one.ids, found[0].ids)
+    both_ways = [by_seeds(one) for one in found]
+    plain = iter(_resampled([one for one, ways in zip(found, both_ways, strict=True) if ways is None], n_resamples))
+    return [next(plain) if ways is None else _student(ways) for ways in both_ways]
+
+
+def by_seeds(one: Gaps) -> Crossed | None:
+    """Return mean and variance where seeds are drawn too; None where they are not, or one of them, or one cluster."""
+    if not (one.seeded and one.testable):
+        return None
+    codes = clusters_of(one)
+    sums = cluster_sums(one.of_seeds, codes)[None]
+    return crossed(sums, np.bincount(codes).astype(float)) if sums.shape[2] > 1 else None
+
+
+def _student(ways: Crossed) -> Interval:
+    mean, error, share = float(ways.mean[0]), sqrt(float(ways.variance[0])), float(ways.share[0])
+    half = critical(0.05, share, ways.n_seeds, ways.n_clusters) * error
+    return Interval(mean, mean - half, mean + half)
+
+
+def _resampled(found: Sequence[Gaps], n_resamples: int) -> list[Interval]:
+    means = [float(one.values.mean()) for one in found]
     sums, sizes = _clusters(found)
     if len(sizes) == 1:
         return [Interval(mean, None, None) for mean in means]
@@ -97,12 +134,28 @@ def intervals(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[Int
 
 
 def p_values(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[float]:
-    """Return for each difference the two-sided p-value of a sign-flip test: that steering changes nothing.
+    """Return for each difference the two-sided p-value: that steering changes nothing.
 
-    Without an effect, the differences of a whole cluster could as well have the other sign; p is the share of random
-    signs that give a mean at least as far from zero, the signs observed among them. So what is tested is that
-    differences are symmetric about zero, which is more than a mean of zero.
+    Where seeds gave different steerings it is that of `crossed`, and 1 where there is one seed of them, or one cluster.
+    Of the others it is that of a sign-flip test. Without an effect, the differences of a whole cluster could as well
+    have the other sign; p is the share of random signs that give a mean at least as far from zero, the signs observed
+    among them. So what is tested is that differences are symmetric about zero, which is more than a mean of zero.
     """
+    flipped = iter(_flipped([one for one in found if not one.seeded], n_resamples))
+    both_ways = [by_seeds(one) for one in found]
+    return [
+        float(crossed_p(ways)[0]) if ways else 1.0 if one.seeded else next(flipped)
+        for one, ways in zip(found, both_ways, strict=True)
+    ]
+
+
+def claim_p_values(found: Sequence[Gaps], p: Sequence[float]) -> list[float]:
+    """Return the p-values that claims rest on, from those of `p_values`: where seeds are drawn, see `claimed_p`."""
+    both_ways = [by_seeds(one) for one in found]
+    return [float(claimed_p(ways)[0]) if ways else plain for ways, plain in zip(both_ways, p, strict=True)]
+
+
+def _flipped(found: Sequence[Gaps], n_resamples: int) -> list[float]:
     if not found:
         return []
     sums = _addable(_clusters(found)[0])
@@ -112,27 +165,30 @@ def p_values(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[floa
     return [float(p) for p in as_far / (n_resamples + 1)]
 
 
-def claims(sums: Any, level: float) -> Any:
+def claims(sums: Any, level: float, known: Any = None) -> Any:
     """Tell which of many differences, (differences, clusters), have a p-value of at most `level` after Holm's method.
 
-    The answers are those of `p_values`, with as many signs as it takes for the smallest p to survive the correction,
-    but two kinds of differences are spared most of them. What Holm would not claim with the signs so far, it never
-    will: with more signs a p-value that counts them only grows. And a sum of terms with random signs has nearly the
-    tails of a normal one, at most `_TAIL` times as heavy: where that bound is `_SURE` times below what Holm asks of
-    the smallest p-value, the signs would have to be very unlucky ones to say otherwise.
+    `known` are p-values that need no signs, NaN for the others: those of seeds that gave different steerings. The other
+    answers are those of `p_values`, with as many signs as it takes for the smallest p to survive the correction, but
+    two kinds of differences are spared most of them. What Holm would not claim with the signs so far, it never will:
+    with more signs a p-value that counts them only grows. And a sum of terms with random signs has nearly the tails of
+    a normal one, at most `_TAIL` times as heavy: where that bound is `_SURE` times below what Holm asks of the smallest
+    p-value, the signs would have to be very unlucky ones to say otherwise.
     """
     n_resamples = max(N_RESAMPLES, round(2 * len(sums) / level))
     deviations = np.sqrt((sums**2).sum(axis=1))
     distances = np.abs(sums.sum(axis=1)) / np.where(deviations > 0, deviations, 1.0)
     sure = distances > NormalDist().inv_cdf(1 - level / len(sums) / 2 / _TAIL / _SURE)
     as_far, sums = np.ones(len(sums)), _addable(sums)
-    p = as_far / (n_resamples + 1)
+    known = np.full(len(sums), np.nan) if known is None else known
+    told = ~np.isnan(known)
+    p = np.where(told, known, as_far / (n_resamples + 1))
     for signs in _signs(sums.shape[1], n_resamples):
-        open_ = np.flatnonzero(~sure & (_holm(p) <= level))
+        open_ = np.flatnonzero(~sure & ~told & (_holm(p) <= level))
         if not len(open_):
             break
         as_far[open_] += _as_far(sums[open_], signs)
-        p = as_far / (n_resamples + 1)
+        p[open_] = as_far[open_] / (n_resamples + 1)
     return _holm(p) <= level
 
 
@@ -203,7 +259,9 @@ def spread(by_seed: Any, *, sampled: bool) -> Spread:
 
 
 def standard_error(found: Gaps) -> float | None:
-    """Return the standard error of a mean difference between clusters of prompts; None where there is one alone."""
+    """Return the standard error of a mean difference, between clusters of prompts and seeds; None for one cluster."""
+    if ways := by_seeds(found):
+        return sqrt(float(ways.variance[0]))
     sums, sizes = _clusters([found])
     n = len(sizes)
     if n == 1:

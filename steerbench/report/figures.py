@@ -9,6 +9,7 @@ from steerbench.report.frontier import measured_best_of_n, pareto, win_rate_boun
 from steerbench.report.groups import Group, Row
 from steerbench.report.plots import Line, Panel, Point, Scale, Scatter, Span, curves, scatter
 from steerbench.report.svg import BLUE, GREEN, MUTED, ORANGE, RED
+from steerbench.report.tradeoff import Tradeoff
 
 GAIN = "reward_gain"
 _COLOURS = {GAIN: BLUE, "held_out_reward_gain": ORANGE, "gold_gain": GREEN}
@@ -16,6 +17,10 @@ _KL_AXIS = f"{COLUMNS['kl'].title} to the unsteered model, {COLUMNS['kl'].unit}"
 _WIDE = 4.0
 """Ratio of the ends of an axis from which on it is logarithmic."""
 _FRONT = "Green: the Pareto front. No other method is better in one of the two without being worse in the other."
+
+
+_STEPS = 24
+"""Straight pieces that a fitted curve is drawn by."""
 
 
 class Shown(NamedTuple):
@@ -39,11 +44,12 @@ def scatters(group: Group) -> list[Shown]:
     return [shown for shown in pairs if shown]
 
 
-def sweep_panels(group: Group) -> list[Shown]:
-    """Return one small panel for each method whose strength was swept on the test prompts."""
-    found = [(one, panel) for i, one in enumerate(sweeps(group)) if (panel := _sweep_panel(group, i, one)).lines]
-    drawn = curves([panel for _, panel in found])
-    return [Shown(one.label, svg, one.dial) for (one, _), svg in zip(found, drawn, strict=True)]
+def sweep_panels(group: Group, found: Sequence[Curve], fits: Sequence[Sequence[Tradeoff]]) -> list[Shown]:
+    """Return one small panel for each method whose strength was swept on the test prompts, with the curves fitted."""
+    panels = [(one, _sweep_panel(group, i, one, fits[i])) for i, one in enumerate(found)]
+    known = [(one, panel) for one, panel in panels if panel.lines]
+    drawn = curves([panel for _, panel in known])
+    return [Shown(one.label, svg, one.dial) for (one, _), svg in zip(known, drawn, strict=True)]
 
 
 def trial_panels(group: Group) -> list[Shown]:
@@ -168,14 +174,20 @@ def _best(points: Sequence[Point], lower: bool) -> list[tuple[float, float]]:
     return [places[i] for i in pareto(places, lower)]
 
 
-def _sweep_panel(group: Group, number: int, found: Curve) -> Panel:
+def _sweep_panel(group: Group, number: int, found: Curve, fitted: Sequence[Tradeoff]) -> Panel:
     values = {
         colour: [(v, row.number(column)) for v, row in zip(found.values, found.rows, strict=True)]
         for column, colour in _COLOURS.items()
     }
     known = {colour: [(v, y) for v, y in points if y is not None] for colour, points in values.items()}
     lines = [Line(points, colour) for colour, points in known.items() if points]
-    return Panel(f"{group.name}-sweep{number}", f"Gains of {found.label} over {found.dial}", lines, 0.0)
+    fits = [Line(_curve_of(one, max(found.values)), _COLOURS[f"{one.score}_gain"], True) for one in fitted]
+    return Panel(f"{group.name}-sweep{number}", f"Gains of {found.label} over {found.dial}", [*lines, *fits], 0.0)
+
+
+def _curve_of(fitted: Tradeoff, highest: float) -> list[tuple[float, float]]:
+    strengths = [highest * i / _STEPS for i in range(_STEPS + 1)]
+    return [(strength, fitted.at(strength)) for strength in strengths]
 
 
 def _trial_panel(group: Group, trials: Trials) -> Panel:

@@ -12,11 +12,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from steerbench.plugins.spec import UNSTEERED
 from steerbench.records.record import Record
 from steerbench.report import details
+from steerbench.report.curves import sweeps
 from steerbench.report.figures import scatters, sweep_panels, trial_panels
 from steerbench.report.generations import as_json, generations
 from steerbench.report.groups import Group
 from steerbench.report.ranking_table import ranking
 from steerbench.report.timings import Timing
+from steerbench.report.tradeoff import tradeoff_table, tradeoffs
 from steerbench.version import __version__
 
 
@@ -51,14 +53,16 @@ def page(groups: Sequence[Group], timings: Sequence[Timing], n_examples: int) ->
 
 
 def _section(group: Group, known: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    record = group.first
+    record, swept = group.first, sweeps(group)
+    fits = tradeoffs(group, swept)
     return {
         "group": group,
         "record": record,
         "facts": [fact for fact in _facts(group.records) if fact not in known],
         "ranking": ranking(group),
         "scatters": scatters(group),
-        "sweeps": sweep_panels(group),
+        "sweeps": sweep_panels(group, swept, fits),
+        "tradeoffs": tradeoff_table(swept, fits),
         "trials": trial_panels(group),
         "protocol": details.protocol(group),
         "tunings": details.tunings(group),

@@ -146,7 +146,7 @@ def _curve(panel: Panel, span: tuple[float, float]) -> str:
         for x in sorted(set(panel.marked)):
             axes.axvline(x, color=GREEN, lw=1.2, alpha=0.5)
         for line in panel.lines:
-            _draw_line(axes, line, dots=line.colour != MUTED)
+            _draw_line(axes, line, dots=line.colour != MUTED and not line.dashed)
         axes.locator_params(nbins=5)
         return svg.inline(made, panel.name, panel.label)
 

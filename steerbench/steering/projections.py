@@ -68,12 +68,13 @@ class Gated(RankedEdit):
 
     `directions` T is (k, width), orthonormal. With s = <h, t> for each row t, and q the query:
 
-    - `tanh`: gate tanh(s), for rows with cos(q, t) <= 0
+    - `tanh`: gate step * tanh(s / step), for rows with cos(q, t) <= 0
     - `relu`: gate -max(s, 0), for rows with cos(q, t) > 0
-    - `add`: gate 1, for rows with cos(q, t) <= 0
+    - `add`: gate step, for rows with cos(q, t) <= 0
 
-    `filtered=False` lets all rows through. The score of a query is the length of the projection of q / |q| onto the
-    rows that it lets through; of one `contest`, the `keep` edits with the highest score act on its row.
+    `step` is in the units of the state. `filtered=False` lets all rows through. The score of a query is the length of
+    the projection of q / |q| onto the rows that it lets through; of one `contest`, the `keep` edits with the highest
+    score act on its row.
     """
 
     directions: Tensor
@@ -87,8 +88,11 @@ class Gated(RankedEdit):
         filtered: bool = True,
         contest: str = "",
         keep: int = 5,
+        step: float = 1.0,
     ) -> None:
         super().__init__()
+        if step <= 0:
+            raise SteerbenchError(f"step={step} of an edit moves nothing; give a number above 0.")
         if form not in get_args(Form):
             raise SteerbenchError(suggest("form of an edit", form, list(get_args(Form))))
         self.register_buffer("directions", as_floats("directions", directions, 2))
@@ -97,6 +101,7 @@ class Gated(RankedEdit):
         self.filtered = filtered
         self.contest = contest
         self.keep = keep
+        self.step = step
 
     def score(self, query: Tensor) -> Tensor:
         """Return the length of the projection of each query, (rows, width), onto what it lets through, (rows,)."""
@@ -114,8 +119,8 @@ class Gated(RankedEdit):
 
     def _gates(self, s: Tensor) -> Tensor:
         if self.form == "add":
-            return torch.ones_like(s)
-        return torch.tanh(s) if self.form == "tanh" else -torch.relu(s)
+            return torch.full_like(s, self.step)
+        return self.step * torch.tanh(s / self.step) if self.form == "tanh" else -torch.relu(s)
 
     def _cosines(self, query: Tensor) -> Tensor:
         return normalize(query, dim=-1) @ self.directions.T

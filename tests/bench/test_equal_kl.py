@@ -144,12 +144,14 @@ def test_the_strength_of_a_composition_is_the_first_number_that_is_left() -> Non
     assert names("static_prompt+caa") == "caa.relative_norm"
     assert names("caa:relative_norm=1+repe") == "repe.relative_norm"
     assert names("best_of_n") is None
+    assert names("iti:relative_norm=0.1") is None, "a share of the heads is no strength"
 
 
 @pytest.mark.parametrize("values", [(0, 1, 2), (-0.5, 0.5, 1.0), (0.0, 0.5), ("a", "b"), (True, False)])
 def test_layers_signs_and_switches_are_no_strengths(values: tuple[Any, ...]) -> None:
     assert not Knob(0, "x", values).is_strength
     assert Knob(0, "x", (0.5, 1.0)).is_strength
+    assert not Knob(0, "x", (0.5, 0.9), takes_whole=True).is_strength
 
 
 def test_a_real_method_is_matched_on_validation_and_measured_on_test(protocol: Protocol, tmp_path: Path) -> None:
@@ -195,7 +197,18 @@ def test_a_sweep_is_the_method_at_every_strength_as_if_given() -> None:
 
 
 def test_every_method_that_searches_has_a_curve_of_five_points() -> None:
-    for name in ("ablation", "act_add", "alignez", "caa", "iti", "random_direction", "re_control", "repe", "static_re"):
+    for name in (
+        "ablation",
+        "act_add",
+        "alignez",
+        "caa",
+        "iti",
+        "random_direction",
+        "re_control",
+        "repe",
+        "shuffled_labels",
+        "static_re",
+    ):
         assert len(sweep(plan(name)[-1])) >= 5
 
 

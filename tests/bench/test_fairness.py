@@ -138,7 +138,7 @@ def test_the_device_changes_no_score(protocol: Protocol, tmp_path: Path) -> None
 # Chance is called chance
 
 
-@pytest.mark.parametrize("n_studies", mostly_slow([50, 200], lambda n: n == 50))
+@pytest.mark.parametrize("n_studies", mostly_slow([20, 200], lambda n: n == 20))
 def test_the_unsteered_model_beats_itself_in_one_study_of_twenty(n_studies: int) -> None:
     """Studies of the unsteered model against itself with another sampling seed, 60 prompts each."""
     lm, reward = tiny.language_model(), tiny.VowelReward()

@@ -25,7 +25,7 @@ from steerbench.engine.effect import Effect
 from steerbench.engine.timing import latency
 from steerbench.errors import SteerbenchError
 from steerbench.learn import Response, RewardModel
-from steerbench.metrics import diversity_of, wins
+from steerbench.metrics import diversity_of, repetition_of, wins
 from steerbench.plugins import registry
 from steerbench.records.comparisons import COMPARISONS, compared, comparisons
 from steerbench.records.identity import differences
@@ -113,6 +113,7 @@ def test_scores_are_those_of_the_parts(protocol: Protocol, world: Path, tmp_path
     preferred = reward.score(prompts, [e.chosen for e in bench.test]).tolist()
     for i, row in table.iterrows():
         assert row["diversity"] == diversity_of(row["response"])
+        assert row["repetition"] == repetition_of(row["response"])
         assert row["preferred_reward"] == pytest.approx(preferred[i], abs=1e-5)
     assert not {*table} & {*COMPARISONS}
     assert list(table["preferred_reward"]) == list(scores(tmp_path, "unsteered")["preferred_reward"])

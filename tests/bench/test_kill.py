@@ -255,8 +255,7 @@ def test_the_same_command_goes_on_where_it_was_ended(
 
 # Killed at any time
 
-FEW, MANY = 2, 20
-"""How often a run is killed by default, and with all tests."""
+N_KILLS = 20
 NOT_COMPARED = {"created", "seconds", "latency", "seal"}
 """What a record says about the clock, and about what else the machine did; the seal is of that, too."""
 COLUMNS_NOT_COMPARED = ("prefill_", "decode_", "tokens_per_s", "peak_memory_mb", "fit_seconds")
@@ -264,15 +263,15 @@ COLUMNS_NOT_COMPARED = ("prefill_", "decode_", "tokens_per_s", "peak_memory_mb",
 
 
 @pytest.fixture(scope="module")
-def killed(request: pytest.FixtureRequest, run_args: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed(run_args: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a run that was not killed, `whole`, and with those that were killed and begun again."""
-    n_kills, out = request.param, tmp_path_factory.mktemp("killed")
+    out = tmp_path_factory.mktemp("killed")
     sizes = ["--n-examples", "3", "--n-train", "4", "--max-new-tokens", "3", "--tune", "2", "--seeds", "0,1"]
     given = last_of_each([*run_args, *sizes, "--methods", METHODS])
-    command = [sys.executable, "-c", TIMED, str(out), str(n_kills), *given]
+    command = [sys.executable, "-c", TIMED, str(out), str(N_KILLS), *given]
     done = subprocess.run([*command[:-1], f"{METHODS},random_direction"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[0]) > n_kills, "most runs were over before they were killed"
+    assert int(done.stdout.split()[0]) > N_KILLS, "most runs were over before they were killed"
     return out
 
 
@@ -291,12 +290,8 @@ def leaderboard(folder: Path) -> pd.DataFrame:
     return table[[column for column in table if not column.startswith(COLUMNS_NOT_COMPARED)]]
 
 
-KILLED_RUNS = [(n, name) for n in (FEW, MANY) for name in (*(f"once-{k}" for k in range(n)), "often")]
-
-
-@pytest.mark.parametrize(
-    ("killed", "name"), mostly_slow(KILLED_RUNS, lambda case: case[0] == FEW), indirect=["killed"], scope="module"
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*(f"once-{k}" for k in range(N_KILLS)), "often"])
 def test_a_run_that_was_killed_ends_as_one_that_was_not(killed: Path, name: str) -> None:
     whole = contents(killed / "whole")
     assert len(whole) == 8

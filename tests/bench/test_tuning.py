@@ -66,7 +66,14 @@ def test_the_candidate_with_the_highest_mean_reward_is_chosen(say: Say, context:
     say(LETTERS)
     tuned = tried("say", context, 3)
     trials, unsteered = tuned.report.pop("trials"), tuned.report.pop("unsteered")
-    assert tuned.report == {"objective": "reward", "split": "validation", "n": 3, "chosen": {"letter": "e"}}
+    assert tuned.report == {
+        "objective": "reward",
+        "split": "validation",
+        "n": 3,
+        "chosen": {"letter": "e"},
+        "searched": {"letter": ["x", "e", "o"]},
+        "at_the_end": [],
+    }
     assert [trial["hyperparameters"] for trial in trials] == [{"letter": letter} for letter in "xeo"]
     assert [(trial["score"], trial["reward"]) for trial in trials] == [(LIKED[letter],) * 2 for letter in "xeo"]
     assert (unsteered["score"], unsteered["reward"]) == (0, 0)
@@ -130,6 +137,30 @@ def test_a_large_grid_is_drawn_from_by_the_seed(say: Say, context: FitContext) -
         assert len({json.dumps(point) for point in drawn}) == 4, "without replacement"
         assert points(tried("say", replace(context, seed=seed), 4)) == drawn
     assert any(drawn != by_seed[0] for drawn in by_seed.values())
+
+
+def test_the_second_half_of_the_budget_climbs_from_the_best(say: Say, context: FitContext) -> None:
+    """Every trial of it is one step from a trial before it that led, or from an earlier one when those are used up."""
+    letters = list("abcdefgh")
+    say({"letter": letters, "weight": [1e4 * k for k in range(1, 7)]})
+    fond = replace(context, reward=Judge({letter: float(i) for i, letter in enumerate(letters)}), _shared={})
+    report = tried("say", fond, 10).report
+    trials = report["trials"]
+    assert len({json.dumps(t["hyperparameters"]) for t in trials}) == len(trials) == 10
+    for i in range(5, 10):
+        leader = max(trials[:i], key=lambda t: t["score"])["hyperparameters"]
+        here = trials[i]["hyperparameters"]
+        changed = [name for name in here if here[name] != leader[name]]
+        assert len(changed) == 1
+        assert changed == ["letter"] or abs(here["weight"] - leader["weight"]) == 1e4
+    assert report["searched"]["letter"] == letters
+
+
+def test_a_choice_at_the_end_of_its_range_is_told(say: Say, context: FitContext) -> None:
+    say({"weight": [1e4, 2e4, 3e4]})
+    tuned = tried("say:letter=e", context, 3)
+    assert tuned.report["chosen"] == {"weight": 1e4}, "all score the same, and the first wins"
+    assert tuned.report["at_the_end"] == ["weight"]
 
 
 def test_two_spellings_of_one_method_draw_the_same(say: Say, context: FitContext) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from brief_timing import brief
 from given_options import last_of_each
+from thorough import mostly_slow
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import Result
 
@@ -286,7 +287,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", mostly_slow(FAULTS, {"nan", "too_strong", "nothing", "boom"}.__contains__))
 def test_a_method_that_fails_is_reported_and_the_others_go_on(
     run_cli: Cli, plugin: Callable[[str, str], Path], tmp_path: Path, fault: str
 ) -> None:
@@ -384,7 +385,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", mostly_slow(DAMAGE, {"cut off", "other schema", "no parquet"}.__contains__))
 def test_a_damaged_record_is_told_and_the_others_are_kept(run_cli: Cli, cli: Cli, runs: Path, damage: str) -> None:
     spoil, says = DAMAGE[damage]
     bad, good = folder_of(runs, "static_prompt"), folder_of(runs, "unsteered")
@@ -553,6 +554,16 @@ def test_a_name_that_cannot_be_a_file_is_refused(
     monkeypatch.chdir(tmp_path)
     for kind in ("method", "task"):
         refused(cli("new", kind, name), f"cannot name a {kind}; use letters, digits and underscores")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["json", "torch"])
+def test_a_name_that_would_hide_a_module_is_refused(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for kind in ("method", "task"):
+        refused(cli("new", kind, name), f"{name}.py would hide the Python module {name!r} from all that runs here")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -247,8 +247,7 @@ def test_a_terminal_without_unicode_gets_the_table_too(
 # list, generate, new, check
 
 
-def test_list_says_what_each_does_in_groups_by_what_it_touches(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console.out, "width", 200)
+def test_list_says_what_each_does_in_groups_by_what_it_touches(cli: Cli) -> None:
     lines = [line.rstrip() for line in cli("list").stdout.splitlines()]
     for kind in KINDS:
         for source in registry.sources(kind):

@@ -29,6 +29,7 @@ RANKED = pd.DataFrame(
         "length": [31.25, 28.0, 30.5],
         "decode_ratio": [1.7512, 1.0312, 1.0],
         "matched": [None, None, None],
+        "fits": [2, 1, 1],
         "device": "cpu",
         "reward_gain": [1.2599, 1.013, 0],
         "reward_gain_low": [1.1, 0.9, 0],
@@ -72,8 +73,9 @@ caa:strength=2                           +1.0 (0.9 to 1.1)  +0.1 (0.0 to 0.2)
 Not shown, for want of width: held. All columns are in runs/leaderboard.csv.
 m on 20 test prompts, seeds [0, 1]; reward r; encoder e.
 time ×: decoding beside the unsteered model, batch 1, on cpu.
-Intervals: paired bootstrap over the prompts, in clusters (posts or openings),
-seeds averaged; what other seeds or training data would change is not in them.
+Intervals: over the prompts, in clusters (posts or openings), and over the seeds
+where these gave several steerings; what other training data would change is not
+in them.
 Left out: 1 empty reply.
 
 """,
@@ -93,8 +95,8 @@ re_control:td_lambda=0.95+static_prompt  +1.3 (1.1 to 1.4)   +1.5 (1.2 to 1.8)  
 caa:strength=2                           +1.0 (0.9 to 1.1)  +0.8 (no interval)  +0.1 (0.0 to 0.2)
 m on 20 test prompts, seeds [0, 1]; reward r; encoder e.
 time ×: decoding beside the unsteered model, batch 1, on cpu.
-Intervals: paired bootstrap over the prompts, in clusters (posts or openings), seeds averaged; what
-other seeds or training data would change is not in them.
+Intervals: over the prompts, in clusters (posts or openings), and over the seeds where these gave
+several steerings; what other training data would change is not in them.
 Left out: 1 empty reply.
 
 """,
@@ -113,13 +115,13 @@ re_control:td_lambda=0.95+static_prompt  +1.260 (1.100 to 1.400)  +1.500 (1.250 
 caa:strength=2                           +1.013 (0.900 to 1.111)     +0.750 (no interval)  +0.125 (0.000 to 0.250)
 m on 20 test prompts, seeds [0, 1]; reward r; encoder e.
 time ×: decoding beside the unsteered model, batch 1, on cpu.
-Intervals: paired bootstrap over the prompts, in clusters (posts or openings), seeds averaged; what other seeds or training data would
-change is not in them.
+Intervals: over the prompts, in clusters (posts or openings), and over the seeds where these gave several steerings; what other training
+data would change is not in them.
 Left out: 1 empty reply.
 
 """,  # noqa: E501 - whole lines
 }
-PIPED = LEADERBOARD[140].replace("would\nchange", "would change")
+PIPED = LEADERBOARD[140].replace("training\ndata", "training data")
 
 
 @pytest.mark.parametrize(("width", "wanted"), [*LEADERBOARD.items(), (None, PIPED)])

@@ -180,6 +180,7 @@ def test_cells_of_a_csv_are_text_and_lines_may_be_short(tmp_path: Path) -> None:
 def test_a_damaged_csv_is_told(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "a.csv").write_bytes(text)
     assert "it is damaged or cut off" in message(tmp_path / "a.csv")
+    assert message(tmp_path / "a.csv").endswith("Save it as CSV in UTF-8 again.")
 
 
 def test_other_columns_are_named(tmp_path: Path) -> None:

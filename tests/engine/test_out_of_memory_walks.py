@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from scarce_memory import ERRORS, SAMPLED, told
+from thorough import mostly_slow
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
@@ -73,7 +74,7 @@ class Penalty(LogitsPart):
         return Processor()
 
 
-@pytest.fixture(params=["falcon", "gpt2", "llama"])
+@pytest.fixture(params=mostly_slow(["falcon", "gpt2", "llama"], "gpt2".__eq__))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

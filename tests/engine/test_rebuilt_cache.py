@@ -95,7 +95,7 @@ def test_a_state_that_is_no_cache_is_refused() -> None:
         pytest.raises(SteerbenchError, match="neither continues the one before it"),
         steered(model, adding("response")),
     ):
-        model.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False)
+        model.generate(input_ids=torch.tensor([[5, 6, 7]]), min_new_tokens=4, max_new_tokens=4, do_sample=False)
 
 
 def test_caches_and_searches_that_a_checkpoint_asks_for() -> None:

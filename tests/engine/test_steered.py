@@ -327,3 +327,15 @@ def test_a_subclass_with_another_forward_is_no_constant(llama: LanguageModel) ->
     for site in ("resid_post", "z"):
         once, twice = (steering_at(llama, site, "all", kind, size) for kind, size in ((Twice, 1.0), (Add, 2.0)))
         assert ours(llama, once) == ours(llama, twice) != ours(llama, Steering())
+
+
+@pytest.mark.parametrize("site", [Site("resid_post", 1), Site("mlp_pre", 1)])
+def test_edits_of_another_width_are_refused_in_a_sentence(llama: LanguageModel, site: Site) -> None:
+    narrow = PlacedEdit(site, Add(torch.ones(16), 1.0), "all")
+    also = PlacedEdit(site, Add(torch.ones(24), 1.0), "all")
+    for edits in ((narrow,), (also, narrow)):
+        with (
+            pytest.raises(SteerbenchError, match=rf"^Add does not fit {site}, whose states are \d+ wide: it was made"),
+            steered(llama.model, Steering(edits=edits)),
+        ):
+            llama.model(torch.tensor([[5, 6]]))

@@ -29,7 +29,7 @@ from steerbench.seeds import generator_for
 from steerbench.steering.parts import Scope
 
 
-@pytest.fixture(params=sorted(tiny.FAMILIES))
+@pytest.fixture(params=mostly_slow(sorted(tiny.FAMILIES), {"gpt2", "falcon", "gemma2", "phi3"}.__contains__))
 def family(request: pytest.FixtureRequest) -> str:
     """Every one, always: what is checked here is what differs between families."""
     return str(request.param)

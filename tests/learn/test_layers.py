@@ -40,6 +40,19 @@ def test_a_layer_that_is_given_is_taken(llama: LanguageModel, layer: int) -> Non
     assert block_at(llama, 0.9, layer) == layer == middle_layer(llama, layer)
 
 
+@pytest.mark.parametrize(
+    ("n", "expected"), [(5, [0, 1, 2, 3, 4]), (32, [0, 6, 13, 19, 26]), (3, [0, 1, 1, 2, 2]), (1, [0] * 5)]
+)
+def test_a_fraction_is_a_share_of_the_depth(n: int, expected: list[int]) -> None:
+    assert [middle_layer(of_depth(n), share) for share in (0.0, 0.2, 0.4, 0.6, 0.8)] == expected
+
+
+@pytest.mark.parametrize("layer", [1.0, -0.1, 13.0])
+def test_a_fraction_that_is_no_share(layer: float) -> None:
+    with pytest.raises(SteerbenchError, match=rf"layer={layer} is no share of the depth; give 0\.0 to 0\.99"):
+        middle_layer(of_depth(32), layer)
+
+
 @pytest.mark.parametrize(("depth", "layer"), [(0.5, -1), (0.5, 3), (0.5, 10**6), (1.0, None), (-0.5, None)])
 def test_a_layer_outside_the_model(llama: LanguageModel, depth: float, layer: int | None) -> None:
     with pytest.raises(SteerbenchError, match=r"layer=-?\d+ is outside 0\.\.2 of tiny-llama"):

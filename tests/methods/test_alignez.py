@@ -36,8 +36,10 @@ def written() -> FitContext:
 
 
 def fit(context: FitContext, **fields: Any) -> tuple[Steering, dict[str, Any]]:
+    """With the published step unless another is given."""
     own = replace(context, report={})
-    return load("methods", "alignez")(**({"n_queries": 8} | fields)).fit(own), own.report
+    published: dict[str, Any] = {"n_queries": 8, "relative_norm": None}
+    return load("methods", "alignez")(**(published | fields)).fit(own), own.report
 
 
 def directions(steering: Steering) -> dict[int, Tensor]:
@@ -272,6 +274,17 @@ def test_a_batch_is_its_rows_and_off_is_off(written: FitContext, fields: dict[st
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("site", ["mlp_out", "resid_post"])
+def test_the_step_is_a_share_of_the_mean_length_of_the_states(written: FitContext, site: str) -> None:
+    steering, _ = fit(written, relative_norm=0.3, site=site)
+    sides = naive_sides(written, site=site)
+    for placed in steering.edits:
+        assert isinstance(placed.edit, Gated)
+        rows = [row.norm() for side in sides[placed.site.layer or 0] for row in side]
+        assert placed.edit.step == pytest.approx(0.3 * float(sum(rows)) / len(rows), rel=1e-4)
+    assert {p.edit.step for p in fit(written, site=site)[0].edits if isinstance(p.edit, Gated)} == {1.0}
+
+
 def test_swapped_sides_flip_directions_and_change_what_is_let_through(
     written: FitContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,7 +353,7 @@ ONE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("fields", mostly_slow(ONE, lambda fields: fields in (ONE[0], ONE[3], ONE[6])), ids=str)
+@pytest.mark.parametrize("fields", mostly_slow(ONE, lambda fields: fields in (ONE[0], ONE[3])), ids=str)
 def test_version_1_is_its_formula(written: FitContext, fields: dict[str, Any]) -> None:
     context = replace(written, seed=fields.get("seed", 3))
     options = {name: value for name, value in fields.items() if name != "seed"}

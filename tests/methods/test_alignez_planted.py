@@ -122,6 +122,7 @@ def test_ccs_finds_the_truth_and_its_sign(llama: LanguageModel, even: bool) -> N
     assert min(cosines(llama, even, identify="ccs")) > 0.95
 
 
+@pytest.mark.slow
 def test_ccs_as_published_finds_an_even_truth_and_an_uneven_one_roughly(llama: LanguageModel) -> None:
     """AdamW moves all coordinates at one pace, so that the small ones of the truth come out too large."""
     assert min(cosines(llama, identify="ccs", optimizer="adamw")) > 0.95

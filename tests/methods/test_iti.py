@@ -111,7 +111,7 @@ def test_is_the_formula_written_out(on: str, direction: str) -> None:
 )
 def test_reads_the_pairs_and_the_pool_it_is_told(llama: LanguageModel, source: Any, pool: Any) -> None:
     shared = context(llama, decoding=SHORT)
-    found = vectors(iti(pairs=source, pool=pool).fit(shared))
+    found = vectors(iti(pairs=source, pool=pool, n_heads=12).fit(shared))
     pairs = pairs_from(shared, source)
     assert len(found) == tiny.LAYERS
     for layer, rows in found.items():
@@ -125,7 +125,7 @@ def test_reads_the_pairs_and_the_pool_it_is_told(llama: LanguageModel, source: A
 
 def test_swapped_pairs_point_the_other_way(llama: LanguageModel) -> None:
     swapped = [Example(e.id, e.group, e.prompt, e.rejected, e.chosen) for e in EXAMPLES]
-    there, back = vectors(fit(llama)), vectors(fit(llama, swapped))
+    there, back = vectors(fit(llama, n_heads=12)), vectors(fit(llama, swapped, n_heads=12))
     for layer, rows in there.items():
         assert rows.norm() > 0
         torch.testing.assert_close(back[layer], -rows)
@@ -151,6 +151,13 @@ def test_as_many_heads_as_asked_for_and_there(llama: LanguageModel, n_heads: int
     assert steered_heads(steering) == {(layer, head) for layer, head, _ in chosen}
     assert [p.site.layer for p in steering.edits] == sorted({layer for layer, _, _ in chosen})
     assert chosen == sorted(chosen, key=lambda h: (-h[2], h[0], h[1]))
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.046875, 1), (0.25, 3), (0.3, 4), (0.99, 12)])
+def test_a_fraction_is_a_share_of_the_heads_there_are(llama: LanguageModel, share: float, count: int) -> None:
+    """12 there are; the default is the published 48 of 1,024."""
+    assert len(steered_heads(fit(llama, n_heads=share))) == count
+    assert iti() == iti(n_heads=48 / 1024)
 
 
 # Steering
@@ -191,7 +198,7 @@ def test_the_shift_is_added_at_each_position_of_the_scope(llama: LanguageModel, 
 
 
 def test_strength_is_in_standard_deviations(llama: LanguageModel) -> None:
-    once, thrice = (vectors(fit(llama, alpha=strength)) for strength in (1.0, 3.0))
+    once, thrice = (vectors(fit(llama, n_heads=12, alpha=strength)) for strength in (1.0, 3.0))
     pairs = pairs_of(llama, EXAMPLES)
     texts = [t for pair in pairs for t in pair]
     for layer, rows in once.items():
@@ -291,8 +298,10 @@ def test_the_models_own_replies_are_reported_in_every_trial(llama: LanguageModel
         ({"pairs": "personas"}, r"no reply for pool='last_response'; set pool=last_prompt"),
         ({"pairs": "personas", "pool": "response_mean"}, r"no reply for pool='response_mean'; set pool=last_prompt"),
         ({"pool": "last_prompt"}, r"pairs='preferences' are the same; set pool=last_response, or pairs=personas"),
-        ({"n_heads": 0}, r"n_heads=0 steers nothing; give 1 or more"),
-        ({"n_heads": -3}, r"n_heads=-3 steers nothing"),
+        ({"n_heads": 0}, r"n_heads=0 is no number of heads; give 1 or more, or a share below 1"),
+        ({"n_heads": -3}, r"n_heads=-3 is no number of heads"),
+        ({"n_heads": 1.0}, r"n_heads=1\.0 is no number of heads"),
+        ({"n_heads": -0.1}, r"n_heads=-0\.1 is no number of heads"),
         ({"pairs": "persona"}, r"Did you mean 'personas'"),
         ({"scope": "responses"}, r"Did you mean 'response'"),
     ],

@@ -54,7 +54,7 @@ def test_heads_are_ranked_by_pairs_held_out(llama: LanguageModel, monkeypatch: p
 
     shared = crafted(llama, monkeypatch, state)
     held_out = hold_out(shared, shared.pairs()).tolist()
-    iti().fit(shared)
+    iti(n_heads=12).fit(shared)
     heads = {(layer, head): accuracy for layer, head, accuracy in shared.report["heads"]}
     assert shared.report["heads"][0] == [1, 1, 1.0]
     assert shared.report["heads"][-1] == [0, 0, 0.0]

@@ -29,7 +29,7 @@ EXAMPLES = [
     Example("1", "b", PROMPTS[1], "Hello, how are you today?", "What do you want from me now?"),
     Example("2", "c", PROMPTS[2], "Because it is.", "That is none of your business at all."),
 ]
-METHODS = ("ablation", "act_add", "caa", "random_direction", "repe", "static_prompt", "unsteered")
+METHODS = ("ablation", "act_add", "caa", "random_direction", "repe", "shuffled_labels", "static_prompt", "unsteered")
 GREEDY = Decoding(max_new_tokens=6)
 TOKENS = [Tokens((5, 6, 7), (8, 9)), Tokens((10,), (11, 12, 13))]
 
@@ -68,7 +68,7 @@ def test_off_is_the_unsteered_model(lm: LanguageModel, name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(log_probs(lm, TOKENS, off), log_probs(lm, TOKENS), strict=True))
 
 
-@pytest.mark.parametrize("name", ["ablation", "caa", "random_direction"])
+@pytest.mark.parametrize("name", ["ablation", "caa", "random_direction", "shuffled_labels"])
 def test_without_pairs_the_user_is_told(llama: LanguageModel, name: str) -> None:
     with pytest.raises(SteerbenchError, match="use more training examples"):
         fit(llama, name, [])

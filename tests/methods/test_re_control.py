@@ -106,8 +106,7 @@ def test_a_linear_value_is_a_constant_logit_bias(llama: LanguageModel) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("off", [{"n_steps": 0}, {"step_size": 0.0}, {"relative_norm": 0.0}])
+@pytest.mark.parametrize(("layers", "off"), [(1, {"n_steps": 0}), (2, {"step_size": 0.0}), (3, {"relative_norm": 0.0})])
 def test_off_is_bit_equal_to_the_unsteered_model(lm: LanguageModel, layers: int, off: dict[str, Any]) -> None:
     steering = fit(lm, layers=layers, epochs=1, **off)
     assert all(torch.equal(a, b) for a, b in zip(logits(lm), logits(lm, steering), strict=True))

@@ -18,6 +18,8 @@ from steerbench.learn import Tokens, response_logits
 EXAMPLES = tiny.examples()[:6]
 TOKENS = [Tokens((5, 6, 7), (8, 9)), Tokens((10,), (11, 12, 13))]
 EVERY_LAYER = {"first_layer": 0, "last_layer": 2}
+CERTAIN: dict[str, Any] = {"swapped": False, "relative_norm": None}
+"""Without chance, and as long as the coefficient."""
 OF_REPLIES = {"pairs": "preferences", "pool": "last_response"}
 
 
@@ -84,13 +86,30 @@ def naive_states(lm: LanguageModel) -> tuple[Tensor, Tensor]:
 def test_is_the_first_singular_vector_in_each_layer(on: str) -> None:
     """Not on Mistral, whose window of 16 tokens shows the end of the prompt no persona: nothing differs there."""
     lm = tiny.language_model(on)
-    found = vectors(fit(lm, **EVERY_LAYER))
+    found = vectors(fit(lm, **EVERY_LAYER, **CERTAIN))
     good, bad = naive_states(lm)
     assert list(found) == [0, 1, 2]
     for layer, vector in found.items():
         differences = (good[:, layer] - bad[:, layer]).double().numpy()
         axis = np.linalg.svd(differences)[2][0]
         axis *= np.sign(np.mean([row @ axis for row in differences]))
+        torch.testing.assert_close(vector, torch.tensor(4 * axis).float(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_is_the_pca_of_swapped_differences(llama: LanguageModel, seed: int) -> None:
+    """As published: the order inside each pair is drawn, and scikit-learn's PCA takes the mean off."""
+    shared = context(llama)
+    shared.seed = seed
+    fields: dict[str, Any] = {**EVERY_LAYER, "relative_norm": None}
+    found = vectors(load("methods", "repe")(**fields).fit(shared))
+    good, bad = naive_states(llama)
+    for layer, vector in found.items():
+        differences = (good[:, layer] - bad[:, layer]).double().numpy()
+        drawn = torch.randint(2, (len(EXAMPLES),), generator=shared.generator("repe", layer)).tolist()
+        swapped = np.stack([d if one else -d for d, one in zip(differences, drawn, strict=True)])
+        axis = PCA(n_components=1).fit(swapped).components_[0]
+        axis *= np.sign(differences.mean(0) @ axis)
         torch.testing.assert_close(vector, torch.tensor(4 * axis).float(), rtol=1e-3, atol=1e-3)
 
 
@@ -115,12 +134,15 @@ def test_swapped_labels_turn_every_vector(llama: LanguageModel) -> None:
 
 
 def test_the_order_of_the_pairs_does_not_matter(llama: LanguageModel) -> None:
-    there, back = (vectors(fit(llama, e, **EVERY_LAYER)) for e in (EXAMPLES, EXAMPLES[::-1]))
+    there, back = (vectors(fit(llama, e, **EVERY_LAYER, **CERTAIN)) for e in (EXAMPLES, EXAMPLES[::-1]))
     for layer, vector in there.items():
         torch.testing.assert_close(back[layer], vector, rtol=1e-4, atol=1e-4)
 
 
-def test_the_mean_that_a_pca_subtracts_is_what_it_finds(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("swapped", [True, False])
+def test_the_mean_that_a_pca_subtracts_is_what_it_finds(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, swapped: bool
+) -> None:
     """Differences of 5 along one axis, with a spread of 2 along another: the PCA of a library finds the other."""
     draw = torch.Generator().manual_seed(0)
     examples = [Example(str(i), str(i), user(f"Q{i}"), "Yes", "No") for i in range(200)]
@@ -134,7 +156,8 @@ def test_the_mean_that_a_pca_subtracts_is_what_it_finds(llama: LanguageModel, mo
         return {site: [rows.get(t, torch.zeros(32)) for t in tokens] for site in sites}
 
     monkeypatch.setattr(shared, "activations_at", read)
-    steering = load("methods", "repe")(**OF_REPLIES).fit(shared)
+    fields: dict[str, Any] = {**OF_REPLIES, "swapped": swapped, "relative_norm": None}
+    steering = load("methods", "repe")(**fields).fit(shared)
     (vector,) = vectors(steering).values()
     centred = PCA(n_components=1).fit(differences.numpy()).components_[0]
     assert float(vector[3]) > 0.99 * 4
@@ -158,7 +181,9 @@ def test_the_band_is_at_the_published_depth(n: int, expected: list[int]) -> None
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"first_layer": 0}, [0, 1]),
+        ({"first_layer": 0}, [0]),
+        ({"first_layer": 0.4}, [1, 2]),
+        ({"first_layer": 0.9}, [2]),
         ({"last_layer": 2}, [1, 2]),
         (EVERY_LAYER, [0, 1, 2]),
         ({"first_layer": 2, "last_layer": 2}, [2]),
@@ -173,8 +198,8 @@ def test_either_end_of_the_band_can_be_given(llama: LanguageModel, fields: Any, 
     [
         ({"last_layer": 3}, "1 to 3"),
         ({"last_layer": 0}, "1 to 0"),
-        ({"first_layer": -1}, "-1 to 1"),
-        ({"first_layer": 2}, "2 to 1"),
+        ({"first_layer": -1}, "-1 to -1"),
+        ({"first_layer": 3}, "3 to 2"),
         ({"first_layer": 10, "last_layer": 14}, "10 to 14"),
     ],
 )
@@ -205,14 +230,14 @@ def test_without_pairs_the_user_is_told(llama: LanguageModel) -> None:
 
 
 def test_the_coefficient_is_the_length(llama: LanguageModel) -> None:
-    four, nine = (vectors(fit(llama, coefficient=c, **EVERY_LAYER)) for c in (4.0, 9.0))
+    four, nine = (vectors(fit(llama, coefficient=c, relative_norm=None, **EVERY_LAYER)) for c in (4.0, 9.0))
     for layer, vector in four.items():
         assert float(vector.norm()) == pytest.approx(4)
         torch.testing.assert_close(nine[layer], vector * 9 / 4)
 
 
 def test_relative_norm_replaces_the_coefficient_layer_by_layer(llama: LanguageModel) -> None:
-    plain = vectors(fit(llama, **EVERY_LAYER))
+    plain = vectors(fit(llama, relative_norm=None, **EVERY_LAYER))
     scaled, *others = (vectors(fit(llama, relative_norm=0.3, coefficient=c, **EVERY_LAYER)) for c in (4.0, 9.0, -1, 0))
     good, bad = naive_states(llama)
     for layer, vector in scaled.items():

@@ -3,6 +3,7 @@
 import math
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,19 @@ import torch
 from steerbench import metrics
 from steerbench.data.dialogue import Dialogue, Turn, user
 from steerbench.errors import SteerbenchError
-from steerbench.metrics import AverageReward, Coherence, Diversity, Length, WinRate, coherence_of, diversity_of, wins
+from steerbench.metrics import (
+    AverageReward,
+    Coherence,
+    Diversity,
+    Length,
+    Repetition,
+    WinRate,
+    coherence_of,
+    diversity_of,
+    wins,
+)
 from steerbench.metrics.average_reward import as_dialogue
-from steerbench.metrics.diversity import words
+from steerbench.metrics.wording import words
 from steerbench.models.encoder import SentenceEncoder
 from steerbench.models.reward import Reward
 from steerbench.progress import Progress, silent
@@ -106,6 +117,12 @@ def test_the_module_counts_and_keeps_empty_responses() -> None:
     assert result == {"diversity": pytest.approx(value / 3), "per_example": [pytest.approx(value), 0, 0], "empty": 2}
 
 
+def test_the_module_of_repetition_is_that_of_each_response() -> None:
+    result = Repetition().compute(predictions=["a b c d a b c d", "one two three four five", ""])
+    assert result == {"repetition": pytest.approx(0.2 / 3), "per_example": [pytest.approx(0.2), 0, 0], "empty": 1}
+    assert Repetition().compute(predictions=["a b a b"], n=2)["repetition"] == pytest.approx(1 / 3)
+
+
 # coherence
 
 
@@ -178,6 +195,7 @@ def test_the_noise_of_a_batch_is_a_tie() -> None:
 
 CALLS: list[tuple[type[Any], dict[str, Any]]] = [
     (Diversity, {"predictions": []}),
+    (Repetition, {"predictions": []}),
     (Length, {"predictions": []}),
     (Coherence, {"predictions": [], "references": [], "encoder": encoder()}),
     (AverageReward, {"predictions": [], "references": [], "reward": Letters()}),
@@ -211,7 +229,13 @@ def test_a_module_collects_batches_and_can_be_used_twice() -> None:
 # through evaluate, offline
 
 
-@pytest.mark.parametrize("metric", [AverageReward, Coherence, Diversity, Length, WinRate])
+def test_the_plain_functions_need_no_evaluate() -> None:
+    code = "import sys; from steerbench.metrics import diversity_of, repetition_of, wins; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"datasets", "evaluate", "torch"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("metric", [AverageReward, Coherence, Diversity, Length, Repetition, WinRate])
 def test_evaluate_loads_the_file_offline(metric: type[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(*_: object) -> None:
         raise AssertionError("the network was used")
@@ -236,6 +260,6 @@ def test_use_writes_nothing_to_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_every_module_describes_itself() -> None:
-    for metric in (AverageReward(), Coherence(), Diversity(), Length(), WinRate()):
+    for metric in (AverageReward(), Coherence(), Diversity(), Length(), Repetition(), WinRate()):
         assert metric.description
         assert all(re.search(rf"\b{name}\b", metric.inputs_description) for name in metric.features)

@@ -150,3 +150,44 @@ def test_a_template_for_rewards_alone_need_take_no_prompt() -> None:
     assert ChatTemplate(tokenizer(strict), "it", reply_follows=False).text(words, reply_follows=False)
     with pytest.raises(SteerbenchError, match="it refuses the dialogue: no reply"):
         ChatTemplate(tokenizer(strict), "it", reply_follows=True)
+
+
+def changing(how: str) -> str:
+    return EACH.replace("m['content']", f"m['content']{how}")
+
+
+@pytest.mark.parametrize("how", ["[:200]", ".split('://')[0]", " | escape", " | tojson", " | replace('\"', '')"])
+def test_a_template_that_cuts_or_changes_texts_is_refused_at_load(how: str) -> None:
+    with pytest.raises(SteerbenchError, match="cuts or changes the text of a turn, user, that begins with 'Is 3"):
+        PromptFormat(tokenizer(changing(how)))
+    with pytest.raises(SteerbenchError, match="of reward model 'reader' cuts or changes"):
+        of_reward(changing(how))
+
+
+def test_a_template_may_strip_texts_and_join_their_lines() -> None:
+    form = PromptFormat(tokenizer(changing(".replace('\\n\\n', '\\n') | trim")))
+    assert form.text(user(" Hi\n\nthere ")) == "[user] Hi\nthere;[assistant] "
+
+
+def test_a_question_that_would_lose_words_is_refused() -> None:
+    form = PromptFormat(tokenizer(changing(" | replace('/no_think', '')")))
+    assert form.text(TALK)
+    with pytest.raises(SteerbenchError, match="cuts or changes the text of a turn, user, that begins with 'Say /no_"):
+        form.text(user("Say /no_think."))
+
+
+def test_a_template_that_turns_the_order_is_refused() -> None:
+    form = PromptFormat(tokenizer(EACH.replace("messages", "messages[::-1]")))
+    with pytest.raises(SteerbenchError, match="writes the turns in another order than they have; use another model"):
+        form.text(TALK)
+
+
+def test_a_template_without_end_is_refused() -> None:
+    with pytest.raises(SteerbenchError, match="refuses the dialogue: maximum recursion depth"):
+        PromptFormat(tokenizer("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}" + EACH))
+
+
+def test_a_reward_model_tells_what_its_template_leaves_out_of_replies() -> None:
+    model = of_reward(changing(".split('</think>')[-1]"))
+    with pytest.warns(UserWarning, match="'reader' leaves out a part of 1 of 2 responses, such as their thoughts"):
+        model.score([user("Hi")] * 2, ["<think>A greeting.</think>Hey", "Hey"])

@@ -179,7 +179,7 @@ def test_a_failing_probe_leaves_no_hook(llama: LanguageModel, monkeypatch: pytes
         raise RuntimeError("broken")
 
     monkeypatch.setattr(llama.model, "forward", broken)
-    with pytest.raises(RuntimeError, match="broken"):
+    with pytest.raises(SteerbenchError, match="fails on a short text: broken"):
         llama.anatomy.place(Site("z", 0))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in llama.model.modules())
 

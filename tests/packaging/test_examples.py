@@ -1,12 +1,16 @@
-"""The Python of the README and of `examples/` runs as it stands: in a new interpreter, elsewhere, offline."""
+"""The Python of the README and of `examples/` runs as it stands, elsewhere and offline."""
 
 import os
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from steerbench.plugins import registry
 
 ROOT = Path(__file__).parents[2]
 SHOWN = {
@@ -36,19 +40,39 @@ def ran(arguments: list[str], folder: Path) -> str:
     return done.stdout
 
 
+@pytest.fixture
+def executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function that runs a script as Python does, in an empty folder, and returns what it prints."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(registry, "_files", dict(registry._files))
+
+    def run(code: str | Path) -> str:
+        script = code if isinstance(code, Path) else tmp_path / "script.py"
+        if isinstance(code, str):
+            script.write_text(code, encoding="utf-8")
+        monkeypatch.setattr(sys, "argv", [str(script)])
+        runpy.run_path(str(script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
 def test_every_example_is_run() -> None:
     assert {path.name for path in (ROOT / "examples").iterdir() if path.suffix == ".py"} == set(SHOWN)
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_an_example_runs(name: str, tmp_path: Path) -> None:
+def test_an_example_runs(name: str, executed: Callable[[Path], str]) -> None:
     script = ROOT / "examples" / name
     assert len(script.read_text(encoding="utf-8").splitlines()) < 40
-    printed = ran([str(script)], tmp_path)
+    printed = executed(script)
     assert [text for text in SHOWN[name] if text not in printed] == []
-    assert not list(tmp_path.iterdir()), "an example leaves nothing behind"
+    assert not list(Path.cwd().iterdir()), "an example leaves nothing behind"
 
 
+@pytest.mark.slow
 def test_the_example_of_a_method_keeps_the_contract(tmp_path: Path) -> None:
     """On two families; with all of them it takes as long as `steerbench check`, which is the same."""
     script = ROOT / "examples" / "write_a_method.py"
@@ -61,15 +85,13 @@ def python_of(page: Path) -> str:
     return "\n".join(re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
 
 
-def test_the_readme_steers_the_testbed(tmp_path: Path) -> None:
-    ran(["-c", python_of(ROOT / "README.md") + SAME_TOKENS], tmp_path)
+def test_the_readme_steers_the_testbed(executed: Callable[[str], str]) -> None:
+    executed(python_of(ROOT / "README.md") + SAME_TOKENS)
 
 
-def test_the_page_on_python_runs(tmp_path: Path) -> None:
-    page = tmp_path / "page.py"
-    page.write_text(python_of(ROOT / "docs" / "python.md"), encoding="utf-8")
-    ran([str(page)], tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} >= {"polite", "runs"}
+def test_the_page_on_python_runs(executed: Callable[[str], str]) -> None:
+    executed(python_of(ROOT / "docs" / "python.md"))
+    assert {path.name for path in Path.cwd().iterdir()} >= {"polite", "runs"}
 
 
 def test_what_contributing_says_of_a_method_works(tmp_path: Path) -> None:
@@ -79,8 +101,8 @@ def test_what_contributing_says_of_a_method_works(tmp_path: Path) -> None:
     assert " passed" in ran(["-m", "pytest", "-q", "-p", "no:cacheprovider"], tmp_path)
 
 
-def test_the_readme_steers_another_model(assets: Path, tmp_path: Path) -> None:
+def test_the_readme_steers_another_model(assets: Path, executed: Callable[[str], str]) -> None:
     model = repr(str(assets / "models" / "tinytalk-3m-chat"))
     code = python_of(ROOT / "README.md")
     assert code.count('"testbed"') == 1
-    ran(["-c", code.replace('"testbed"', model) + SAME_TOKENS], tmp_path)
+    executed(code.replace('"testbed"', model) + SAME_TOKENS)

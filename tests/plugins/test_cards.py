@@ -24,6 +24,7 @@ SECTIONS = ("Paper", "Differences", "Defaults", "Cost", "Pitfalls")
 WITHOUT = {
     "unsteered": {"Paper", "Differences", "Defaults", "Pitfalls"},
     "random_direction": {"Paper", "Differences"},
+    "shuffled_labels": {"Paper", "Differences"},
 }
 """Baseline and control: nobody's method."""
 

@@ -142,6 +142,7 @@ def test_from_a_bare_checkout_the_message_says_install(tmp_path: Path) -> None:
     ("source", "expected"),
     [
         ("def f(:\n    pass", "has a syntax error at {file}:1: "),
+        ("x = '\0'", "has a syntax error: source code string cannot contain null bytes."),
         ("import no_such_package.inner", "needs the package 'no_such_package', which is not installed. Install"),
         ("from json import nothing", "cannot be imported: ImportError: cannot import name 'nothing'"),
         ("import json.nothing", "cannot be imported: ModuleNotFoundError: No module named 'json.nothing'"),

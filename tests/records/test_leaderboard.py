@@ -274,7 +274,7 @@ def test_csv_has_gains_after_the_metrics_whatever_the_order_of_the_records(tmp_p
     start = list(again.columns).index("reward_gain")
     ends = ("", "_low", "_high", "_p", "_p_holm", "_fit_sd", "_sampling_sd")
     names = [f"{name}_gain{end}" for name in SCORES for end in ends]
-    assert list(again.columns[start - 1 : start + 22]) == ["empty", *names, "win_rate_low"]
+    assert list(again.columns[start - 1 : start + 22]) == ["empty", *names, "length_controlled_gain"]
     pd.testing.assert_frame_equal(again[names], table[names], check_exact=True)
 
 
@@ -306,7 +306,7 @@ def test_a_wide_terminal_shows_gains_with_three_decimals() -> None:
 
 def test_what_the_intervals_hold_is_told_where_there_are_some() -> None:
     text = "\n".join(shown([scored("unsteered"), scored("caa")]))
-    assert "paired bootstrap over the prompts" in text
+    assert "Intervals: over the prompts" in text
     for records in ([scored("unsteered")], [scored("caa")], both("caa")):
         text = "\n".join(shown(records))
         assert "over unsteered" not in text
@@ -324,3 +324,40 @@ def test_a_gain_that_rounds_to_zero_has_no_minus() -> None:
     steered.examples["reward"] -= 1e-5
     (line,) = (line for line in shown([scored("unsteered"), steered]) if " (" in line and " to " in line)
     assert line.split("  ")[-1].strip() == "+0.000 (0.000 to 0.000)"
+
+
+# Seeds that give several steerings
+
+
+def steered(seeds: tuple[int, ...], digests: str, **changed: Any) -> list[Record]:
+    """Return records of the unsteered model, and of one method whose steerings have these digests."""
+    base = [scored("unsteered", seed) for seed in seeds]
+    return [*base, *(replace(scored("caa", s), steering=d, **changed) for s, d in zip(seeds, digests, strict=True))]
+
+
+def row_of(records: list[Record]) -> Any:
+    return leaderboard(records).set_index("method").loc["caa"]
+
+
+def test_seeds_widen_an_interval_where_they_gave_several_steerings() -> None:
+    same, several = (row_of(steered((0, 1), digests)) for digests in ("aa", "ab"))
+    assert (same["fits"], several["fits"]) == (1, 2)
+    assert same["reward_gain"] == pytest.approx(several["reward_gain"])
+    widths = [row["reward_gain_high"] - row["reward_gain_low"] for row in (same, several)]
+    assert widths[1] != pytest.approx(widths[0], rel=0.01)
+
+
+def test_nothing_is_claimed_of_one_seed_where_another_may_steer_otherwise() -> None:
+    known, unknown = (row_of(steered((0,), "a", report=report)) for report in ({"seeded": False}, {}))
+    assert known["reward_gain_p_holm"] < 0.05
+    assert pd.isna(unknown["fits"])
+    assert pd.isna(unknown["reward_gain_p"])
+    assert pd.isna(unknown["reward_gain_p_holm"])
+    assert unknown["reward_gain_low"] == known["reward_gain_low"]
+
+
+def test_the_gain_on_validation_is_that_of_the_chosen_trial() -> None:
+    trials = [{"hyperparameters": {"strength": x}, "reward": 2.0 + x} for x in (1, 3)]
+    tuning = {"trials": trials, "chosen": {"strength": 3}, "unsteered": {"reward": 1.5}}
+    assert row_of(steered((0,), "a", tuning=tuning))["validation_gain"] == 3.5
+    assert pd.isna(row_of(steered((0,), "a"))["validation_gain"])

@@ -13,11 +13,12 @@ from steerbench.records.markdown import END, START, markdown, write_markdown
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    """One task, with a sure gain, a doubtful one, and a method that lacks a seed."""
+    """One task, with a sure gain, a doubtful one, and a method of one seed where another may fit otherwise."""
     gain = {"reward_gain": [0.512, -0.001, 0.2, 0.0], "reward_gain_low": [0.4, -0.1, None, 0.0]}
     gain |= {"reward_gain_high": [0.6, 0.1, None, 0.0], "reward_gain_p_holm": [0.01, 0.9, 0.9, None]}
     empty = {f"{n}_gain{e}": [None] * 4 for n in ("held_out_reward", "gold") for e in ("", "_low", "_high", "_p_holm")}
     means = {
+        "fits": pd.array([3, 1, None, 1], dtype="Int64"),
         "win_rate": 0.5,
         "worse": 0.25,
         "kl": [0.1234, 0.2, None, 0],
@@ -25,6 +26,7 @@ def table() -> pd.DataFrame:
         "length": 46.6,
         "decode_ratio": 1.1,
         "matched": [True, False, False, None],
+        "at_the_end": None,
     }
     methods = ["caa", "static_prompt:text=a|b", "iti", "unsteered"]
     ranks = pd.array([1, 2, None, 2], dtype="Int64")
@@ -37,9 +39,17 @@ def test_a_table_reads_as_it_should(table: pd.DataFrame) -> None:
         "| --: | :-- | --: | --: | --: | --: | --: | --: | --: |",
         "| 1 | `caa` | **+0.51** (0.40 to 0.60) | 0.50 | 0.25 | 0.123 | 0.80 | 47 | 1.10 |",
         r"| 2 | `static_prompt:text=a\|b` | +0.00 (-0.10 to 0.10) | 0.50 | 0.25 | 0.200 (not matched) | 0.80 | 47 | 1.10 |",  # noqa: E501
-        "| – | `iti` | +0.20 | 0.50 | 0.25 | – | 0.80 | 47 | 1.10 |",
+        "| – | `iti` (one seed) | +0.20 | 0.50 | 0.25 | – | 0.80 | 47 | 1.10 |",
         "| 2 | `unsteered` |  | 0.50 | 0.25 | 0.000 | 0.80 | 47 | 1.10 |",
     ]
+
+
+def test_what_was_chosen_at_an_end_is_marked_and_explained(table: pd.DataFrame) -> None:
+    lines = markdown(table.assign(at_the_end=["relative_norm", None, "layer, relative_norm", None])).splitlines()
+    marked = [line.split("|")[2].strip() for line in lines if "†" in line and line.startswith("|")]
+    assert marked == ["`caa` †", "`iti` (one seed) †"]
+    assert lines[-2:] == ["", lines[-1]]
+    assert lines[-1].startswith("† Tuning chose a value at an end of its range")
 
 
 def test_tasks_have_tables_of_their_own(table: pd.DataFrame) -> None:

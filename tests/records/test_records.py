@@ -193,6 +193,7 @@ EDITS: dict[str, Callable[[Path], None]] = {
     "a metric": lambda f: edit(f, metrics={"reward": 9.0}),
     "a metric's type": lambda f: edit(f, metrics="high"),
     "no seal": lambda f: edit(f, seal=None),
+    "a schema without seals": lambda f: edit(f, schema_version=1),
     "a score": retouch(lambda t: t.assign(reward=t["reward"] + [1.0, *[0.0] * 19])),
     "a retyped column": retouch(lambda t: t.assign(reward=t["reward"].map(str))),
     "a dropped column": retouch(lambda t: t.drop(columns="reward")),

@@ -13,6 +13,8 @@ from steerbench import Store, names
 from steerbench.cli import app
 
 ROOT = Path(__file__).parents[2]
+NEWER_THAN_THE_STUDY = {"shuffled_labels"}
+"""Methods that came after the committed records; `docs/methods.md` says so."""
 READMES = ("README.md", "docs/results.md", "results/README.md")
 COMMITTED = (*READMES, "results/leaderboard.csv", "results/matched.csv", "results/gains.svg")
 REPORT = "results/report.html"
@@ -54,6 +56,7 @@ def test_the_report_names_every_row_of_the_leaderboard(made: Path) -> None:
     page = unescape((made / REPORT).read_text(encoding="utf-8"))
     methods = set(pd.read_csv(ROOT / "results" / "leaderboard.csv")["method"])
     assert not {method for method in methods if method not in page}
+    assert "loss b per s²" in page  # of the sweeps
 
 
 def test_every_method_is_there_on_both_tasks_with_three_seeds() -> None:
@@ -62,7 +65,7 @@ def test_every_method_is_there_on_both_tasks_with_three_seeds() -> None:
     assert set(table["seeds"]) == {3}
     for _, rows in table.groupby("task"):
         parts = {part.split(":")[0] for method in rows["method"] for part in method.split("+")}
-        assert parts == set(names("methods"))
+        assert parts == set(names("methods")) - NEWER_THAN_THE_STUDY
 
 
 def test_every_row_had_the_same_budget() -> None:

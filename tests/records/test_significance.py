@@ -181,6 +181,19 @@ def test_the_smallest_difference_is_that_of_the_prompts_measured() -> None:
     assert sure["n_needed"] > 2 * row["n_needed"]
 
 
+def test_more_prompts_do_not_help_against_few_seeds() -> None:
+    found = []
+    for seed, shift in enumerate((-0.3, 0.0, 0.4)):
+        plain, steered = records(1.0)
+        told = steered.examples.assign(reward=normal(seed, 200, mean=0.5) + shift)
+        found += [replace(plain, seed=seed), replace(steered, seed=seed, steering=str(seed), examples=told)]
+    (row,) = power_table(found, "reward", 0.3).to_dict("records")
+    assert pd.isna(row["n_needed"])
+    assert row["smallest"] > row["smallest_2x"] > row["smallest_4x"] > 0.9 * row["smallest"] > 0.3
+    (more,) = power_table(found, "reward", row["smallest_2x"]).to_dict("records")
+    assert more["n_needed"] == pytest.approx(400, abs=8)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -85,7 +85,8 @@ def test_records_with_scores_alone_make_a_page(tmp_path: Path) -> None:
     record.metrics.clear()
     record.metrics["reward"] = 1.0
     page = Page(html([record], tmp_path))
-    assert [name for _, name in page.rankings[0][0]] == ["#", "method", "reward", "fit s", "seeds"]
+    heads = ["#", "method", "reward", "agreement", "gold agreement", "fit s", "seeds", "fits"]
+    assert [name for _, name in page.rankings[0][0]] == heads
     assert not any(tag == "svg" for tag, _ in page.tags)
     assert not any(attrs.get("id") == "generations" for _, attrs in page.tags)
 
@@ -243,7 +244,7 @@ def test_a_seed_that_missed_its_kl_is_told(tmp_path: Path) -> None:
 
 def test_the_page_says_how_ranks_are_made(tmp_path: Path) -> None:
     text = " ".join(Page(html(some(), tmp_path)).text.split())
-    assert "by a sign-flip test corrected for the number of pairs (Holm, 5 %)" in text
+    assert "by a test corrected for the number of pairs (Holm, 5 %)" in text
 
 
 def test_a_file_that_cannot_be_written_is_a_mistake(tmp_path: Path) -> None:

@@ -214,6 +214,18 @@ def test_tanh_moves_by_at_most_the_strength_along_each_direction_and_amplifies(s
     assert torch.equal(moved.sign()[moved.abs() > 1e-3], (h @ directions.T).sign()[moved.abs() > 1e-3])
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_in_units_of_the_state_makes_the_edit_proportional_to_it(form: Any) -> None:
+    h, directions, rows = states(), orthonormal(4), torch.ones(ROWS, 4)
+    small, large = (Gated(directions, 0.7, form, step=step) for step in (0.2, 200.0))
+    torch.testing.assert_close(large(1000 * h, rows), 1000 * small(h, rows), rtol=1e-4, atol=1e-2)
+
+
+def test_a_step_of_nothing_is_refused() -> None:
+    with pytest.raises(SteerbenchError, match=r"step=0\.0 of an edit moves nothing; give a number above 0"):
+        Gated(orthonormal(2), step=0.0)
+
+
 def test_relu_removes_what_leans_to_a_direction_and_nothing_else() -> None:
     h, directions = states(), orthonormal(4)
     before = h @ directions.T

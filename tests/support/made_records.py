@@ -26,6 +26,7 @@ def make(method: str = "caa", seed: int = 0, **protocol: Any) -> Record:
         environment={"device": "cpu"},
         seconds={"fit": 1.0},
         steering="d",
+        report={"seeded": False},
         created="2026-01-01T00:00:00+00:00",
         examples=pd.DataFrame({"id": ids, "group": ids, "reward": reward}),
     )

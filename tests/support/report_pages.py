@@ -62,6 +62,7 @@ def make(
         steering="d",
         created="2026-01-02T03:04:05+00:00",
         tuning=tuning or {},
+        report={"seeded": False},
         examples=examples,
     )
 

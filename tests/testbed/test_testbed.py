@@ -85,7 +85,7 @@ def test_the_records_that_ship_are_what_the_seed_draws(tmp_path: Path) -> None:
         assert path.read_bytes() == (SHIPPED.data / path.relative_to(tmp_path)).read_bytes()
 
 
-# How good it is, measured again on less
+# How good it is, measured again on less: with all tests, and by `testbed verify`
 
 
 @pytest.fixture(scope="module")
@@ -93,17 +93,20 @@ def bench() -> Bench:
     return load_bench(Protocol(n_examples=200), Options(batch_size=30))
 
 
+@pytest.mark.slow
 def test_perplexity_is_near_the_entropy_of_the_world(bench: Bench) -> None:
     found = quality.perplexity(bench, texts(World(SHIPPED.manifest["seed"]), "a test", 100))
     assert 1.0 < found["perplexity_ratio"] <= 1.15
     assert 1.0 < found["reply_perplexity_ratio"] <= 1.15
 
 
+@pytest.mark.slow
 def test_sampled_replies_are_what_the_world_could_say(bench: Bench) -> None:
     replies = [reply for _, reply in quality.sampled([bench], 60)]
     assert np.mean([on_template(reply) for reply in replies]) >= 0.8  # 0.9 of 500; 60 vary by 0.04
 
 
+@pytest.mark.slow
 def test_rewards_agree_with_gold_and_err_apart(bench: Bench) -> None:
     found = quality.agreement([bench])
     assert found["guide_agreement"] >= 0.8  # 0.85 and 0.80 of 1,000 pairs; 200 vary by 0.03
@@ -113,9 +116,6 @@ def test_rewards_agree_with_gold_and_err_apart(bench: Bench) -> None:
 
 def test_the_encoder_finds_the_reply_that_belongs_to_a_prompt(bench: Bench) -> None:
     assert np.mean(quality.true_reply_first(bench)) >= 0.85
-
-
-# a persona and a direction, which take half a minute, are measured with all tests, and by `testbed verify`
 
 
 @pytest.fixture(scope="module")

@@ -215,6 +215,7 @@ def test_the_encoder_learns_to_find_both_ways() -> None:
 
 
 @needs_muon
+@pytest.mark.slow
 def test_rewards_rank_the_chosen_above_the_rejected_after_a_few_steps(learned: Any) -> None:
     """The sign, from end to end: a few steps on a handful of pairs, and the pairs are learned."""
     setting = Setting(World(0), set(), torch.device("cpu"), silent)
@@ -250,7 +251,7 @@ def test_an_old_torch_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch, t
 # A whole build
 
 
-@pytest.fixture(scope="module", params=[pytest.param(None, marks=needs_muon)], ids=["seed 7"])
+@pytest.fixture(scope="module", params=[pytest.param(None, marks=[needs_muon, pytest.mark.slow])], ids=["seed 7"])
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A testbed whose models have seen one batch."""
     folder = tmp_path_factory.mktemp("built") / "seven"

@@ -1,0 +1,103 @@
+"""What the mean gains hide: length, repetition, perplexity, noise, and guides that no longer agree with the truth.
+
+All of it is derived from the texts and raw scores of records when they are read, so that older records have it too;
+what theirs cannot tell is None.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from steerbench.plugins.spec import UNSTEERED
+from steerbench.records.agreement import agreement
+from steerbench.records.columns import SIDE_EFFECTS
+from steerbench.records.length_control import NEEDED, Pairs, length_controlled
+from steerbench.records.ngrams import repetition_of
+from steerbench.records.noise_floor import worse_floor
+from steerbench.records.per_token import per_response, pooled_perplexity
+from steerbench.records.record import Record
+
+Numbers = dict[str, float | None]
+AGREEMENTS = {"agreement": "held_out_reward", "agreement_gold": "gold"}
+"""What the guiding reward is held against."""
+
+
+def side_effects(rows: Mapping[str, Sequence[Record]], unsteered: Mapping[int, Record]) -> dict[str, Numbers]:
+    """Return for each row of a task's table the columns `SIDE_EFFECTS`, and those of the metrics that are derived.
+
+    `unsteered` is the record of the unsteered model for each seed.
+    """
+    beside = [record.examples for _, record in sorted(unsteered.items())]
+    floor = worse_floor(beside) if beside and all(_has(table, ("id", "reward")) for table in beside) else None
+    gains = length_controlled(_pairs(rows, unsteered))
+    plain = {seed: _agreements_in(record.examples) for seed, record in unsteered.items()}
+    found: dict[str, Numbers] = {}
+    for name, records in rows.items():
+        gain = gains.get(name)
+        ends = dict(zip(("", "_low", "_high"), gain or (None,) * 3, strict=True))
+        numbers = {**_of_records(records), **_agreements(records, plain), "worse_floor": floor}
+        found[name] = {**dict.fromkeys(SIDE_EFFECTS), **numbers}
+        found[name] |= {f"length_controlled_gain{end}": value for end, value in ends.items()}
+    return found
+
+
+def _of_records(records: Sequence[Record]) -> Numbers:
+    tables = [record.examples for record in records]
+    derived: Numbers = {"kl_response": _over_seeds(per_response(table, "kl") for table in tables)}
+    for name, value in (
+        ("repetition", _over_seeds(map(_repetition, tables))),
+        ("perplexity", pooled_perplexity(tables)),
+    ):
+        derived |= {} if value is None else {name: value}  # else as the records keep it
+    return derived
+
+
+def _repetition(table: pd.DataFrame) -> float | None:
+    if "repetition" in table:
+        return float(table["repetition"].mean())
+    return fmean(map(repetition_of, table["response"])) if len(table) and "response" in table else None
+
+
+def _pairs(rows: Mapping[str, Sequence[Record]], unsteered: Mapping[int, Record]) -> dict[str, Pairs]:
+    """Return the tables of each row beside those of the unsteered model, where both have all that is needed."""
+    beside = {seed: record.examples for seed, record in unsteered.items() if _has(record.examples, NEEDED)}
+    return {
+        name: [(record.examples, beside[record.seed]) for record in records]
+        for name, records in rows.items()
+        if records[0].method != UNSTEERED and all(r.seed in beside and _has(r.examples, NEEDED) for r in records)
+    }
+
+
+def _agreements(records: Sequence[Record], plain: Mapping[int, Numbers]) -> Numbers:
+    """Return how well the guide agrees with what it is held against, and how much less than without steering.
+
+    `plain` has the agreements of the unsteered model for each seed.
+    """
+    steered = [_agreements_in(record.examples) for record in records]
+    found: Numbers = {}
+    for name in AGREEMENTS:
+        mean = _over_seeds(numbers[name] for numbers in steered)
+        before = _over_seeds(plain[r.seed][name] if r.seed in plain else None for r in records)
+        found |= {name: mean, f"{name}_change": None if mean is None or before is None else mean - before}
+    return found
+
+
+def _agreements_in(table: pd.DataFrame) -> Numbers:
+    return {name: agreement(table, "reward", other) for name, other in AGREEMENTS.items()}
+
+
+def _over_seeds(values: Iterable[float | None]) -> float | None:
+    """Return the mean over the seeds; None where one of them has no number."""
+    seeds = list(values)
+    known = [value for value in seeds if value is not None]
+    return fmean(known) if known and len(known) == len(seeds) else None
+
+
+def _has(table: pd.DataFrame, names: Sequence[str]) -> bool:
+    """Tell whether a table has columns, and numbers for every response in those that are scores."""
+    if not {*names} <= {*table}:
+        return False
+    scores = [table[name] for name in names if name not in ("id", "group")]
+    return all(is_numeric_dtype(column) and column.notna().all() for column in scores)
