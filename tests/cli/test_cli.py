@@ -269,7 +269,7 @@ def test_list_of_one_shows_its_settings_and_its_card(cli: Cli, monkeypatch: pyte
     assert re.search(
         r"^strength +0\.1 +float +length of the shift.*; 0\.0 switches the method off; --tune draws", done, re.M
     )
-    assert re.search(r"^layer +none +int \| none +with `site=resid_post`", done, re.M)
+    assert re.search(r"^layer +none +int \| float \| none +with `site=resid_post`", done, re.M)
     assert "Given as --methods 'static_re:strength=0.05'" in done
     assert "It has no hyperparameters." in cli("list", "unsteered").stdout
     assert re.search(r"^min_ratio +1\.0 +float +votes of", cli("list", "shp").stdout, re.M)

@@ -116,7 +116,7 @@ def test_caa_and_repe_find_it(llama: LanguageModel, seed: int) -> None:
 
 @EACH_SEED
 def test_iti_finds_it_in_every_head(llama: LanguageModel, seed: int) -> None:
-    edits = fit(planted(llama, seed), "iti")
+    edits = fit(planted(llama, seed), "iti", n_heads=tiny.HEADS * tiny.LAYERS)
     assert [str(p.site) for p in edits] == ["z.0", "z.1", "z.2"]
     for placed in edits:
         heads = zip(found(placed).chunk(tiny.HEADS), truth(seed, placed.site).chunk(tiny.HEADS), strict=True)
