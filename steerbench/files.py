@@ -1,10 +1,12 @@
-"""Files that commands write: whole or as they were before."""
+"""Files that commands write, whole or as they were before, and JSON files of others that they read."""
 
+import json
 import os
 import re
 import uuid
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from steerbench.errors import SteerbenchError
 
@@ -47,3 +49,19 @@ def write_whole(path: Path, content: str | bytes) -> None:
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises SteerbenchError if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SteerbenchError(f"{path} cannot be read as JSON: {error}; write or download it again.") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds. Raises SteerbenchError if it cannot be read or holds something else."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise SteerbenchError(f"{path} holds no JSON object; write or download it again.")
+    return found

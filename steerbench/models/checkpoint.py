@@ -4,7 +4,7 @@ import hashlib
 import json
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from logging import ERROR, getLogger
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
@@ -106,7 +107,9 @@ def load_model(auto_class: Any, source: Source, dtype: torch.dtype | str) -> tup
     try:
         with quiet():
             model, missing, unread = _loaded(auto_class, source, dtype)
-    except _LOAD_ERRORS as error:
+    except SteerbenchError:
+        raise
+    except Exception as error:  # a damaged configuration ends in any of them
         raise SteerbenchError(
             f"model {source.name!r} cannot be loaded as {auto_class.__name__}: {brief(error)} "
             "Use a complete checkpoint of an architecture that transformers supports without remote code."
@@ -114,7 +117,8 @@ def load_model(auto_class: Any, source: Source, dtype: torch.dtype | str) -> tup
     if unread:
         raise SteerbenchError(
             f"model {source.name!r} has weights that {type(model).__name__} does not read, such as {min(unread)}, and "
-            "would be another model without them; use a checkpoint of this architecture, with its adapters merged."
+            "would be another model without them; use a checkpoint of this architecture and depth, with its adapters "
+            "merged."
         )
     return model.eval().requires_grad_(False), missing
 
@@ -129,7 +133,7 @@ def _loaded(auto_class: Any, source: Source, dtype: torch.dtype | str) -> tuple[
         source.folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, **_gguf(source)
     )
     unread = {key for key in info["unexpected_keys"] if _belongs(key, model)}
-    return model, set(info["missing_keys"]), unread
+    return model, set(info["missing_keys"]), unread | _of_more_blocks(info["unexpected_keys"], model)
 
 
 def _belongs(key: str, model: Any) -> bool:
@@ -143,6 +147,22 @@ def _belongs(key: str, model: Any) -> bool:
         owner = owner.rpartition(".")[0]
     inside = any(part.isdecimal() for part in owner.split("."))
     return bool(owner) and (inside or not any(True for _ in modules[owner].children()))
+
+
+def _of_more_blocks(keys: Collection[str], model: Any) -> set[str]:
+    """Return the keys of blocks like the model's own that its configuration does not count.
+
+    Blocks of another kind predict tokens farther ahead, and are left out on purpose.
+    """
+    modules = dict(model.base_model.named_modules()) | dict(model.named_modules())
+    found: set[str] = set()
+    for name, blocks in modules.items():
+        if isinstance(blocks, nn.ModuleList):
+            own = {key.partition(".")[2] for key in blocks.state_dict()}
+            places = {key: key.removeprefix(f"{name}.").partition(".") for key in keys if key.startswith(f"{name}.")}
+            others = {index for index, _, weight in places.values() if weight not in own}
+            found |= {key for key, (index, *_) in places.items() if index not in others}
+    return found
 
 
 def _gguf(source: Source) -> dict[str, str]:
@@ -165,7 +185,9 @@ def load_tokenizer(source: Source) -> Any:
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, **_gguf(source))
-    except _LOAD_ERRORS as error:
+    except SteerbenchError:
+        raise
+    except Exception as error:  # a damaged file ends in any of them
         raise SteerbenchError(
             f"the tokenizer of model {source.name!r} cannot be loaded: {brief(error)} Save it beside the model."
         ) from error
@@ -232,5 +254,6 @@ def quiet() -> Iterator[None]:
 
 def brief(error: BaseException, length: int = 200) -> str:
     """Return an error's message as one line of at most `length` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    bare = isinstance(error, KeyError) or not str(error)  # the message of a KeyError is the key alone
+    text = " ".join((repr(error) if bare else str(error)).split())
     return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,6 +1,5 @@
 """Sentence encoders: one unit vector for a text, as sentence-transformers and SimCSE compute it."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch.nn import functional
 from transformers import AutoModel
 
 from steerbench.errors import SteerbenchError
+from steerbench.files import read_json, read_object
 from steerbench.models.batching import Side, check_ids, in_batches, padding_id, position_limit, tokenize
 from steerbench.models.checkpoint import Source, find, load_model, load_tokenizer
 from steerbench.models.self_check import scorer_batch, trial_rows
@@ -126,8 +126,10 @@ def _pooling(source: Source, model: Any, missing: set[str]) -> Pooling:
 
 def _declared_pooling(source: Source) -> Pooling:
     """Return the pooling of a sentence-transformers folder; refuse modules and modes that would change the vectors."""
-    modes = _pooling_modes(_read(source, "1_Pooling/config.json"))
-    kinds = {module["type"].rpartition(".")[2] for module in _read(source, "modules.json", [])}
+    modes = _pooling_modes(read_object(source.folder / "1_Pooling" / "config.json"))
+    listed = source.folder / "modules.json"
+    modules = read_json(listed) if listed.is_file() else []
+    kinds = {str(module["type"]).rpartition(".")[2] for module in modules}
     if extra := kinds - {"Transformer", "Pooling", "Normalize"}:
         raise SteerbenchError(f"encoder {source.name!r} has modules {sorted(extra)}; use one without them.")
     if len(modes) != 1 or not modes <= _POOLINGS.keys():
@@ -157,6 +159,6 @@ def _max_length(source: Source, readable: int | None) -> int:
     return min((int(n) for n in (declared, readable) if n), default=_SIMCSE_MAX_LENGTH)
 
 
-def _read(source: Source, file: str, default: Any = None) -> Any:
+def _read(source: Source, file: str, default: dict[str, Any]) -> dict[str, Any]:
     path = source.folder / file
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+    return read_object(path) if path.is_file() else default

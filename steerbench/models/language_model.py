@@ -1,6 +1,5 @@
 """A frozen language model: loading, tokens, and what every forward pass needs to know."""
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -16,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
 from steerbench.data.dialogue import Dialogue
 from steerbench.decoding import Thinking
 from steerbench.errors import SteerbenchError
+from steerbench.files import read_object
 from steerbench.models.batching import check_ids, n_embeddings, n_positions
 from steerbench.models.checkpoint import Source, find, load_model, load_tokenizer
 from steerbench.models.prompt_format import PromptFormat
@@ -192,6 +192,10 @@ class LanguageModel:
     def _find_end_ids(self, config: GenerationConfig | None) -> list[int]:
         declared = config.eos_token_id if config is not None else None
         ids = [declared] if isinstance(declared, int) else list(declared or [])
+        if not all(isinstance(i, int) for i in ids):
+            raise SteerbenchError(
+                f"eos_token_id of {self.name} is {declared!r}, and not a number or a list of numbers."
+            )
         ids += [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
         return sorted({*ids, *self.format.end_of_turn_ids})
 
@@ -253,7 +257,7 @@ def _auto_class(source: Source) -> Any:
     """Return the class that loads a language model: some vision-language models are known as nothing else."""
     if source.gguf:
         return AutoModelForCausalLM
-    kind = json.loads(((source.base or source).folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    kind = str(read_object((source.base or source).folder / "config.json").get("model_type"))
     text_only = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     with_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     return AutoModelForImageTextToText if with_images and not text_only else AutoModelForCausalLM

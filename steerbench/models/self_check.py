@@ -59,6 +59,11 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
     rows = [[i % size for i in row] for row in ([1, 2, 3, 4], [1, 2, 5, 6])]
     with evaluating(model):
         first = _alone(name, lambda row: _read(model, [row], 0)[:, 0], rows)
+    if not bool(first.isfinite().all()):
+        raise SteerbenchError(
+            f"{name} gives logits that are not finite; its weights are damaged, or too large for their type. "
+            f"Use another data type or model."
+        )
     if not torch.allclose(first[0], first[1], atol=1e-2, rtol=1e-2):
         raise SteerbenchError(f"{name} is no causal language model: its tokens see what follows them.")
 

@@ -225,3 +225,11 @@ def test_a_language_model_is_no_encoder(tmp_path: Path) -> None:
     lm.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(SteerbenchError, match=r"is a language model \(LlamaForCausalLM\), no sentence encoder"):
         SentenceEncoder.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["config.json", "1_Pooling/config.json", "modules.json", "sentence_bert_config.json"])
+def test_a_damaged_file_of_the_folder_is_told_in_a_sentence(tmp_path: Path, file: str) -> None:
+    declare(bert(tmp_path), "mean_tokens")
+    (tmp_path / file).write_text("{")
+    with pytest.raises(SteerbenchError, match=f"{file} cannot be read as JSON.*write or download it again"):
+        SentenceEncoder.load(str(tmp_path))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,3 +147,67 @@ def test_the_same_of_rewards_and_encoders(world: Path, tmp_path: Path) -> None:
     folder = with_weight(tmp_path / "encoder", world / "encoder", "encoder.layer.1.output.adapter.weight", (32,))
     with pytest.raises(SteerbenchError, match=r"does not read, such as .*layer\.1\.output\.adapter\.weight"):
         SentenceEncoder.load(str(folder))
+
+
+def changed(folder: Path, base: Path, file: str, **values: Any) -> str:
+    """Return a copy of a checkpoint with other values in a JSON file of it."""
+    shutil.copytree(base, folder)
+    written = json.loads((folder / file).read_text()) if (folder / file).is_file() else {}
+    (folder / file).write_text(json.dumps(written | values))
+    return str(folder)
+
+
+def test_a_configuration_with_fewer_blocks_than_the_checkpoint_is_refused(base: Path, tmp_path: Path) -> None:
+    kinds = ["full_attention"] * (tiny.LAYERS - 1)
+    fewer = changed(tmp_path / "fewer", base, "config.json", num_hidden_layers=len(kinds), layer_types=kinds)
+    with pytest.raises(SteerbenchError, match=rf"does not read, such as model\.layers\.{tiny.LAYERS - 1}\.input"):
+        LanguageModel.load(fewer)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "says"),
+    [
+        ("config.json", {"num_attention_heads": 0}, "model 'odd' cannot be loaded as AutoModelForCausalLM"),
+        ("config.json", {"hidden_size": "32"}, "Field 'hidden_size' expected int, got str"),
+        ("config.json", {"dtype": "float99"}, "has no attribute 'float99'"),
+        ("config.json", {"hidden_act": "none"}, r"KeyError\('none'\)"),
+        (
+            "generation_config.json",
+            {"eos_token_id": "</s>"},
+            "eos_token_id of odd is '</s>', and not a number or a list",
+        ),
+        ("tokenizer_config.json", {"chat_template": ["x"]}, "the tokenizer of model 'odd' cannot be loaded"),
+    ],
+)
+def test_a_damaged_configuration_is_told_in_a_sentence(
+    base: Path, tmp_path: Path, file: str, values: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(SteerbenchError, match=says):
+        LanguageModel.load(changed(tmp_path / "odd", base, file, **values))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "adapter_config.json cannot be read as JSON"),
+        ("[]", "adapter_config.json holds no JSON object"),
+        ('{"base_model_name_or_path": 3}', "names no model"),
+        ('{"base_model_name_or_path": "FOLDER"}', "names the adapter itself; name its model there"),
+    ],
+)
+def test_a_damaged_adapter_is_told_in_a_sentence(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(text.replace("FOLDER", str(tmp_path)))
+    with pytest.raises(SteerbenchError, match=says):
+        LanguageModel.load(str(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("renamed", "does"), [("layers.9.", "has weights that its model does"), (None, "lacks weights")]
+)
+def test_an_adapter_of_another_model_is_refused(base: Path, tmp_path: Path, renamed: str | None, does: str) -> None:
+    file = adapter(tmp_path / "lora", base) / "adapter_model.safetensors"
+    kept = {key.replace("layers.1.", renamed or "layers.1."): weight for key, weight in load_file(file).items()}
+    save_file({key: weight for key, weight in kept.items() if renamed or "layers.1." not in key}, file)
+    with pytest.raises(SteerbenchError, match=f"adapter 'lora' {does}"):
+        LanguageModel.load(str(file.parent))

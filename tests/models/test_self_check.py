@@ -38,7 +38,7 @@ from steerbench.learn import activations
 from steerbench.models.batching import position_limit
 from steerbench.models.encoder import SentenceEncoder
 from steerbench.models.reward import RewardModel
-from steerbench.models.self_check import scorer_batch
+from steerbench.models.self_check import check_causal, scorer_batch
 from steerbench.steering.parts import LogitsPart
 
 PROMPTS = [user("Why?"), user("How do I bake bread with a long and sour starter?"), user("Tell me more.")]
@@ -186,6 +186,13 @@ def test_a_model_whose_code_fails_is_refused_in_a_sentence() -> None:
         SteerbenchError, match=r"^NeedsMore fails on a short text: no image was given\. Use another model"
     ):
         activations(handed_over(NeedsMore), Site("resid_post", 0), [tiny.language_model().tokens(PROMPTS[0])], "all")
+
+
+def test_weights_that_are_no_numbers_are_not_taken_for_another_kind_of_model() -> None:
+    model = tiny.language_model().model
+    model.model.layers[1].mlp.up_proj.weight.data.fill_(torch.inf)
+    with pytest.raises(SteerbenchError, match="theirs gives logits that are not finite; its weights are damaged"):
+        check_causal(model, "theirs")
 
 
 def test_the_decoder_of_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
