@@ -28,7 +28,7 @@ class RandomDirection(Steerer):
     - `strength`: in units of the length of the difference of means
     - `relative_norm`: length of the shift as a share of the mean length of the states; None: as it comes
     - `layer`: block from 0, or a share of the depth such as 0.4; None: 13/32 of the depth
-    - `pool`: where a reply is read: mean over it, its last token, or the last token of the prompt
+    - `pool`: where a reply is read: mean over it or its last token
     - `scope`: positions that are edited
     """
 

@@ -201,6 +201,8 @@ def _load(source: Source) -> type[Any]:
         raise SteerbenchError(f"{source}: {_complaint(source, concrete, classes)}")
     if source.kind == "methods" and "__dataclass_fields__" not in vars(concrete[0]):  # its fields would not count
         raise SteerbenchError(f"{source}: {concrete[0].__name__} needs @dataclass(frozen=True, kw_only=True) above it.")
+    if source.kind == "tasks" and not hasattr(concrete[0], "version"):
+        raise SteerbenchError(f"{source}: class {concrete[0].__name__} must define version, a whole number such as 1.")
     source_hash(concrete[0])  # kept from now on: the file may be edited during a long run
     return concrete[0]
 

@@ -124,7 +124,9 @@ def _ranked(records: Sequence[Record]) -> list[dict[Hashable, object]]:
     whole = {name: group for name, group in rows.items() if len(group) == len(records[0].protocol["seeds"])}
     ranks = ranks_of(over_first(whole))
     table = pd.DataFrame(_row(name, ranks.get(name), group, unsteered, derived[name]) for name, group in rows.items())
-    in_order = table.sort_values(["rank", "reward", "method"], ascending=[True, False, True], na_position="last")
+    # by the reward, and not by rank: methods whose few seeds differ share the first, however low they are
+    table["whole"] = table["rank"].notna()
+    in_order = table.sort_values(["whole", "reward", "method"], ascending=[False, False, True]).drop(columns="whole")
     found: list[dict[Hashable, object]] = in_order.to_dict("records")
     return found
 

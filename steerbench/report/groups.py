@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import isfinite
 from string import ascii_uppercase
 from typing import Any
 
@@ -111,7 +111,7 @@ def _group(number: int, records: Sequence[Record], first: Key) -> Group:
     task = records[0].labels["task"]
     found = differences(first, records[0].protocol)
     of = rows_of(records)
-    rows = sorted(leaderboard(records).astype(object).to_dict("records"), key=lambda row: finite(row["rank"]) or inf)
+    rows = leaderboard(records).astype(object).to_dict("records")
     return Group(
         name=f"{re.sub('[^A-Za-z0-9]+', '-', task)}-{fingerprint([task, records[0].protocol])[:8]}",
         title=f"{task} · {_told(found) or number + 1}" if number else task,

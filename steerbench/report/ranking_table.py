@@ -81,7 +81,7 @@ class Ranking:
 
 
 def ranking(group: Group) -> Ranking:
-    """Return the table of a group: columns that hold a number, rows by rank."""
+    """Return the table of a group: columns that hold a number, rows by the guiding reward."""
     columns = [COLUMNS[name] for name in _SHOWN if group.has(name)]
     scales = {column.name: _scale(group, column.name) for column in columns if column.is_gain}
     ranks = [row.number("rank") for row in group.rows]

@@ -589,7 +589,7 @@ def test_check_refuses_what_is_no_method(cli: Cli, tmp_path: Path) -> None:
     refused(cli("check", "foo"), "unknown method 'foo'. Known: ")
     refused(cli("check", "caa", "--family", "lama"), "unknown family 'lama'. Did you mean 'llama'?")
     refused(cli("check", tmp_path / "nowhere.py"), "nowhere.py does not exist; check the path")
-    task = "from steerbench import Task\nclass T(Task):\n    def parse(self, row): ...\n"
+    task = "from steerbench import Task\nclass T(Task):\n    version = 1\n    def parse(self, row): ...\n"
     (tmp_path / "a_task.py").write_text(task)
     refused(cli("check", tmp_path / "a_task.py"), "a_task.py is a task; the contract suite checks methods.")
 

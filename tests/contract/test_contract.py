@@ -443,7 +443,8 @@ def test_command_on_a_mistake(argument: str, more: list[str], expected: str) -> 
 def test_command_on_a_task(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(
-        "from steerbench import Task\n\n\nclass Mine(Task):\n    def parse(self, row):\n        raise ValueError\n"
+        "from steerbench import Task\n\n\nclass Mine(Task):\n    version = 1\n"
+        "    def parse(self, row):\n        raise ValueError\n"
     )
     code, text = run(path)
     assert code == 2

@@ -40,6 +40,8 @@ TASK = """
     from steerbench import Task
 
     class MyTask(Task):
+        version = 1
+
         def parse(self, row):
             raise NotImplementedError
 """
@@ -136,6 +138,12 @@ def test_from_a_bare_checkout_the_message_says_install(tmp_path: Path) -> None:
 
 
 # What can be wrong with a file
+
+
+def test_a_task_without_a_version_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "unversioned.py", TASK.replace("version = 1", ""))
+    with pytest.raises(SteerbenchError, match="class MyTask must define version, a whole number such as 1"):
+        registry.add_plugin(file)
 
 
 @pytest.mark.parametrize(

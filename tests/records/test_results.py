@@ -59,6 +59,14 @@ def test_the_report_names_every_row_of_the_leaderboard(made: Path) -> None:
     assert "loss b per s²" in page  # of the sweeps
 
 
+def test_rows_come_in_the_order_of_what_they_gain() -> None:
+    """Not of their rank: methods whose few seeds differ share the first."""
+    table = pd.read_csv(ROOT / "results" / "leaderboard.csv")
+    for _, rows in table.groupby("task"):
+        assert rows["reward"].is_monotonic_decreasing
+        assert not rows["rank"].is_monotonic_increasing
+
+
 def test_every_method_is_there_on_both_tasks_with_three_seeds() -> None:
     table = pd.read_csv(ROOT / "results" / "leaderboard.csv")
     assert set(table["task"]) == {"testbed-hh_rlhf", "testbed-shp"}
