@@ -110,7 +110,9 @@ def unpack(path: Path, left_out: LeftOut | None = None) -> list[Record]:
             start += line["rows"]
             if set(rows[_IDENTITY].to_pylist()) - {line["identity"]}:
                 raise ValueError(f"it does not have the rows of {record.folder_name}")
-            frame = rows.select(list(line["columns"])).to_pandas().astype(line["columns"])
+            frame = rows.select(list(line["columns"])).to_pandas()
+            other = {name: dtype for name, dtype in line["columns"].items() if str(frame[name].dtype) != dtype}
+            frame = frame.astype(other) if other else frame
             object.__setattr__(record, "examples", frame)
     return [record for record, line in zip(found, lines, strict=True) if _holds(table, line, record, left_out)]
 

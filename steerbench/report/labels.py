@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from math import cos, hypot, pi, sin
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 Place = tuple[float, float]
 
@@ -29,11 +31,13 @@ def places(points: Sequence[Place], texts: Sequence[str], frame: Box) -> list[Pl
     One after the other, each takes the cheapest of a few places, crowded points first.
     """
     crowd = [sum(hypot(x - u, y - v) < 30 for u, v in points) for x, y in points]
+    on_points = _boxes([Box(x - _POINT, y - _POINT, x + _POINT, y + _POINT) for x, y in points])
     taken: dict[int, Place] = {}
     for i in sorted(range(len(points)), key=lambda i: (-crowd[i], points[i], i)):
-        others = [_box(taken[j], texts[j]) for j in taken]
+        others = _boxes([_box(taken[j], texts[j]) for j in taken])
         around = [(points[i][0] + r * cos(a), points[i][1] + r * sin(a)) for r in _RADII for a in _ANGLES]
-        taken[i] = min(around, key=lambda place: _cost(place, i, points, texts[i], others, frame))
+        costs = _costs(around, points[i], texts[i], on_points, others, frame)
+        taken[i] = around[costs.index(min(costs))]
     return [taken[i] for i in range(len(points))]
 
 
@@ -42,14 +46,22 @@ def _box(place: Place, text: str) -> Box:
     return Box(place[0] - half, place[1] - _HEIGHT / 2, place[0] + half, place[1] + _HEIGHT / 2)
 
 
-def _cost(place: Place, i: int, points: Sequence[Place], text: str, taken: Sequence[Box], frame: Box) -> float:
-    box = _box(place, text)
-    outside = box.left < frame.left or box.right > frame.right or box.bottom < frame.bottom or box.top > frame.top
-    on_points = sum(_overlap(box, Box(x - _POINT, y - _POINT, x + _POINT, y + _POINT)) for x, y in points)
-    on_labels = sum(_overlap(box, other) for other in taken)
-    far = hypot(place[0] - points[i][0], place[1] - points[i][1])
-    return round(1000.0 * outside + 60.0 * on_labels + 25.0 * on_points + far, 6)  # ties do not hang on the last bit
+def _boxes(found: Sequence[Box]) -> Any:
+    """Return boxes as an array, (boxes, 4)."""
+    return np.array(found, float).reshape(-1, 4)
 
 
-def _overlap(a: Box, b: Box) -> bool:
-    return a.left < b.right and b.left < a.right and a.bottom < b.top and b.bottom < a.top
+def _costs(around: Sequence[Place], point: Place, text: str, points: Any, taken: Any, frame: Box) -> list[float]:
+    """Return what each place around a point costs; `points` and `taken` are boxes, (boxes, 4), to stay off."""
+    boxes = _boxes([_box(place, text) for place in around])
+    outside = (boxes < frame)[:, :2].any(axis=1) | (boxes > frame)[:, 2:].any(axis=1)
+    fixed = (1000.0 * outside + 60.0 * _overlaps(boxes, taken) + 25.0 * _overlaps(boxes, points)).tolist()
+    far = [hypot(x - point[0], y - point[1]) for x, y in around]
+    return [round(cost + way, 6) for cost, way in zip(fixed, far, strict=True)]  # ties do not hang on the last bit
+
+
+def _overlaps(boxes: Any, others: Any) -> Any:
+    """Return how many of the others each box overlaps, (boxes,)."""
+    a, b = boxes[:, None], others[None]
+    meet = (a[..., :2] < b[..., 2:]) & (b[..., :2] < a[..., 2:])
+    return np.count_nonzero(meet.all(axis=-1), axis=1)
