@@ -7,8 +7,9 @@ PYTEST_ARGS ?=
 BIN = .venv/bin
 # one thread each: the test models are tiny, and more threads cost more than they save
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(BIN)/pytest
-# a file of tests stays with one process, so what its tests share is made once
-SPREAD = -n $(JOBS) --dist loadfile
+# a file of tests stays with one process, so what its tests share is made once; tests/conftest.py has the longest first,
+# and xdist would put those with few tests last
+SPREAD = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 INSTALLED = .venv/.installed
 
 .PHONY: run test test-all check bench wheel results columns interface clean

@@ -28,6 +28,26 @@ UNLIKE = ("gemma2", "gpt2", "falcon")
 """Families that differ in norms, positions, fused maps and the order of parts. `llama` is met elsewhere."""
 
 
+LONGEST = (
+    "test_contract.py",
+    "test_results.py",
+    "test_harness.py",
+    "test_bad_input.py",
+    "test_testbed.py",
+    "test_testbed_build.py",
+    "test_examples.py",
+    "test_third_party.py",
+    "test_kill.py",
+    "test_cli.py",
+)
+"""Files that take longest. They come first, so that no process is left with one of them when all else is done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.fixture(autouse=True)
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time no run, unless a test asks for it: that takes as long as all else."""
