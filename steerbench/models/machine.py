@@ -124,14 +124,19 @@ def peak_memory_mb(device: torch.device) -> float:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return the machine and the versions: recorded, and no matter when results are compared."""
-    packages = ("torch", "transformers", "datasets", "evaluate", "scikit-learn", "pandas")
     return {
         "device": device_label(device),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{name: version(name) for name in packages},
+        **_versions(),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Return the versions of packages; finding them takes as long as a short fit."""
+    return {name: version(name) for name in ("torch", "transformers", "datasets", "evaluate", "scikit-learn", "pandas")}
 
 
 def _cpu_model() -> str:
