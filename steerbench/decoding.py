@@ -17,7 +17,7 @@ Thinking = Literal["off", "strip", "keep"]
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """Generation settings. Temperature 0 is greedy; top_k 0 and top_p 1 switch off."""
+    """Generation settings. Temperature 0 is greedy, without top_k and top_p; top_k 0 and top_p 1 switch off."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -30,6 +30,11 @@ class Decoding:
                 f"generation settings are out of range: max_new_tokens {self.max_new_tokens} (1 or more), "
                 f"temperature {self.temperature} (0 or more), top_k {self.top_k} (0 or more), "
                 f"top_p {self.top_p} (above 0, up to 1)."
+            )
+        if not self.temperature and (self.top_k or self.top_p < 1):  # two protocols with the same responses
+            raise SteerbenchError(
+                f"top_k {self.top_k} and top_p {self.top_p} change nothing at temperature 0, which takes the likeliest "
+                f"token; leave them out, or give a temperature above 0, such as 1."
             )
         as_floats(self, "temperature", "top_p")
 

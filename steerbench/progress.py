@@ -6,6 +6,9 @@ from typing import Protocol
 
 Advance = Callable[[int], None]
 
+AT_MOST = " (at most)"
+"""Ends the label of a stage that may be over before its total: nobody knows how long it takes."""
+
 
 class Progress(Protocol):
     """`with progress("generate", total) as advance: advance(n)`."""

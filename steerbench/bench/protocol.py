@@ -118,6 +118,11 @@ class Protocol(FitSettings):
         as_floats(self, "match_kl")
 
     @property
+    def budget(self) -> int:
+        """Trials per method: those asked for, or what an equal KL takes."""
+        return self.tuning_budget or (MATCH_BUDGET if self.match_kl else 0)
+
+    @property
     def complete(self) -> Self:
         """The same with nothing left open. Raises SteerbenchError if a model is given without a reward model."""
         home = testbed.named(self.model)
@@ -130,7 +135,7 @@ class Protocol(FitSettings):
             super().complete,
             held_out_reward=_part(home, "held_out_reward", self.held_out_reward),
             encoder=_part(home, "encoder", self.encoder) or DEFAULT_ENCODER,
-            tuning_budget=self.tuning_budget or (MATCH_BUDGET if self.match_kl else 0),
+            tuning_budget=self.budget,
         )
 
 

@@ -16,7 +16,7 @@ from steerbench.errors import SteerbenchError
 from steerbench.learn.context import FitContext
 from steerbench.learn.fitting import NoReward
 from steerbench.models.chat_template import TEMPLATE_DATE
-from steerbench.models.checkpoint import check_path
+from steerbench.models.checkpoint import check_path, check_there
 from steerbench.models.encoder import SentenceEncoder
 from steerbench.models.language_model import LanguageModel
 from steerbench.models.machine import dtype_of, fix_threads, pick_device, use_threads
@@ -263,6 +263,8 @@ class Bench(Setup):
 
 def load_bench(protocol: Protocol, options: Options, lm: LanguageModel | None = None) -> Bench:
     """Load what a protocol names. Cheap things first, so that a mistake in them is told before a model is read."""
+    if lm is None and protocol.reward_model is None:
+        check_there(protocol.model)  # a model that is nowhere needs no reward
     bench = Bench(protocol, options)
     p = bench.protocol
     if lm is not None:

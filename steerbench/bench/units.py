@@ -58,7 +58,7 @@ def units(protocols: Sequence[Protocol], methods: MethodsLike, *, swept: bool = 
     found = []
     for protocol in protocols:
         build_task(protocol.task_part)
-        chosen = plan(methods, tuned=protocol.complete.tuning_budget > 0, swept=swept)
+        chosen = plan(methods, tuned=protocol.budget > 0, swept=swept)
         found += [
             Unit(protocol=protocol, method=str(method.spec), seed=seed) for seed in protocol.seeds for method in chosen
         ]

@@ -26,7 +26,7 @@ def judge(
     judge_model: Annotated[str, typer.Option(help="Name of the judge, as the server knows it.")],
     against: Annotated[str, typer.Option(help="The method that every other is held against.")] = "unsteered",
     n: Annotated[int, typer.Option("--n", help="Test prompts of each task, the same for every method.", min=1)] = 100,
-    seed: Annotated[int, typer.Option(help="Which test prompts are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Which test prompts are drawn.", min=0)] = 0,
     methods: Annotated[
         str | None,
         typer.Option("--methods", "--method", help="Judge these methods alone, named as in the leaderboard."),

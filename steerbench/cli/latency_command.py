@@ -43,7 +43,7 @@ def latency(
     task: Annotated[str, typer.Option(help="Task whose training examples methods learn from.")] = "hh_rlhf",
     data: Data = None,
     n_train: NTrain = 32,
-    seed: Annotated[int, typer.Option(help="Of the prompts, the order within rounds, and random weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the prompts, the order within rounds, and random weights.", min=0)] = 0,
     thinking: ThinkingOption = "off",
     dtype: Dtype = "auto",
     device: Device = "auto",

@@ -46,6 +46,10 @@ BatchSize = Annotated[
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: measured at the start.", min=1)]
 
 
+MOST_SEEDS = 1000
+"""A range of more is a slip of the hand: each seed is a run of its own."""
+
+
 def add_plugins(paths: list[Path] | None) -> None:
     """Register the files given with --plugin."""
     from steerbench.plugins.registry import add_plugin
@@ -76,13 +80,22 @@ def strengths(text: str | None) -> tuple[float, ...]:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Return the whole numbers of --seeds, each `0-2` with both ends. Raises SteerbenchError if one is none."""
+    """Return the whole numbers of --seeds, each `0-2` with both ends.
+
+    Raises SteerbenchError if one is none, and for more than `MOST_SEEDS`.
+    """
     try:
-        return tuple(number for word in words(text, "seeds", "0,1,2") for number in _counted(word))
+        ranges = [_counted(word) for word in words(text, "seeds", "0,1,2")]
     except ValueError:
         raise SteerbenchError(
             f"--seeds {text!r} must be whole numbers separated by commas, or ranges: 0,1,2 or 0-2; 3 is the one seed 3."
         ) from None
+    if any(each.stop > 2**63 for each in ranges) or sum(map(len, ranges)) > MOST_SEEDS:
+        raise SteerbenchError(
+            f"--seeds {text!r} are too many or too large; give up to {MOST_SEEDS} numbers below 2**63: every seed fits "
+            f"and measures each method anew."
+        )
+    return tuple(number for each in ranges for number in each)
 
 
 def _counted(word: str) -> range:

@@ -1,4 +1,4 @@
-"""What an option means that is given again: a list goes on, anything else is a mistake."""
+"""What an option means that is given again, or given nothing: a list goes on, anything else is a mistake."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ class OnceEach(TyperCommand):
         parser = super().make_parser(ctx)
         for option in {*parser._long_opt.values(), *parser._short_opt.values()}:
             option.process = partial(_process, option, option.process)  # type: ignore[method-assign]
+        for argument in parser._args:
+            argument.process = partial(_process_argument, argument, argument.process)  # type: ignore[method-assign]
         return parser
 
 
@@ -40,4 +42,13 @@ def _process(option: Any, take: "Callable[[Any, Any], None]", value: Any, state:
         if option.dest not in LISTS:
             raise SteerbenchError(f"{option.obj.opts[0]} is given twice; give it once.")
         value = f"{state.opts[option.dest]},{value}"
+    if value == "" and option.dest not in LISTS:  # which say what is in them
+        raise SteerbenchError(f"{option.obj.opts[0]} is empty; give it a value, or leave it out.")
+    take(value, state)
+
+
+def _process_argument(argument: Any, take: "Callable[[Any, Any], None]", value: Any, state: Any) -> None:
+    """Take the texts of an argument. Raises SteerbenchError for an empty one: as a path it is this folder."""
+    if "" in (value if isinstance(value, tuple) else (value,)):
+        raise SteerbenchError(f"{argument.obj.name} has an empty text; put something between the quotes.")
     take(value, state)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from steerbench.cli.console import note, visible
-from steerbench.progress import Advance, Progress
+from steerbench.progress import AT_MOST, Advance, Progress
 
 LASTING = 1.0
 """Seconds after which a stage is worth a line."""
@@ -81,12 +81,17 @@ class _Stage:
     def left(self) -> int:
         return self.total - self.done
 
+    def past(self, now: float) -> str:
+        """Return what is done of it, and in which time."""
+        return f"{self.label}: {self.done} of {self.total}, {duration(now - self.began)}"
+
     def line(self, now: float) -> str:
-        """Return what is done of it, in which time, and about how long the rest takes."""
-        text = f"{self.label}: {self.done} of {self.total}, {duration(now - self.began)}"
-        counted = self.done - self.origin[1]
+        """Return what is done of it, in which time, and about how long the rest takes, where that is known."""
+        text, counted = self.past(now), self.done - self.origin[1]
         if not self.left or counted <= 0:
             return text
+        if self.label.endswith(AT_MOST):
+            return f"{text}; {self.left} left"
         each = (self.latest - self.origin[0]) / counted
         rest = max(each * self.left - (now - self.latest), each * (self.left - self.step))
         return f"{text}; {self.left} left" + (f", about {duration(rest)}" if rest > 0 else "")
@@ -113,7 +118,7 @@ class StageLog:
             yield partial(self._advance, stage)
             with self._lock:
                 if stage.told:
-                    self._say(stage.line(self.clock()))
+                    self._say(stage.past(self.clock()))
         finally:
             with self._lock:
                 self._stages.remove(stage)

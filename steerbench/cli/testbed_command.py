@@ -21,7 +21,7 @@ Where = Annotated[str, typer.Argument(help="The folder of a testbed that was bui
 @app.command()
 def build(
     folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
-    seed: Annotated[int, typer.Option(help="Another seed gives another world.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed gives another world.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Make a world, and train its models from scratch: about 45 minutes on two cores."""

@@ -3,10 +3,10 @@
 `python -m steerbench.contract.interface_page docs` writes it into the two pages on writing methods and tasks.
 """
 
+import argparse
 import ast
 import importlib
 import inspect
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -99,5 +99,8 @@ def _text_at(body: list[ast.stmt], i: int) -> str:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the reference of what methods and tasks are given and give.")
+    parser.add_argument("folder", type=Path, help="folder with the two pages, such as docs")
+    folder = parser.parse_args().folder
     for page in PAGES:
-        write_between(Path(sys.argv[1]) / page, START, END, reference(page))
+        write_between(folder / page, START, END, reference(page))

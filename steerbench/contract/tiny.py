@@ -5,8 +5,8 @@ those of HH-RLHF.
 They are random: good for seeing that everything works, worthless as a measurement.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,4 +191,6 @@ def _records() -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="Write tiny random models and records.")
+    parser.add_argument("folder", type=Path, help="a new folder")
+    build(parser.parse_args().folder)

@@ -63,7 +63,8 @@ def from_path(path: Path) -> Origin:
     try:
         path.stat()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise SteerbenchError(f"no data at {path}: {error}. Check the path given to --data.") from error
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise SteerbenchError(f"no data at {path}: {reason}. Check the path given to --data.") from error
     if path.is_dir():
         return _from_folder(path)
     if _suffix(path) is None:

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from steerbench.data.splits import split_by_group
 from steerbench.errors import SteerbenchError
 from steerbench.learn.states import StateBatch, States
-from steerbench.progress import Progress, silent
+from steerbench.progress import AT_MOST, Progress, silent
 from steerbench.steering.ascent import Ascent
 
 STEPS = 30_000
@@ -140,7 +140,7 @@ def train_value(
     errors: list[float] = []
     best = network
     epochs = training.most_epochs(split)
-    with progress("value function", epochs) as advance, torch.enable_grad():
+    with progress(f"value function{AT_MOST if split.validation else ''}", epochs) as advance, torch.enable_grad():
         for epoch in range(epochs):
             for batch, goals in data.batches(split.train, training.batch_size, generator):
                 optimizer.zero_grad()

@@ -84,19 +84,31 @@ def check_path(name: str) -> None:
         raise SteerbenchError(f"{name!r} is not a model folder: it has no config.json; {which}")
 
 
+def check_there(name: str) -> None:
+    """Raise SteerbenchError if there is no model of that name, here or on the Hub, of which no weights are fetched."""
+    name = testbed.part_path(name)
+    check_path(name)
+    if not is_folder(name):
+        _fetch(name, ["config.json"])
+
+
 def _download(name: str) -> Path:
     """Return the snapshot folder of the Hub, named by its commit. Pickled weights only if there are no others."""
+    folder = _fetch(name, _DOWNLOAD)
+    if not any(folder.glob("*model*.safetensors")):
+        _fetch(f"{split_name(name)[0]}@{folder.name}", ["pytorch_model*.bin"])
+    return folder
+
+
+def _fetch(name: str, patterns: list[str]) -> Path:
     repository, revision = split_name(name)
     try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=_DOWNLOAD))
-        if not any(folder.glob("*model*.safetensors")):
-            snapshot_download(repository, revision=folder.name, allow_patterns=["pytorch_model*.bin"])
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:  # all errors of huggingface_hub are one of the two
         raise SteerbenchError(
             f"model {name!r} is neither a local folder nor could it be fetched from the Hub ({brief(error)}). "
             "Check the name, the network and, for a gated model, HF_TOKEN; or pass the path of a downloaded folder."
         ) from error
-    return folder
 
 
 def load_model(auto_class: Any, source: Source, dtype: torch.dtype | str) -> tuple[Any, set[str]]:

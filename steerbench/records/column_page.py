@@ -1,6 +1,6 @@
 """The table of `docs/columns.md`, made from the columns themselves: `python -m steerbench.records.column_page FILE`."""
 
-import sys
+import argparse
 from pathlib import Path
 
 from steerbench.records.columns import COLUMNS, Column
@@ -26,4 +26,6 @@ def _cells(column: Column) -> list[str]:
 
 
 if __name__ == "__main__":
-    write_between(Path(sys.argv[1]), START, END, column_table())
+    parser = argparse.ArgumentParser(description="Write the table of all columns.")
+    parser.add_argument("file", type=Path, help="page with the table, such as docs/columns.md")
+    write_between(parser.parse_args().file, START, END, column_table())

@@ -59,7 +59,7 @@ def changed(protocol: Protocol, world: Path, tmp_path: Path) -> dict[str, tuple[
         "n_validation": (new(tuning_budget=2, n_validation=3), tuned),
         "transductive": (new(transductive=True), {"transductive"}),
         "max_prompt_tokens": (new(max_prompt_tokens=60), {"max_prompt_tokens"}),
-        "decoding": (new(decoding=Decoding(max_new_tokens=6, top_k=3)), {"top_k"}),
+        "decoding": (new(decoding=Decoding(max_new_tokens=6, temperature=0.5, top_k=3)), {"temperature", "top_k"}),
         "seeds": (new(seeds=(1,)), {"seeds"}),
         "dtype": (new(dtype="bfloat16"), {"dtype"}),
     }

@@ -299,8 +299,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "max_prompt_tokens": {"max_prompt_tokens": 200},
     "max_new_tokens": {"decoding": Decoding(max_new_tokens=5)},
     "temperature": {"decoding": Decoding(max_new_tokens=6, temperature=0.5)},
-    "top_k": {"decoding": Decoding(max_new_tokens=6, top_k=3)},
-    "top_p": {"decoding": Decoding(max_new_tokens=6, top_p=0.5)},
+    "top_k": {"decoding": Decoding(max_new_tokens=6, temperature=0.5, top_k=3)},
+    "top_p": {"decoding": Decoding(max_new_tokens=6, temperature=0.5, top_p=0.5)},
     "seeds": {"seeds": (0, 1)},
     "dtype": {"dtype": "bfloat16"},
 }

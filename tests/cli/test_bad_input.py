@@ -86,7 +86,7 @@ OPTIONS = {
     "no task": (["--tasks", ","], "expected the name of a task, found ',' at column 1"),
     "unknown task": (["--tasks", "sph"], "unknown task 'sph'. Did you mean 'shp'?"),
     "second task unknown": (["--tasks", "hh_rlhf,foo"], "unknown task 'foo'"),
-    "no seed": (["--seeds", ""], "--seeds is empty; give one or more, separated by commas, such as 0,1,2"),
+    "no seed": (["--seeds", ""], "--seeds is empty; give it a value, or leave it out."),
     "seed no number": (["--seeds", "0,a"], "--seeds '0,a' must be whole numbers separated by commas"),
     "seeds backwards": (
         ["--seeds", "2-0"],
@@ -95,18 +95,23 @@ OPTIONS = {
     "seeds without end": (["--seeds", "0-"], "--seeds '0-' must be whole numbers"),
     "seed twice": (["--seeds", "0,00"], "must be different numbers"),
     "seed twice in a range": (["--seeds", "0-2,1"], "must be different numbers"),
+    "too many seeds": (["--seeds", "0-9999999999999"], "give up to 1000 numbers below 2**63"),
+    "too many seeds in all": (["--seeds", "0-600,1000-1600"], "give up to 1000 numbers below 2**63"),
+    "seed too large": (["--seeds", "9223372036854775808"], "give up to 1000 numbers below 2**63"),
     "seed below 0": (["--seeds", "-1"], "none below 0"),
     "too many new tokens": (["--max-new-tokens", "300"], "do not fit the context of 256 of lm; lower --max-new-tokens"),
     "no room": (["--max-new-tokens", "256"], "do not fit the context of 256 of lm; lower --max-new-tokens"),
     "too long prompts": (["--max-prompt-tokens", "251"], "prompts of 251 tokens and 6 new tokens do not fit"),
     "too short prompts": (["--max-prompt-tokens", "1"], "has at most 1 tokens; raise --max-prompt-tokens"),
-    "no mass": (["--top-p", "0"], "top_p 0.0 (above 0, up to 1)"),
+    "no mass": (["--temperature", "1", "--top-p", "0"], "top_p 0.0 (above 0, up to 1)"),
+    "greedy with top-p": (["--top-p", "0.5"], "top_p 0.5 change nothing at temperature 0"),
+    "greedy with top-k": (["--top-k", "5"], "give a temperature above 0"),
     "too hot": (["--temperature", "inf"], "generation settings are out of range"),
     "no such GPU": (["--device", "cuda:99"], "device 'cuda:99' is not there. Here: auto, cpu"),
     "no such device": (["--device", "nonsense"], "device 'nonsense' is not there"),
     "no numbers there": (["--device", "meta"], "device 'meta' is not there"),
     "unknown data type": (["--dtype", "float8"], "unknown dtype 'float8'. Did you mean 'float32'?"),
-    "no data": (["--data", "nowhere.jsonl"], "no data at nowhere.jsonl"),
+    "no data": (["--data", "nowhere.jsonl"], "no data at nowhere.jsonl: No such file or directory. Check"),
     "unknown suffix": (["--data", __file__], "its name must end in one of .jsonl"),
     "data of another task": (
         ["--tasks", "shp"],
@@ -114,7 +119,8 @@ OPTIONS = {
     ),
     "no model there": (["--model", "./nowhere"], "there is no model folder at './nowhere'; check the path"),
     "no model of that name": (["--model", "nobody/nothing"], "Check the name, the network"),
-    "no name": (["--model", ""], "is not a model folder: it has no config.json; check the path"),
+    "no name": (["--model", ""], "--model is empty; give it a value, or leave it out."),
+    "no folder": (["--out", ""], "--out is empty; give it a value, or leave it out."),
     "no reward there": (["--reward-model", "./nowhere"], "there is no model folder"),
     "no plugin": (["--plugin", "nowhere.py"], "nowhere.py does not exist; check the path"),
     "plugin no code": (["--plugin", "README.md"], "README.md is not a Python file; give the path of a .py file"),
@@ -547,7 +553,7 @@ def test_generate_names_the_option_for_a_reward(cli: Cli, world: Path, plugin: C
     refused(cli("generate", *options, "Hi"), "this method learns from a reward; give one with --reward-model.")
 
 
-@pytest.mark.parametrize("name", ["1x", "a-b", "class", "_", "_1", "../x", "a b", "é", ""])
+@pytest.mark.parametrize("name", ["1x", "a-b", "class", "_", "_1", "../x", "a b", "é"])
 def test_a_name_that_cannot_be_a_file_is_refused(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

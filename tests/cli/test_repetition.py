@@ -61,5 +61,24 @@ def test_every_option_adds_up_or_is_refused(cli: Cli, words: tuple[str, ...], op
         assert done.stdout == ""
 
 
+@pytest.mark.parametrize(("words", "option"), [o for o in OPTIONS if not o.values[1].is_flag])
+def test_an_option_given_nothing_is_refused(cli: Cli, words: tuple[str, ...], option: Any) -> None:
+    """As a path, it would be this folder."""
+    if option.name in LISTS:
+        return
+    done = cli(*words, option.opts[0], "")
+    assert done.exit_code == 2
+    assert done.stderr == f"error: {option.opts[0]} is empty; give it a value, or leave it out.\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["leaderboard"], ["report"], ["power"], ["generate"], ["pack", "runs"], ["new", "method"]]
+)
+def test_an_argument_given_nothing_is_refused(cli: Cli, words: list[str]) -> None:
+    done = cli(*words, "")
+    assert done.exit_code == 2
+    assert done.stderr.endswith(" has an empty text; put something between the quotes.\n")
+
+
 def test_every_list_is_an_option_of_a_command() -> None:
     assert {option.name for command in COMMANDS.values() for option in command.params} >= LISTS

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from steerbench.cli import stages
 from steerbench.cli.stages import StageLog, duration
+from steerbench.progress import AT_MOST
 
 
 @dataclass
@@ -55,6 +56,21 @@ def test_a_run_of_four_records_line_by_line() -> None:
         "shp: records: 2 of 4, 60 s; 2 left, about 20 s | generate: 64 of 256, 40 s; 192 left, about 80 s",
         "generate: 256 of 256, 61 s",
         "shp: records: 4 of 4, 95 s",
+    ]
+
+
+def test_a_stage_that_may_end_early_has_no_estimate() -> None:
+    lines: list[str] = []
+    clock = Clock()
+    log = StageLog(lines.append, clock)
+    with log.stage(f"value function{AT_MOST}", 1000) as advance:
+        for _ in range(50):
+            clock.now += 1
+            advance(1)
+    assert lines == [
+        "value function (at most): 1 of 1000, 1 s; 999 left",
+        "value function (at most): 31 of 1000, 31 s; 969 left",
+        "value function (at most): 50 of 1000, 50 s",
     ]
 
 
