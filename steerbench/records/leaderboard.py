@@ -24,10 +24,12 @@ from steerbench.records.side_effects import side_effects
 from steerbench.records.statistics import (
     Gaps,
     Interval,
+    Order,
     claim_p_values,
     gaps,
     holm,
     intervals,
+    order_of,
     p_values,
     spread,
     wilson,
@@ -67,7 +69,7 @@ def method_gaps(records: Sequence[Record], metric: str) -> dict[tuple[str, str],
     for task, group in by_task(records).items():
         beside = _unsteered(group)
         told = [replace(r, examples=compared(r, beside.get(r.seed))) for r in group]
-        over = _over_unsteered(rows_of(told), _unsteered(told), metric)
+        over = _over_unsteered(rows_of(told), _unsteered(told), metric, {})
         found |= {(task, name): gap for name, gap in over.items()}
     return found
 
@@ -170,12 +172,19 @@ def over_first(variants: Mapping[str, list[Record]]) -> dict[str, Gaps]:
         key: [r.examples for r in group] for key, group in variants.items() if all(_has(r, "reward") for r in group)
     }
     first = next(iter(groups.values()), [])
-    return {key: gaps(tables, first, "reward", seeded=fits_of(variants[key]) != 1) for key, tables in groups.items()}
+    order = order_of(first[0]) if first else None
+    return {
+        key: gaps(tables, first, "reward", seeded=fits_of(variants[key]) != 1, order=order)
+        for key, tables in groups.items()
+    }
 
 
 def _gains(variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record]) -> dict[str, dict[str, float | None]]:
     """Return the columns of the gains of each variant over the unsteered model, where it can be compared."""
-    found = {(name, key): gap for name in GAINS for key, gap in _over_unsteered(variants, unsteered, name).items()}
+    orders: dict[int, Order] = {}
+    found = {
+        (name, key): gap for name in GAINS for key, gap in _over_unsteered(variants, unsteered, name, orders).items()
+    }
     told = intervals(list(found.values()))  # at once, because resampling is what takes the time
     itself = {key for key, group in variants.items() if all(unsteered.get(r.seed) is r for r in group)}
     tested = {pair: gap for pair, gap in found.items() if gap.testable}
@@ -194,18 +203,20 @@ def _gains(variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record]
 
 
 def _over_unsteered(
-    variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record], name: str
+    variants: Mapping[str, list[Record]], unsteered: Mapping[int, Record], name: str, orders: dict[int, Order]
 ) -> dict[str, Gaps]:
-    return {
-        key: gaps(
-            [r.examples for r in group],
-            [unsteered[r.seed].examples for r in group],
-            name,
-            seeded=fits_of(group) != 1,
-        )
-        for key, group in variants.items()
-        if all(_has(r, name) and _has(unsteered.get(r.seed), name) for r in group)
-    }
+    """Return how far each variant is from the unsteered model by a metric; `orders` keeps its tables' by seed."""
+    known = {seed for seed, record in unsteered.items() if _has(record, name)}
+    found = {}
+    for key, group in variants.items():
+        if not all(r.seed in known and _has(r, name) for r in group):
+            continue
+        beside = [unsteered[r.seed].examples for r in group]
+        if (seed := group[0].seed) not in orders:
+            orders[seed] = order_of(beside[0])
+        tables = [r.examples for r in group]
+        found[key] = gaps(tables, beside, name, seeded=fits_of(group) != 1, order=orders[seed])
+    return found
 
 
 def _of_gain(name: str, values: Sequence[float | None]) -> dict[str, float | None]:

@@ -12,6 +12,9 @@ from steerbench.records.statistics import Interval, aligned, settled
 NEEDED = ("id", "group", "reward", "length")
 """Columns without which there is no such gain."""
 
+_TOGETHER = 100
+"""Methods whose resamples are held at once."""
+
 Pairs = Sequence[tuple[pd.DataFrame, pd.DataFrame]]
 """The examples of a method and of the unsteered model, for each seed."""
 
@@ -39,8 +42,11 @@ def length_controlled(found: Mapping[str, Pairs]) -> dict[str, Interval | None]:
     known = [name for name, gain in gains.items() if np.isfinite(gain)]
     if codes.max() == 0 or not known:
         return {name: Interval(gain, None, None) if name in known else None for name, gain in gains.items()}
-    draws = resampled_coefficients([fits[name] for name in known])
-    ends = {name: interval_ends(draws[:, i, 0]) for i, name in enumerate(known)}
+    ends = {}
+    for start in range(0, len(known), _TOGETHER):
+        some = known[start : start + _TOGETHER]
+        draws = resampled_coefficients([fits[name] for name in some])
+        ends |= {name: interval_ends(draws[:, i, 0]) for i, name in enumerate(some)}
     return {name: Interval(gain, *ends[name]) if name in ends else None for name, gain in gains.items()}
 
 
