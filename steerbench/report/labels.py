@@ -30,15 +30,20 @@ def places(points: Sequence[Place], texts: Sequence[str], frame: Box) -> list[Pl
 
     One after the other, each takes the cheapest of a few places, crowded points first.
     """
-    crowd = [sum(hypot(x - u, y - v) < 30 for u, v in points) for x, y in points]
-    on_points = _boxes([Box(x - _POINT, y - _POINT, x + _POINT, y + _POINT) for x, y in points])
-    taken: dict[int, Place] = {}
+    where = np.array(points, float).reshape(-1, 2)
+    crowd = [int((np.hypot(*(where - point).T) < 30).sum()) for point in where]
+    on_points, labels = np.hstack([where - _POINT, where + _POINT]), np.empty((0, 4))
+    found: dict[int, Place] = {}
     for i in sorted(range(len(points)), key=lambda i: (-crowd[i], points[i], i)):
-        others = _boxes([_box(taken[j], texts[j]) for j in taken])
         around = [(points[i][0] + r * cos(a), points[i][1] + r * sin(a)) for r in _RADII for a in _ANGLES]
-        costs = _costs(around, points[i], texts[i], on_points, others, frame)
-        taken[i] = around[costs.index(min(costs))]
-    return [taken[i] for i in range(len(points))]
+        boxes = np.array([_box(place, texts[i]) for place in around])
+        fixed = 60.0 * _overlaps(boxes, labels) + 25.0 * _overlaps(boxes, on_points) + 1000.0 * _outside(boxes, frame)
+        far = [hypot(x - points[i][0], y - points[i][1]) for x, y in around]
+        # rounded, so that ties do not hang on the last bit
+        costs = [round(one + other, 6) for one, other in zip(fixed.tolist(), far, strict=True)]
+        best = costs.index(min(costs))
+        found[i], labels = around[best], np.vstack([labels, boxes[best]])
+    return [found[i] for i in range(len(points))]
 
 
 def _box(place: Place, text: str) -> Box:
@@ -46,22 +51,12 @@ def _box(place: Place, text: str) -> Box:
     return Box(place[0] - half, place[1] - _HEIGHT / 2, place[0] + half, place[1] + _HEIGHT / 2)
 
 
-def _boxes(found: Sequence[Box]) -> Any:
-    """Return boxes as an array, (boxes, 4)."""
-    return np.array(found, float).reshape(-1, 4)
-
-
-def _costs(around: Sequence[Place], point: Place, text: str, points: Any, taken: Any, frame: Box) -> list[float]:
-    """Return what each place around a point costs; `points` and `taken` are boxes, (boxes, 4), to stay off."""
-    boxes = _boxes([_box(place, text) for place in around])
-    outside = (boxes < frame)[:, :2].any(axis=1) | (boxes > frame)[:, 2:].any(axis=1)
-    fixed = (1000.0 * outside + 60.0 * _overlaps(boxes, taken) + 25.0 * _overlaps(boxes, points)).tolist()
-    far = [hypot(x - point[0], y - point[1]) for x, y in around]
-    return [round(cost + way, 6) for cost, way in zip(fixed, far, strict=True)]  # ties do not hang on the last bit
+def _outside(boxes: Any, frame: Box) -> Any:
+    """Return for each box, (boxes, 4), whether it is not wholly inside the frame."""
+    return (boxes[:, :2] < frame[:2]).any(axis=1) | (boxes[:, 2:] > frame[2:]).any(axis=1)
 
 
 def _overlaps(boxes: Any, others: Any) -> Any:
-    """Return how many of the others each box overlaps, (boxes,)."""
-    a, b = boxes[:, None], others[None]
-    meet = (a[..., :2] < b[..., 2:]) & (b[..., :2] < a[..., 2:])
-    return np.count_nonzero(meet.all(axis=-1), axis=1)
+    """Return how many of the others, (others, 4), each box overlaps, (boxes,)."""
+    one, other = boxes[:, None], others[None]
+    return ((one[..., :2] < other[..., 2:]) & (other[..., :2] < one[..., 2:])).all(axis=2).sum(axis=1)

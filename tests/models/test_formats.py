@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from steerbench import Decoding, LanguageModel, SteerbenchError, Steering, generate
@@ -17,10 +19,11 @@ from steerbench.edits import Add, PlacedEdit, Site
 from steerbench.engine.hooks import hook
 from steerbench.engine.logits import response_logits
 from steerbench.learn import Tokens
-from steerbench.models import checkpoint
+from steerbench.models import checkpoint, self_check
 from steerbench.models.encoder import SentenceEncoder
 from steerbench.models.revision import folder_revision
 from steerbench.models.reward import RewardModel
+from steerbench.models.self_check import check_causal
 
 GIVEN = Tokens((5, 60, 7, 8), (20, 21, 22))
 
@@ -91,17 +94,75 @@ def test_an_adapter_needs_its_model_and_a_folder_of_its_own(base: Path, tmp_path
         LanguageModel.load(str(both))
 
 
-def test_a_quantised_checkpoint_is_steered(base: Path, tmp_path: Path) -> None:
+def eight_bits(base: Path, folder: Path) -> Path:
+    """Write a checkpoint with int8 weights."""
     pytest.importorskip("bitsandbytes", reason="the extra steerbench[quantized] is not installed")
     from transformers import BitsAndBytesConfig
 
     settings = BitsAndBytesConfig(load_in_8bit=True)
     model = AutoModelForCausalLM.from_pretrained(base, quantization_config=settings, dtype=torch.float32)
-    model.save_pretrained(tmp_path)
-    tiny.tokenizer().save_pretrained(tmp_path)
-    lm = LanguageModel.load(str(tmp_path))
+    model.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_quantised_checkpoint_is_steered(base: Path, tmp_path: Path) -> None:
+    lm = LanguageModel.load(str(eight_bits(base, tmp_path / "int8")))
     assert lm.anatomy.place(Site("z", 1)).module.weight.dtype == torch.int8
+    assert lm.largest_batch is None
     check_against_plain_hooks(lm)
+    prompts = [user("How do I bake bread?"), user("Hi")]
+    assert [r.text for r in generate(lm, prompts, decoding=Decoding(max_new_tokens=3))]
+
+
+def test_eight_bits_hide_no_model_that_sees_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rounding is taken for in int8 is far less than what a mask that hides nothing does."""
+    lm = tiny.language_model("qwen2")
+    check_causal(lm.model, "right")
+    monkeypatch.setattr(self_check, "_has_eight_bits", lambda model: True)
+    check_causal(lm.model, "right")
+    forward = lm.model.forward
+    monkeypatch.setattr(lm.model, "forward", partial(seeing_all, forward))
+    with pytest.raises(SteerbenchError, match="its tokens see what follows them"):
+        check_causal(lm.model, "wrong")
+
+
+def seeing_all(forward: Any, input_ids: Tensor, attention_mask: Tensor, **more: Any) -> Any:
+    """Run a model in which each token sees all others."""
+    n = input_ids.shape[1]
+    return forward(input_ids=input_ids, attention_mask=torch.zeros(len(input_ids), 1, n, n), **more)
+
+
+def test_a_gguf_file_is_steered(tmp_path: Path, world: Path) -> None:
+    pytest.importorskip("gguf", reason="the extra steerbench[gguf] is not installed")
+    pytest.importorskip("accelerate", reason="transformers loads GGUF files with accelerate, which is not installed")
+    from gguf_file import write_gguf
+
+    rounded = write_gguf(tmp_path / "tiny.Q8_0.gguf")
+    lm = LanguageModel.load(str(tmp_path / "tiny.Q8_0.gguf"))
+    assert lm.largest_batch is None
+    ids = torch.tensor([GIVEN.prompt + GIVEN.response])
+    with torch.no_grad():
+        torch.testing.assert_close(lm.model(input_ids=ids).logits, rounded(input_ids=ids).logits)
+    check_against_plain_hooks(lm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gguf", "int8"])
+def test_formats_run_to_a_table(kind: str, base: Path, world: Path, tmp_path: Path, cli: Any) -> None:
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    if kind == "gguf":
+        pytest.importorskip("gguf", reason="the extra steerbench[gguf] is not installed")
+        from gguf_file import write_gguf
+
+        write_gguf(model := tmp_path / "tiny.Q8_0.gguf")
+    else:
+        model = eight_bits(base, tmp_path / "int8")
+    parts = ("--reward-model", world / "reward", "--encoder", world / "encoder", "--data", world / "hh_rlhf.jsonl")
+    sizes = ("--n-examples", 4, "--n-train", 8, "--max-new-tokens", 6, "--out", tmp_path / "runs")
+    done = cli("run", "--methods", "caa,re_control,static_prompt", "--model", model, *parts, *sizes)
+    assert done.exit_code == 0, done.stderr
+    assert "4 records in" in done.stdout
 
 
 def test_a_gguf_file_is_found_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
