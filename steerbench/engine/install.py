@@ -18,6 +18,7 @@ from steerbench.engine.positions import Positions
 from steerbench.engine.ranked import decided
 from steerbench.errors import SteerbenchError
 from steerbench.models.sites import Anatomy, Place, Site
+from steerbench.steering.additions import Add
 from steerbench.steering.parts import Edit, PerPosition, PlacedEdit, Scope
 
 Observer = Callable[[Site, Tensor, Tensor], None]
@@ -43,6 +44,8 @@ class Editor:
         self._site = edits[0].site
         self._observe = observe
         self._constant = None if observe or learning else self._sum()
+        # which torch would spread over the whole state
+        self._narrow = any(isinstance(p.edit, Add) and len(p.edit.vector) == 1 for p in edits)
 
     def _sum(self) -> Tensor | None:
         """Return what a decoding step adds, (width,), if it is the same for every state."""
@@ -59,6 +62,7 @@ class Editor:
         if (
             constant is not None
             and self._positions.whole
+            and constant.shape[-1] == activation.shape[-1]
             and activation.dtype is constant.dtype
             and activation.is_contiguous()
         ):
@@ -66,6 +70,8 @@ class Editor:
         h = self._by_rows(activation)
         try:
             edited = self._step(h) if self._positions.whole and self._states else self._pass(h)
+            if self._narrow and h.shape[-1] > 1:
+                raise RuntimeError("one value for all of a state")
         except RuntimeError as error:
             self._tell_width(h.shape[-1], error)
             raise

@@ -52,8 +52,26 @@ class PromptFormat:
         return {
             "prompt_format": self.name,
             **({"prompt_date": TEMPLATE_DATE} if dated else {}),
-            **({"thinking": self.thinking} if self.thought else {}),
+            **({"thinking": self._told} if self.thought else {}),
         }
+
+    @property
+    def _told(self) -> Thinking:
+        """What becomes of the thoughts: for a template that cannot leave them off, as it is told, or the same as off.
+
+        Under `strip` and `off` answers alone are scored, so that equal prompts give equal scores.
+        """
+        if self.thinking != "strip":
+            return self.thinking
+        off = PromptFormat(self._tokenizer, "off")
+        alike = (self.name, self.thought, self._written) == (off.name, off.thought, off._written)
+        return "off" if alike else "strip"
+
+    @property
+    def _written(self) -> list[str | None]:
+        """What prompts end with, an empty thought included."""
+        found = [self._probe(roles, True) for roles in _PROBES]
+        return [text and text + self._closed for text in found]
 
     def _probe(self, roles: tuple[Role, ...], reply_follows: bool) -> str | None:
         assert self._template is not None

@@ -78,19 +78,47 @@ class _Answer(NamedTuple):
 
 
 def _answer_in(tokenizer: Any, ids: list[int], thought: Thought) -> _Answer | None:
-    """Find what stands between the last end of a thought and the next one; None where nothing but thought is there."""
+    """Find what stands behind the last thought, or in the last channel of answers; None where there is none."""
     text = _decode(tokenizer, ids, special=True)
-    closed = text.rfind(thought.closer)
-    if closed < 0 and thought.open:
+    found = _last_channel(text, thought) if thought.channel else _behind_thoughts(text, thought)
+    if found is None:
         return None
-    begin = 0 if closed < 0 else closed + len(thought.closer)
-    begin += len(text[begin:]) - len(text[begin:].lstrip()) if closed >= 0 else 0
-    end = min((i for mark in thought.openers if (i := text.find(mark, begin)) >= 0), default=len(text))
-    if end < len(text) and not text[begin:end].strip():
-        return None
+    begin, end = found
     start = _tokens_for(tokenizer, ids, begin, special=True)
     stop = len(ids) if end == len(text) else max(start, _tokens_for(tokenizer, ids, end, special=True))
     return _Answer(start, stop, _decode(tokenizer, ids[:start], special=True)[begin:])
+
+
+def _behind_thoughts(text: str, thought: Thought) -> tuple[int, int] | None:
+    """Return where the answer begins and ends; None for a thought that is never closed, and nothing before it.
+
+    A reply has thoughts only where it begins with one, or the template does: elsewhere the marks are words of the
+    answer. So are closers that close nothing.
+    """
+    (opener,), begin, end = thought.openers, 0, len(text)
+    opened = 0 if thought.open else len(text) - len(text.lstrip())
+    if not thought.open and not text.startswith(opener, opened) and not (thought.begun and thought.closer in text):
+        return begin, end
+    while opened >= 0:
+        closed = text.find(thought.closer, opened)
+        if closed < 0:
+            return (begin, opened) if text[begin:opened].strip() else None
+        begin = closed + len(thought.closer)
+        begin += len(text[begin:]) - len(text[begin:].lstrip())
+        opened = text.find(opener, begin)
+    return begin, end
+
+
+def _last_channel(text: str, channel: Thought) -> tuple[int, int] | None:
+    """Return where the answer begins and ends; None where there are other channels alone.
+
+    Between the name of the channel and the message may stand the form that it has: `final <|constrain|>json`.
+    """
+    head, mark, tail = channel.closer.rpartition(next((o for o in channel.openers if channel.closer.endswith(o)), ""))
+    form = rf"{re.escape(head.rstrip())}(?:\s*<\|constrain\|>\s*[\w.-]*)?\s*{re.escape(mark + tail)}\s*"
+    last = max((found.end() for found in re.finditer(form, text)), default=0)
+    end = min((i for mark in channel.openers if (i := text.find(mark, last)) >= 0), default=len(text))
+    return None if end < len(text) and not text[last:end].strip() else (last, end)
 
 
 def _turn_start(text: str, markers: Sequence[str]) -> int | None:

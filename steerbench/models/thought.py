@@ -27,6 +27,8 @@ class Thought:
     empty: str
     """What stands between a prompt and an answer without a thought."""
     channel: bool = False
+    begun: bool = False
+    """Whether the template begins the thought, also where it is closed at once: some models go on with it."""
 
 
 class _View(NamedTuple):
@@ -69,7 +71,7 @@ def thought_in(template: ChatTemplate, special: Collection[str], *, thinking: bo
         return _channel(template, view, special)
     opener, closer = tags
     opened = view.tail.rfind(opener) > view.tail.rfind(closer)
-    return Thought((opener,), closer, opened and thinking, _empty(view, usual, off, opener, closer))
+    return Thought((opener,), closer, opened and thinking, _empty(view, usual, off, opener, closer), begun=opened)
 
 
 def _tags(template: ChatTemplate, usual: _View, off: _View) -> tuple[str, str] | None:

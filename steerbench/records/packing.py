@@ -20,7 +20,7 @@ from steerbench.errors import SteerbenchError
 from steerbench.files import write_whole
 from steerbench.records.damage import LeftOut, check_schema, reading
 from steerbench.records.identity import Key, fingerprint
-from steerbench.records.record import LABELS, READABLE, Record, to_json
+from steerbench.records.record import LABELS, READABLE, Record, check_kinds, to_json
 from steerbench.records.seal import check_seal
 
 PACKED = "records.jsonl"
@@ -130,6 +130,7 @@ def _record(path: Path, line: dict[str, Any], protocols: dict[str, Key]) -> Reco
     check_schema(path, values.get("schema_version"), READABLE)
     values = {name: value for name, value in values.items() if name != "seal"}
     record = Record(**values | {"protocol": protocols[values["protocol"]]})
+    check_kinds(record)
     if not (record.labels.keys() >= LABELS and record.identity == line["identity"]):
         raise ValueError("it was edited")
     return record

@@ -71,6 +71,28 @@ class Record:
         return file_name(self.labels["task"], self.method, f"seed{self.seed}", self.identity[:12])
 
 
+_NUMBERS = ("metrics", "seconds", "counts")
+_KINDS = {
+    **dict.fromkeys(("method", "steerbench", "steering", "created"), str),
+    **dict.fromkeys(("seed", "truncated"), int),
+    **dict.fromkeys(("protocol", "labels", "latency", "environment", "tuning", "report", *_NUMBERS), dict),
+    "parts": list,
+}
+
+
+def check_kinds(record: Record) -> None:
+    """Raise ValueError that names a value of another kind than a record has: before schema 2 no seal tells it."""
+    for name, kind in _KINDS.items():
+        if not isinstance(getattr(record, name), kind):
+            raise ValueError(f"its {name} is no {kind.__name__}")
+    texts = [f"labels.{key}" for key, value in record.labels.items() if not isinstance(value, str)]
+    texts += [f"parts[{i}]" for i, part in enumerate(record.parts) if not isinstance(part, dict)]
+    for name in _NUMBERS:
+        texts += [f"{name}.{k}" for k, v in getattr(record, name).items() if not isinstance(v, int | float)]
+    if texts:
+        raise ValueError(f"its {texts[0]} is of the wrong kind")
+
+
 def identity(protocol: Key, parts: list[dict[str, Any]], seed: int, version: str) -> str:
     """Return the identity of a record, known before it is measured."""
     return fingerprint({"protocol": protocol, "parts": parts, "seed": seed, "steerbench": version})

@@ -13,7 +13,7 @@ from steerbench.errors import SteerbenchError
 from steerbench.files import write_whole
 from steerbench.records.damage import LeftOut, check_schema, reading
 from steerbench.records.packing import PACKED, unpack
-from steerbench.records.record import LABELS, READABLE, Record, to_json
+from steerbench.records.record import LABELS, READABLE, Record, check_kinds, to_json
 from steerbench.records.seal import check_seal
 
 _PARTIAL = ".partial-"
@@ -115,11 +115,12 @@ def read(path: Path) -> Record:
     from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
     table = path.parent / "examples.parquet"
-    with reading(table):  # of itself, Parquet reads flipped bits as they are
-        with ParquetFile(table, page_checksum_verification=True) as file:  # a folder of files costs twice the time
-            examples = file.read(use_threads=False).to_pandas(use_threads=False)
+    # of itself, Parquet reads flipped bits as they are; pandas' own reader takes twice the time
+    with reading(table), ParquetFile(table, page_checksum_verification=True) as file:
+        examples = file.read(use_threads=False).to_pandas(use_threads=False)
     with reading(path):
         record = Record(**{name: value for name, value in values.items() if name != "seal"}, examples=examples)
+        check_kinds(record)
         if not (record.labels.keys() >= LABELS and path.parent.name.endswith(f"--{record.identity[:12]}")):
             raise ValueError("it was edited, or its folder renamed")
         check_seal(values, examples)

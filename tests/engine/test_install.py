@@ -500,3 +500,11 @@ def test_steps_after_a_wider_pass_know_the_rows_it_finished(llama: LanguageModel
         (False, [[1, 0, 0], [1, 1, 1]]),
         (False, [[0], [1]]),
     ]
+
+
+@pytest.mark.parametrize("wide", [1, 7])
+def test_a_vector_that_is_not_as_wide_as_the_states_is_refused(llama: LanguageModel, wide: int) -> None:
+    """One value alone would be spread over the whole state."""
+    steering = Steering(edits=(PlacedEdit(Site("resid_post", 1), Add(torch.ones(wide)), "all"),))
+    with pytest.raises(SteerbenchError, match=r"Add does not fit resid_post\.1, whose states are 32 wide"):
+        generate(llama, [user("Hi")], steering, Decoding(max_new_tokens=3))

@@ -178,6 +178,16 @@ def test_kept_thoughts_are_a_part_of_the_response() -> None:
         ("flag", "<think>a</think> b <think>c", "b", "turn"),
         ("flag", "<think>a</think>\n<think>c", "", "length"),
         ("flag", "<think>a</think>\n", "", "length"),
+        ("flag", "<think>a</think> Write </think> behind it.<|im_end|>", "Write </think> behind it.", "end"),
+        ("flag", "Write </think> behind it.<|im_end|>", "Write </think> behind it.", "end"),
+        ("flag", "Write <think>a</think> b.<|im_end|>", "Write <think>a</think> b.", "end"),
+        ("seed", "a</seed:think> b</seed:think> c<eos>", "b</seed:think> c", "end"),
+        (
+            "oss",
+            "<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>{}",
+            "{}",
+            "length",
+        ),
         (
             "oss",
             f"{THOUGHT['oss']}Bake it.<|end|><|start|>assistant<|channel|>analysis<|message|>x",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -239,3 +240,22 @@ def test_one_bad_record_does_not_keep_the_others_from_being_read(tmp_path: Path,
     assert set(pd.read_csv(tmp_path / "table.csv")["method"]) == {"unsteered", "random_direction"}
     with pytest.raises(SteerbenchError, match="the seal does not hold"):
         Store(packed).records()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"metrics": {"reward": "high"}}, "its metrics.reward is of the wrong kind"),
+        ({"metrics": 3}, "its metrics is no dict"),
+        ({"labels": {"task": 1, "model": "m", "reward_model": "r", "held_out_reward": ""}}, "its labels.task is of"),
+        ({"latency": None}, "its latency is no dict"),
+        ({"environment": "cpu"}, "its environment is no dict"),
+        ({"counts": [1]}, "its counts is no dict"),
+        ({"created": 5}, "its created is no str"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_told_before_there_were_seals(tmp_path: Path, values: Any, says: str) -> None:
+    file = Store(tmp_path).write(replace(make(), schema_version=1)) / "record.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    with pytest.raises(SteerbenchError, match=rf"record\.json is damaged \({re.escape(says)}"):
+        read(file)
