@@ -42,7 +42,7 @@ def length_controlled(found: Mapping[str, Pairs]) -> dict[str, Interval | None]:
     known = [name for name, gain in gains.items() if np.isfinite(gain)]
     if codes.max() == 0 or not known:
         return {name: Interval(gain, None, None) if name in known else None for name, gain in gains.items()}
-    ends = {}
+    ends: dict[str, tuple[float, float]] = {}
     for start in range(0, len(known), _TOGETHER):
         some = known[start : start + _TOGETHER]
         draws = resampled_coefficients([fits[name] for name in some])
