@@ -1,5 +1,6 @@
 """Files that commands write, whole or as they were before, and JSON files of others that they read."""
 
+import hashlib
 import json
 import os
 import re
@@ -17,6 +18,21 @@ RECORD_FILES = ("record.json", "examples.parquet", "protocol.json", "records.jso
 def file_name(*texts: object) -> str:
     """Return a readable name of one file or folder, never hidden and never elsewhere, whatever the texts hold."""
     return "--".join(re.sub(r"[^A-Za-z0-9_.+=-]+", "-", str(text))[:60] for text in texts).lstrip(".")
+
+
+def content_hash(path: Path) -> str:
+    """Return `sha256:...` over the content of a file, or over names and contents of all files of a folder.
+
+    Raises SteerbenchError if there is none.
+    """
+    if not path.exists():
+        raise SteerbenchError(f"there is no file {path}.")
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(path)}\0{content}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def write_asked(path: Path, text: str) -> None:

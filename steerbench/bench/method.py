@@ -3,10 +3,12 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from steerbench.engine.guidance import identified
 from steerbench.errors import SteerbenchError
+from steerbench.files import content_hash
 from steerbench.learn.context import FitContext
 from steerbench.learn.fitting import MethodLike, joined, steerers_of
 from steerbench.learn.steerer import Steerer
@@ -42,6 +44,7 @@ class Method(NamedTuple):
                 "hyperparameters": hyperparameters(s),
                 "source": source_hash(type(s)),
                 **({"models": [identified(name) for name in s.models]} if s.models else {}),
+                **({"files": [content_hash(Path(file).expanduser()) for file in s.files]} if s.files else {}),
                 **({"searched": sorted(space)} if space else {}),
             }
             for part, s, space in zip(self.spec.parts, self.steerers, spaces, strict=True)

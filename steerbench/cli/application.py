@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from steerbench.cli import (
     check_command,
+    exchange_command,
     generate_command,
     judge_command,
     latency_command,
@@ -70,6 +71,8 @@ app.command()(power_command.power)
 app.command()(latency_command.latency)
 app.command()(report_command.report)
 app.command()(generate_command.generate)
+app.command()(exchange_command.export)
+app.command("import")(exchange_command.import_)
 app.command()(judge_command.judge)
 app.command()(check_command.check)
 app.add_typer(new_command.new, name="new")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,10 +72,15 @@ def _moved_biases(constants: dict[Place, Tensor]) -> dict[Any, Tensor]:
     biases: dict[Any, Tensor] = {}
     for place, constant in constants.items():
         module: Any = place.module
-        moved = _matrix(module).to(constant.dtype) @ constant if place.side == "input" else constant
+        moved = moved_bias(module, constant, place.side)
         start = biases.get(module, torch.zeros_like(moved) if module.bias is None else module.bias)
         biases[module] = start + moved
     return {module: bias.to(module.weight.dtype) for module, bias in biases.items()}
+
+
+def moved_bias(module: nn.Module, constant: Tensor, side: Literal["input", "output"]) -> Tensor:
+    """Return what a vector added to the input or the output of a linear map adds to its bias, (outputs,)."""
+    return _matrix(module).to(constant.dtype) @ constant if side == "input" else constant
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -31,6 +31,11 @@ class Steerer(Plugin):
         """
         return ()
 
+    @property
+    def files(self) -> Sequence[str]:
+        """Files and folders that `fit` reads. Their contents are in what identifies a record."""
+        return ()
+
     @abstractmethod
     def fit(self, context: FitContext) -> Steering:
         """Learn from the train split and return what is needed at generation time. Changes nothing it is given."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from method_corpus import BROKEN, CANDIDATES, CHOICE, CHOOSE, COMPANIONS, GOOD, RIGHT, bias, edit, home_of, method
+from runnable import GIVEN
 from thorough import mostly_slow
 from typer.testing import CliRunner
 
@@ -29,8 +30,8 @@ from steerbench.plugins.spec import build, parse
 from steerbench.steering.parts import Edit, PlacedEdit, RankedEdit
 from steerbench.steering.steering import Steering
 
-QUICK = {"re_control": "re_control:epochs=3", "alignez": "alignez:n_queries=4"}
-"""No invariant depends on how well a value function is trained."""
+QUICK = {"re_control": "re_control:epochs=3", "alignez": "alignez:n_queries=4", **GIVEN}
+"""No invariant depends on how well a value function is trained, nor on what is in a file."""
 METHODS = [QUICK.get(name, name) for name in steerbench.names("methods")]
 
 ALIKE = (

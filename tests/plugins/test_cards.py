@@ -25,8 +25,9 @@ WITHOUT = {
     "unsteered": {"Paper", "Differences", "Defaults", "Pitfalls"},
     "random_direction": {"Paper", "Differences"},
     "shuffled_labels": {"Paper", "Differences"},
+    "saved": {"Paper"},
 }
-"""Baseline and control: nobody's method."""
+"""Baseline, controls, and what was fitted elsewhere: nobody's method."""
 
 
 def entry_point(module: str) -> Source:

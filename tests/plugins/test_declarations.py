@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from runnable import runnable
 
 from steerbench import FitContext, LanguageModel, Reward, SteerbenchError, Steering, generate, load
 from steerbench.contract import tiny
 from steerbench.data import Dialogue
 from steerbench.decoding import Decoding
 from steerbench.learn import Pair, Rollout
-from steerbench.learn.steerer import Steerer
+from steerbench.learn.fitting import steerers_of
 from steerbench.plugins import registry
 from steerbench.plugins.cards import head
 from steerbench.plugins.declarations import declared
@@ -69,7 +70,7 @@ def test_a_method_learns_from_what_its_card_says_and_touches_that(name: str, lla
     said = head(SOURCES[f"methods/{name}"])
     decoding, reward = Decoding(max_new_tokens=4), tiny.VowelReward()
     context = Noting(lm=llama, examples=tiny.examples()[:8], reward=reward, decoding=decoding)
-    method: Steerer = load("methods", name)()
+    (method,) = steerers_of(runnable(name))
     steering = method.fit(context)
     assert (" and ".join(context.asked | chosen_by(steering, llama)) or "nothing") == said.learns_from
     touched = [words for part, words in PARTS.items() if getattr(steering, part)]

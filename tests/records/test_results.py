@@ -13,7 +13,7 @@ from steerbench import Store, names
 from steerbench.cli import app
 
 ROOT = Path(__file__).parents[2]
-NEWER_THAN_THE_STUDY = {"shuffled_labels"}
+NEWER_THAN_THE_STUDY = {"saved", "shuffled_labels"}
 """Methods that came after the committed records; `docs/methods.md` says so."""
 READMES = ("README.md", "docs/results.md", "results/README.md")
 COMMITTED = (*READMES, "results/leaderboard.csv", "results/matched.csv", "results/gains.svg")
