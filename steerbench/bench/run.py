@@ -123,11 +123,13 @@ def run_unit(unit: Unit, options: Options = Options()) -> Record:
 
 def find_or_measure(bench: Bench, unit: Unit, store: Store) -> tuple[Record, bool]:
     """Return the record of a unit, and whether it was there before."""
-    method = unit.built
-    found = store.find(identity(bench.key, _parts(bench, method), unit.seed, __version__))
-    if found is not None:
-        return found, True
-    return measure(bench, method, unit.seed), False
+    found = recorded(bench, unit, store)
+    return (found, True) if found else (measure(bench, unit.built, unit.seed), False)
+
+
+def recorded(bench: Bench, unit: Unit, store: Store) -> Record | None:
+    """Return the record of a unit, if it was measured before."""
+    return store.find(identity(bench.key, _parts(bench, unit.built), unit.seed, __version__))
 
 
 def measure(bench: Bench, method: Method, seed: int) -> Record:

@@ -25,6 +25,7 @@ from steerbench.cli.options import (
     add_plugins,
     numbers,
 )
+from steerbench.cli.study_file import read_study, write_study
 from steerbench.testbed import NAME as TESTBED
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
 
 
 def run(
+    ctx: typer.Context,
+    study: Annotated[
+        Path | None,
+        typer.Argument(
+            help="File with the options of a run, as each run leaves it in --out.", is_eager=True, callback=read_study
+        ),
+    ] = None,
     methods: Methods = "re_control,static_prompt,caa",
     model: Model = TESTBED,
     reward_model: RewardOption = None,
@@ -73,6 +81,9 @@ def run(
     batch_size: BatchSize = 32,
     folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("runs"),
     plugin: Plugins = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would come to: records, responses, time, disk.")
+    ] = False,
 ) -> None:
     """Measure methods on tasks, write records, and print the leaderboard. Without options, on the testbed."""
     add_plugins(plugin)
@@ -106,15 +117,31 @@ def run(
         )
         for task in parse_tasks(tasks)
     ]
-    _run(protocols, methods, sweep, Options(out=folder, device=device, batch_size=batch_size, threads=threads))
+    options = Options(out=folder, device=device, batch_size=batch_size, threads=threads)
+    if dry_run:
+        _foretell(protocols, methods, sweep, options)
+        return
+    _run(ctx, protocols, methods, sweep, options)
 
 
-def _run(protocols: "list[Protocol]", methods: str, swept: bool, options: "Options") -> None:
+def _foretell(protocols: "list[Protocol]", methods: str, swept: bool, options: "Options") -> None:
+    from steerbench.bench.forecast import forecast
+    from steerbench.bench.units import units
+    from steerbench.cli import stages, tables
+
+    units(protocols, methods, swept=swept)
+    with stages.shown(err) as progress:
+        ahead = [forecast(one, methods, replace(options, progress=progress), swept=swept) for one in protocols]
+    tables.show_forecasts(out, ahead)
+
+
+def _run(ctx: typer.Context, protocols: "list[Protocol]", methods: str, swept: bool, options: "Options") -> None:
     from steerbench.bench.run import run as measure
     from steerbench.bench.units import units
     from steerbench.cli import stages
 
     units(protocols, methods, swept=swept)  # mistakes in the names first, of all tasks
+    write_study(ctx, options.out)
     outcomes: list[Outcome] = []
     try:
         with stages.shown(err) as progress:

@@ -1,16 +1,20 @@
 """What the command line shows: the leaderboard, power, and written pairs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
 
 from steerbench.cli.console import note
 from steerbench.cli.layout import DIGITS, Cell, Columns, between, number, print_table, remark
+from steerbench.cli.stages import duration
 from steerbench.plugins.spec import UNSTEERED
 from steerbench.records.columns import COLUMNS, GAINS
 from steerbench.records.record import Record
+
+if TYPE_CHECKING:
+    from steerbench.bench.forecast import Forecast
 
 _SHOWN = (
     "rank",
@@ -68,6 +72,20 @@ def show_power(console: Console, table: pd.DataFrame) -> None:
         cells = {head: [_cell(value) for value in rows[name]] for name, head in heads.items()}
         print_table(console, str(task), cells, yields=["SD", heads["n_examples"], "2 ×", "4 ×"])
         console.print()
+
+
+def show_forecasts(console: Console, ahead: "Sequence[Forecast]") -> None:
+    """Print what a run would come to, one row per task."""
+    cells: Columns = {
+        "task": [one.task for one in ahead],
+        "records": [str(one.units) for one in ahead],
+        "there": [str(one.found) for one in ahead],
+        "responses": [f"{one.responses:,}" for one in ahead],
+        "time": [duration(one.seconds) for one in ahead],
+        "disk": [f"{one.bytes / 1e6:.1f} MB" for one in ahead],
+    }
+    print_table(console, "what is ahead", cells, names="task")
+    remark(console, "Time: at the pace of the unsteered model here and now, fits, timing and costlier decoding apart.")
 
 
 def _cells(rows: pd.DataFrame, names: Sequence[str]) -> Columns:
