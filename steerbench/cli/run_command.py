@@ -141,7 +141,6 @@ def _run(ctx: typer.Context, protocols: "list[Protocol]", methods: str, swept: b
     from steerbench.cli import stages
 
     units(protocols, methods, swept=swept)  # mistakes in the names first, of all tasks
-    write_study(ctx, options.out)
     outcomes: list[Outcome] = []
     try:
         with stages.shown(err) as progress:
@@ -150,6 +149,7 @@ def _run(ctx: typer.Context, protocols: "list[Protocol]", methods: str, swept: b
     finally:  # the tasks done before an error or Ctrl-C are worth seeing
         if outcomes:
             _report(outcomes, options.out)
+            write_study(ctx, options.out)
     if any(outcome.failures for outcome in outcomes):
         raise typer.Exit(2)
 
