@@ -1,53 +1,39 @@
-"""How candidates are drawn and chosen, where a steering has a decode part."""
+"""Choosing among candidates: what a decode part is handed, while the edits rest."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from steerbench.data.dialogue import Dialogue
+import torch
+
 from steerbench.decoding import Decoding
 from steerbench.engine.guidance import Given, Passes
+from steerbench.engine.search import Select
 from steerbench.errors import SteerbenchError
-from steerbench.models.language_model import LanguageModel
-from steerbench.models.response import Response
+from steerbench.models.language_model import Batch, LanguageModel
 from steerbench.models.reward import Reward
-from steerbench.seeds import generator_for
+from steerbench.steering.blocks import Candidate
 from steerbench.steering.parts import DecodePart
-from steerbench.steering.steering import Steering
-
-Draw = Callable[[Any], list[Response]]
-"""Draws one response for each dialogue; another name is an independent draw."""
 
 
 def check_choice(part: DecodePart, decoding: Decoding, reward: Reward | None) -> None:
     """Raise SteerbenchError if there is nothing to choose by, or nothing to choose among."""
     if reward is None:
         raise SteerbenchError("this steering chooses among candidates and needs a reward model; give one.")
-    if decoding.temperature == 0 and part.candidates > 1:
+    if decoding.temperature == 0 and (part.candidates > 1 or part.redraws):
         raise SteerbenchError("greedy candidates are all alike; to choose among them, set --temperature above 0.")
 
 
-def draw_candidates(part: DecodePart, sample: int, draw: Draw) -> list[tuple[Response, ...]]:
-    """Return the candidates for each dialogue.
+def choosing(part: DecodePart, lm: LanguageModel, prompts: Batch, given: Given, passes: Passes) -> Select:
+    """Return how a part chooses among candidates of some of these prompts; the first are taken without a reward."""
 
-    Several are draws of their own: one that is also the unsteered response could never lose against it.
-    """
-    names: list[Any] = [("candidate", sample, k) for k in range(part.candidates)]
-    draws = [draw(name) for name in (names if len(names) > 1 else [("sample", sample)])]
-    return list(zip(*draws, strict=True))
+    def select(rows: Sequence[int], candidates: Sequence[Sequence[Candidate]]) -> Sequence[Sequence[int]]:
+        if given.reward is None:
+            return [[0] * part.candidates for _ in rows]
+        chosen = torch.tensor(rows, device=prompts.input_ids.device)
+        of_rows = Batch(
+            prompts.input_ids[chosen], prompts.attention_mask[chosen], [prompts.prompt_ends[i] for i in rows]
+        )
+        theirs = given.of(rows)._replace(generators=[given.generators[i] for i in rows])
+        with passes.unsteered():
+            return part.select(theirs.context(part, lm, of_rows, passes), candidates)
 
-
-def choose(
-    lm: LanguageModel,
-    steering: Steering,
-    dialogue: Dialogue,
-    candidates: Sequence[Response],
-    reward: Reward | None,
-    seed: tuple[Any, ...],
-) -> Response:
-    """Return the candidate that the steering's decode part takes; what it draws, it draws by `seed`."""
-    assert steering.decode is not None
-    prompt = lm.left_padded([lm.tokens(steering.apply_prompt(dialogue))])
-    given = Given([dialogue], reward, [generator_for(*seed, "choice", dialogue)])
-    passes = Passes(lm, steering.edits, prompt.input_ids.shape[1])
-    context = given.context(steering.decode, lm, prompt, passes)
-    return candidates[steering.decode.choose_in(context, candidates)]
+    return select

@@ -85,22 +85,25 @@ def effect(  # noqa: PLR0913 - the settings of one call, each by name
             found |= {filled[i]: one for i, one in zip(rows, compared, strict=True)}
             norms |= {site: norms.get(site, []) + values for site, values in new.items()}
             advance(len(rows))
-    shared = _chosen_kl(steering, decoding)
     everyone = range(len(responses))
-    kl = [_mean(found[i].kl) + shared / len(found[i].kl) if i in found else nan for i in everyone]
+    kl = [
+        _mean(found[i].kl) + _chosen_kl(steering, decoding, responses[i]) / len(found[i].kl) if i in found else nan
+        for i in everyone
+    ]
     nll = [_mean(found[i].nll) if i in found else nan for i in everyone]
     nothing = per_token == Steering() or not found
     return Effect(kl, nll, {} if nothing else _report(list(found.values()), norms))
 
 
-def _chosen_kl(steering: Steering, decoding: Decoding) -> float:
+def _chosen_kl(steering: Steering, decoding: Decoding, response: Response) -> float:
     """Return what a choice among candidates adds to the KL of a response; NaN where it is not known."""
-    if steering.decode is None or steering.decode.candidates == 1:
+    part = steering.decode
+    if part is None or (part.candidates == 1 and not part.redraws):
         return 0.0
     whole = replace(decoding, max_new_tokens=WHOLE.max_new_tokens) == WHOLE
     steered = replace(steering, decode=None) != Steering()
-    bound = steering.decode.sequence_kl if whole and not steered else None
-    return nan if bound is None else bound
+    known = part.choice_kl(response.draws or (part.candidates,)) if whole and not steered else None
+    return nan if known is None else known
 
 
 def _compare(

@@ -10,12 +10,14 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from steerbench.data.dialogue import Dialogue, dialogues_of
 from steerbench.decoding import Decoding
 from steerbench.engine.bias_folding import folded
-from steerbench.engine.decode import check_choice, choose, draw_candidates
+from steerbench.engine.decode import check_choice, choosing
 from steerbench.engine.guidance import Given, Passes, rows_at_once
 from steerbench.engine.install import steered
 from steerbench.engine.logits import not_finite, origin_of
 from steerbench.engine.positions import Positions
 from steerbench.engine.sampling import sampling
+from steerbench.engine.search import Search, Stream
+from steerbench.engine.sequences import Sequences, can_repeat
 from steerbench.models.batching import halving
 from steerbench.models.language_model import Batch, LanguageModel
 from steerbench.models.modes import evaluating, generating
@@ -57,11 +59,21 @@ def generate(  # noqa: PLR0913 - the settings of one call, each by name
     if steering.decode is None:
         return draw(("sample", sample))
     check_choice(steering.decode, decoding, reward)
-    candidates = draw_candidates(steering.decode, sample, draw)
-    return [
-        choose(lm, steering, dialogue, among, reward, (seed, sample))
-        for dialogue, among in zip(dialogues, candidates, strict=True)
-    ]
+    tokens = [lm.tokens(steering.apply_prompt(d)) for d in dialogues]
+    lm.check_fit(tokens, decoding.max_new_tokens)
+
+    def work(rows: list[int]) -> list[Response]:
+        chosen = [dialogues[i] for i in rows]
+        given = Given(chosen, reward, [generator_for(seed, sample, "choice", d) for d in chosen])
+        batch = lm.left_padded([tokens[i] for i in rows])
+        return _search_batch(lm, batch, steering, decoding, (seed, sample), given, use_cache)
+
+    responses: dict[int, Response] = {}
+    with progress("generate", len(tokens)) as advance:
+        for rows, found in halving(lm.batches(tokens, _prompts_at_once(steering, lm, batch_size)), work):
+            responses |= dict(zip(rows, found, strict=True))
+            advance(len(rows))
+    return [responses[i] for i in range(len(dialogues))]
 
 
 def generate_fixed(
@@ -74,19 +86,19 @@ def generate_fixed(
     """Generate exactly `new_tokens` greedy tokens for each dialogue, and throw them away: for timing.
 
     All dialogues are one batch. End tokens are forbidden. Where the steering chooses among candidates, all of them are
-    generated, one batch for each, and with a reward the choice is made, too.
+    generated, and with a reward the choice is made, too.
     """
     tokens = [lm.tokens(steering.apply_prompt(d)) for d in dialogues]
     lm.check_fit(tokens, new_tokens)
     batch = lm.left_padded(tokens)
     decoding = Decoding(max_new_tokens=new_tokens)
-    given = Given(dialogues, reward, [generator_for(0, "guide", d) for d in dialogues])
-    count = steering.decode.candidates if steering.decode else 1
     with torch.no_grad():
-        draws = [_generate_batch(lm, batch, steering, decoding, [], True, given, new_tokens) for _ in range(count)]
-    if steering.decode and reward:
-        for dialogue, rows in zip(dialogues, zip(*draws, strict=True), strict=True):
-            choose(lm, steering, dialogue, [lm.cut(row) for row in rows], reward, (0,))
+        if steering.decode:
+            given = Given(dialogues, reward, [generator_for(0, "choice", d) for d in dialogues])
+            _search_batch(lm, batch, steering, decoding, (0, 0), given, True, endless=True)
+        else:
+            given = Given(dialogues, reward, [generator_for(0, "guide", d) for d in dialogues])
+            _generate_batch(lm, batch, steering, decoding, [], True, given, new_tokens)
 
 
 def _draw(  # noqa: PLR0913, PLR0917
@@ -135,7 +147,8 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
     processors: list[LogitsProcessor] = [watches[0]]
     if steering.logits:
         watches.append(_Watch("a logits processor"))
-        processors += [*_guides(lm, batch, steering, given, positions), watches[1]]
+        passes = Passes(lm, steering.edits, batch.input_ids.shape[1], positions)
+        processors += [*_guides(lm, batch, steering, given, passes), watches[1]]
     with (
         evaluating(lm.model),
         generating(lm.model, lm.generation_config),
@@ -156,11 +169,57 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
     return [row[batch.input_ids.shape[1] :] for row in ids.tolist()]
 
 
-def _guides(
-    lm: LanguageModel, batch: Batch, steering: Steering, given: Given, positions: Positions
-) -> list[LogitsProcessor]:
-    """Return the processors of the logits parts, around each of which the edits rest, if there are any."""
+def _prompts_at_once(steering: Steering, lm: LanguageModel, batch_size: int) -> int:
+    """Return how many prompts are searched at once: one, where rows that move would mislead a logits processor."""
+    assert steering.decode is not None
+    moving = steering.decode.redraws or steering.decode.blocks.ragged
+    return 1 if moving and steering.logits else rows_at_once([*steering.logits, steering.decode], lm, batch_size)
+
+
+def _search_batch(  # noqa: PLR0913, PLR0917
+    lm: LanguageModel,
+    batch: Batch,
+    steering: Steering,
+    decoding: Decoding,
+    seed: tuple[int, int],
+    given: Given,
+    use_cache: bool,
+    endless: bool = False,
+) -> list[Response]:
+    """Return the response that the steering's decode part finds to each row."""
+    part, dialogues = steering.decode, given.dialogues
+    assert part is not None
+    assert dialogues is not None
+    cached = use_cache and can_repeat(lm.model)
+    positions = Positions(batch, lm.end_ids, cached=cached)
     passes = Passes(lm, steering.edits, batch.input_ids.shape[1], positions)
+    watches = [_Watch(origin_of(steering)), *([_Watch("a logits processor")] if steering.logits else [])]
+
+    def processors(streams: Sequence[Stream]) -> list[LogitsProcessor]:
+        if not steering.logits:
+            return [*watches]
+        rows = [stream.prompt for stream in streams]
+        copies = Batch(batch.input_ids[rows], batch.attention_mask[rows], [batch.prompt_ends[i] for i in rows])
+        generators = [generator_for(seed[0], *s.name, "guide", dialogues[s.prompt]) for s in streams]
+        theirs = given.of(rows)._replace(generators=generators)
+        return [watches[0], *_guides(lm, copies, steering, theirs, passes), watches[1]]
+
+    search = Search(lm, part, decoding, seed, dialogues, compact=not steering.logits, endless=endless)
+    place = lm.anatomy.place(part.site) if part.site else None
+    with (
+        evaluating(lm.model),
+        folded(lm.anatomy, steering.edits) as edits,
+        steered(lm.model, lm.anatomy, edits, positions),
+    ):
+        sequences = Sequences(lm.model, batch, positions, place, cached=cached)
+        found = search.run(sequences, processors, choosing(part, lm, batch, given, passes))
+    for watch in watches:
+        watch.check()
+    return found
+
+
+def _guides(lm: LanguageModel, batch: Batch, steering: Steering, given: Given, passes: Passes) -> list[LogitsProcessor]:
+    """Return the processors of the logits parts, around each of which the edits rest, if there are any."""
     processors = [part.processor_in(given.context(part, lm, batch, passes)) for part in steering.logits]
     return [_Unsteered(p, passes) for p in processors] if steering.edits else processors
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
 
 from steerbench.engine.hooks import hook
-from steerbench.engine.positions import Positions
+from steerbench.engine.positions import Positions, Rearrangement
 from steerbench.engine.ranked import decided
 from steerbench.errors import SteerbenchError
 from steerbench.models.sites import Anatomy, Place, Site
@@ -46,6 +47,13 @@ class Editor:
         self._constant = None if observe or learning else self._sum()
         # which torch would spread over the whole state
         self._narrow = any(isinstance(p.edit, Add) and len(p.edit.vector) == 1 for p in edits)
+        positions.follow(self._rearrange)
+
+    def _rearrange(self, change: Rearrangement) -> None:
+        """Let the state of each edit follow its rows."""
+        self._states = [
+            _follow_rows(edit, state, change) for (edit, _), state in zip(self._edits, self._states, strict=False)
+        ]
 
     def _sum(self) -> Tensor | None:
         """Return what a decoding step adds, (width,), if it is the same for every state."""
@@ -156,6 +164,31 @@ class Editor:
         part = wide[:, start:stop]
         new = torch.where(mask[:, skipped:][:, start:stop], edit(part, state), part)
         return torch.cat([wide[:, :start], new, wide[:, stop:]], dim=1)
+
+
+def _follow_rows(edit: Edit, state: Any, change: Rearrangement) -> Any:
+    """Return the state of other rows. Raises SteerbenchError where it does not say which row each of its values is of.
+
+    A tensor has the rows first, or one value for all of them.
+    """
+    if isinstance(state, PerPosition):
+        return PerPosition(change.of_columns(state.values))
+    leaves, form = tree_flatten(state)
+    known = [
+        leaf is None or (isinstance(leaf, Tensor) and (leaf.ndim == 0 or len(leaf) in {1, change.old_rows}))
+        for leaf in leaves
+    ]
+    if not all(known):
+        raise SteerbenchError(
+            f"{type(edit).__name__} keeps a state that cannot follow its rows; let `start` return tensors that have "
+            f"the rows first, and nothing else."
+        )
+    rows = change.rows
+    moved = [
+        leaf if leaf is None or leaf.ndim == 0 or len(leaf) < change.old_rows else leaf[rows.to(leaf.device)]
+        for leaf in leaves
+    ]
+    return tree_unflatten(moved, form)
 
 
 def _laid_out_like(activation: Tensor, edited: Tensor) -> Tensor:

@@ -1,12 +1,59 @@
 """Which positions each forward pass holds, and which of them a scope means."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from steerbench.models.language_model import Batch
 from steerbench.steering.parts import Scope
+
+
+class Rearrangement(NamedTuple):
+    """Rows made of other rows: of row `rows[i]` the columns in front of some column, moved so that all end alike."""
+
+    rows: Tensor
+    """(new rows,): of which row each is a copy."""
+    shifts: Tensor
+    """(new rows,): by how many columns it moves to the right."""
+    width: int
+    """Columns that are kept."""
+    plain: bool
+    """Whether no row moves."""
+    old_rows: int
+    """How many rows there were."""
+
+    @classmethod
+    def of(cls, rows: Sequence[int], stops: Sequence[int], mask: Tensor) -> Self:
+        """Keep what stands in front of the column `stops`, without more padding than the longest row needs.
+
+        `rows` and `stops` are as long as there are new rows; `mask`, (old rows, columns), is 0 in the padding of each
+        row, which is at its left.
+        """
+        left = (mask.shape[1] - mask.sum(1)).tolist()
+        padding = [left[row] for row in rows]
+        width = max(stop - left for stop, left in zip(stops, padding, strict=True))
+        shifts = [width - stop for stop in stops]
+        tensors = (torch.tensor(values, device=mask.device) for values in (rows, shifts))
+        return cls(*tensors, width, not any(shifts), len(mask))
+
+    def of_columns(self, values: Tensor, fill: Any = 0) -> Tensor:
+        """Return values by column, (rows, columns) or more dimensions, for the new rows; `fill` where none are."""
+        columns = self._columns(values)
+        inside = (columns >= 0) & (columns < values.shape[1])
+        moved = values[self.rows[:, None], columns.clamp(0, values.shape[1] - 1)]
+        return moved.masked_fill(~inside.reshape(*inside.shape, *[1] * (values.ndim - 2)), fill)
+
+    def of_cache(self, values: Tensor) -> Tensor:
+        """Return a cache's keys or values, (rows, heads, columns, width), for the new rows; anything for padding."""
+        if self.plain:
+            return values.index_select(0, self.rows)[:, :, : self.width]
+        columns = self._columns(values).clamp(0, values.shape[2] - 1)
+        return values[self.rows[:, None], :, columns].transpose(1, 2).contiguous()
+
+    def _columns(self, values: Tensor) -> Tensor:
+        return torch.arange(self.width, device=values.device) - self.shifts[:, None]
 
 
 class Positions:
@@ -35,6 +82,25 @@ class Positions:
         self._known_end_ids = frozenset(end_ids)
         self._going_on = [True] * self.rows
         self._masks: dict[Scope, Tensor] = {}
+        self._followers: list[Callable[[Rearrangement], None]] = []
+
+    def follow(self, follower: Callable[[Rearrangement], None]) -> None:
+        """Have `follower` called whenever rows are rearranged."""
+        self._followers.append(follower)
+
+    def rearrange(self, change: Rearrangement, mask: Tensor) -> None:
+        """Go on with other rows, all of which go on: copies of those there are, moved and cut.
+
+        `mask` is that of the new rows. The next pass continues them, or begins again at column 0 where nothing is
+        cached.
+        """
+        self.ends = (self.ends[:, 0][change.rows] + change.shifts)[:, None]
+        self.rows, self._begun_with = len(mask), mask.bool()
+        self.low, self.high = int(self.ends.min()), int(self.ends.max())
+        self.past, self.width = 0, change.width
+        self._going_on, self.whole, self._masks = [True] * self.rows, False, {}
+        for follower in self._followers:
+            follower(change)
 
     def advance(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, past: int | None = None) -> None:
         """Take note of a forward pass over `input_ids`, (batch, width). Raises if another pass had to follow.

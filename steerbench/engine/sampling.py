@@ -12,6 +12,11 @@ from steerbench.decoding import Decoding
 
 def sampling(decoding: Decoding, generators: Sequence[torch.Generator]) -> list[LogitsProcessor]:
     """Return the logits processors of a decoding: none where it is greedy; `generators` has one for each row."""
+    return [*warpers(decoding), _Draw(generators)] if decoding.temperature else []
+
+
+def warpers(decoding: Decoding) -> list[LogitsProcessor]:
+    """Return the logits processors that make the distribution to draw from: temperature, top-k, top-p."""
     if decoding.temperature == 0:
         return []
     processors: list[LogitsProcessor] = [TemperatureLogitsWarper(float(decoding.temperature))]
@@ -19,7 +24,19 @@ def sampling(decoding: Decoding, generators: Sequence[torch.Generator]) -> list[
         processors.append(TopKLogitsWarper(decoding.top_k))
     if decoding.top_p < 1:
         processors.append(TopPLogitsWarper(decoding.top_p))
-    return [*processors, _Draw(generators)]
+    return processors
+
+
+def uniforms(generator: torch.Generator, count: int) -> Tensor:
+    """Return what a row's first `count` tokens are drawn by, (count,), float64 on the CPU: one number after another."""
+    return torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def drawn(scores: Tensor, numbers: Tensor) -> Tensor:
+    """Return the token that each row draws, (rows,), by a number from 0 to 1 each, (rows,); `scores` are log-odds."""
+    cumulative = scores.double().softmax(-1).cumsum(-1)
+    target = numbers.to(scores.device)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).clamp(max=scores.shape[-1] - 1)[:, 0]
 
 
 class _Draw(LogitsProcessor):
@@ -29,8 +46,5 @@ class _Draw(LogitsProcessor):
         self._generators = generators
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in self._generators])
-        cumulative = scores.double().softmax(-1).cumsum(-1)
-        target = draws.to(scores.device)[:, None] * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, target, right=True).clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
+        chosen = drawn(scores, torch.cat([uniforms(g, 1) for g in self._generators]))
+        return torch.full_like(scores, -torch.inf).scatter(-1, chosen[:, None], 0.0)

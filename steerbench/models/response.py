@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from steerbench.models.thought import Thought
@@ -22,6 +22,8 @@ class Response:
     """`end`: the model stopped; `turn`: cut at a hallucinated next turn; `length`: cut at the token limit."""
     thought: int = 0
     """How many of the tokens come before the answer, which is the text: a thought, or other channels."""
+    draws: tuple[int, ...] = field(default=(), compare=False)
+    """Among how many candidates, drawn alike, each choice was made, one after another, where there was a choice."""
 
     @property
     def n_tokens(self) -> int:

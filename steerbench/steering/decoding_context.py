@@ -5,7 +5,7 @@ It is to decoding what `FitContext` is to learning.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,16 @@ class DecodingContext:
     """`unsteered()`: the model is as it was loaded inside, also where that stands inside of `steered`."""
     _dialogues: Sequence[Dialogue] | None = field(default=None)
     _reward: Reward | None = field(default=None)
+
+    def row(self, i: int) -> "DecodingContext":
+        """Return the context of one row, padded as the batch is."""
+        return replace(
+            self,
+            prompt_ids=self.prompt_ids[i : i + 1],
+            mask=self.mask[i : i + 1],
+            generators=self.generators[i : i + 1],
+            _dialogues=None if self._dialogues is None else self._dialogues[i : i + 1],
+        )
 
     @property
     def dialogues(self) -> Sequence[Dialogue]:

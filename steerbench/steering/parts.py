@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from steerbench.data.dialogue import Dialogue
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.models.sites import Site
+from steerbench.steering.blocks import Blocks, Candidate
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor
@@ -155,23 +156,59 @@ class LogitsPart(GuidingPart):
 
 
 class DecodePart(GuidingPart):
-    """How many candidates are drawn for a prompt, and which is taken. A subclass has one of the two functions."""
+    """How many candidates are drawn for a prompt, in which blocks, and which of them go on.
+
+    A subclass has one of the three functions `choose`, `choose_in` and `select`.
+    """
 
     candidates: int
-    """How many responses are drawn for each prompt."""
+    """How many candidates are drawn for each prompt, and again from what is kept of them at the end of a block."""
+    redraws: bool = False
+    """Whether `select` may refuse all candidates."""
+
+    @property
+    def blocks(self) -> Blocks:
+        """Where a block ends. By default there is one, which is the whole response."""
+        return Blocks()
+
+    @property
+    def site(self) -> Site | None:
+        """Where the states of candidates are read, under the edits; None: nowhere."""
+        return None
 
     @property
     def sequence_kl(self) -> float | None:
         """KL(chosen || drawn) of a whole response in nats, or an upper bound of it; None where it is not known."""
         return None
 
+    def choice_kl(self, draws: Sequence[int]) -> float | None:
+        """Return the KL(chosen || drawn) of one response, in nats; None where it is not known.
+
+        `draws` says among how many candidates, drawn alike, each choice was made, one after another. By default the
+        `sequence_kl`, if there is a choice.
+        """
+        return self.sequence_kl if any(n > 1 for n in draws) else 0.0
+
+    kl_is: Literal["bound", "estimate"] = "bound"
+    """What `choice_kl` returns: an upper bound, or an estimate."""
+
     def choose(self, dialogue: Dialogue, candidates: Sequence[str], reward: "Reward") -> int:
         """Return the index of the response to keep."""
-        raise NotImplementedError(f"{type(self).__name__} has neither `choose` nor `choose_in`")
+        raise NotImplementedError(f"{type(self).__name__} has neither `choose` nor `choose_in` nor `select`")
 
     def choose_in(self, context: "DecodingContext", candidates: Sequence["Response"]) -> int:
         """Return the index of the response to keep; the context is that of the one prompt."""
         return self.choose(context.dialogues[0], [c.text for c in candidates], context.reward)
+
+    def select(self, context: "DecodingContext", rows: Sequence[Sequence[Candidate]]) -> Sequence[Sequence[int]]:
+        """Return, for each prompt of the context, which of its candidates go on, one for each that is drawn next.
+
+        A candidate that is named several times is continued in several ways. None of them: all are drawn again. Where
+        all that are named are finished, the first of them is the response. By default, `choose_in` says which one is
+        continued, in as many ways as there are candidates.
+        """
+        chosen = [self.choose_in(context.row(i), [c.response for c in candidates]) for i, candidates in enumerate(rows)]
+        return [[i] * self.candidates for i in chosen]
 
 
 @dataclass(frozen=True)

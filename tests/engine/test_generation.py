@@ -367,10 +367,11 @@ def test_best_of_n_chooses_by_reward(llama: LanguageModel) -> None:
     LongestOf.seen.clear()
     steering = Steering(decode=LongestOf(3))
     chosen = generate(llama, RAGGED, steering, SAMPLED, reward=Last())
-    assert [r.text for r in chosen] == [sorted(c)[-1] for c in LongestOf.seen]
+    order = sorted(range(len(RAGGED)), key=lambda i: -len(llama.tokens(RAGGED[i]).prompt))
+    assert [chosen[i].text for i in order] == [sorted(c)[-1] for c in LongestOf.seen]
     assert all(len(set(c)) == 3 for c in LongestOf.seen)
     plain = generate(llama, RAGGED, decoding=SAMPLED)
-    assert not any(r.text in c for r, c in zip(plain, LongestOf.seen, strict=True))  # it could not lose against one
+    assert not any(plain[i].text in c for i, c in zip(order, LongestOf.seen, strict=True))  # it could not lose then
     assert chosen == generate(llama, RAGGED, steering, SAMPLED, reward=Last(), batch_size=1)
 
 

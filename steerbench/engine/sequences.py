@@ -1,0 +1,103 @@
+"""Sequences under way: token by token on one cache, which can be repeated, cut and reordered row by row."""
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from steerbench.engine.hooks import watched
+from steerbench.engine.positions import Positions, Rearrangement
+from steerbench.models.language_model import Batch
+from steerbench.models.sites import Place
+
+
+def can_repeat(model: PreTrainedModel) -> bool:
+    """Tell whether all that the model keeps of a sequence are keys and values by column.
+
+    Hybrids keep states of recurrent layers and convolutions besides, of which nothing can be cut off.
+    """
+    if not {"past_key_values", "use_cache"} <= _arguments(model):
+        return False
+    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    return all(type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in layers)
+
+
+class Sequences:
+    """Rows of left-padded ids that all end in the last column, and what the model says comes next.
+
+    A row takes one token at a time. `keep` makes other rows of those there are.
+    """
+
+    ids: Tensor
+    """(rows, columns)."""
+    mask: Tensor
+    """(rows, columns): 1 where the row is, 0 in the padding before it."""
+    logits: Tensor
+    """Of the next token, (rows, vocabulary), float32."""
+    states: Tensor | None = None
+    """Where the next token is drawn from, (rows, width), float32; None without a place."""
+
+    ends: list[int]
+    """The column after each row's prompt."""
+
+    def __init__(
+        self, model: PreTrainedModel, prompts: Batch, positions: Positions, place: Place | None, *, cached: bool
+    ) -> None:
+        self.ids, self.mask = prompts.input_ids, prompts.attention_mask
+        self.ends = prompts.prompt_ends
+        self._model, self._positions, self._place = model, positions, place
+        # without the configuration all layers keep every column: a window that has moved on could not go back
+        self._cache = DynamicCache() if cached else None
+        self._takes = _arguments(model)
+        self._pass(self.ids)
+
+    def extend(self, tokens: Tensor) -> None:
+        """Append a token to each row, (rows,), and find out what comes next."""
+        new = tokens[:, None]
+        self.ids = torch.cat([self.ids, new], dim=1)
+        self.mask = torch.cat([self.mask, torch.ones_like(new)], dim=1)
+        self._pass(self.ids if self._cache is None else new)
+
+    def keep(
+        self,
+        rows: Sequence[int],
+        stops: Sequence[int] | None = None,
+        logits: Tensor | None = None,
+        states: Tensor | None = None,
+    ) -> None:
+        """Go on with copies of rows; where `stops` are given, with the columns in front of them alone.
+
+        What comes next there has to be given, too: `logits`, and `states` if there is a place.
+        """
+        change = Rearrangement.of(rows, stops or [self.ids.shape[1]] * len(rows), self.mask)
+        self.ids, self.mask = change.of_columns(self.ids), change.of_columns(self.mask)
+        self.logits = self.logits[change.rows] if logits is None else logits
+        self.states = self.states[change.rows] if states is None and self.states is not None else states
+        self.ends = [self.ends[row] + shift for row, shift in zip(rows, change.shifts.tolist(), strict=True)]
+        self._positions.rearrange(change, self.mask)
+        for layer in [] if self._cache is None else self._cache.layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = change.of_cache(layer.keys), change.of_cache(layer.values)
+
+    def _pass(self, ids: Tensor) -> None:
+        positions = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        chosen = {"position_ids": positions, "past_key_values": self._cache, "logits_to_keep": 1}
+        more = {name: value for name, value in chosen.items() if name in self._takes and value is not None}
+        if "use_cache" in self._takes:
+            more["use_cache"] = self._cache is not None
+        if self._place is None:
+            out = self._model(input_ids=ids, attention_mask=self.mask, **more)
+        else:
+            with watched(self._place, self._read):
+                out = self._model(input_ids=ids, attention_mask=self.mask, **more)
+        self.logits = out.logits[:, -1].to(dtype=torch.float32, device=self.ids.device, copy=True)
+
+    def _read(self, activation: Tensor) -> None:
+        self.states = activation.reshape(len(self.ids), -1, activation.shape[-1])[:, -1].float().clone()
+
+
+def _arguments(model: PreTrainedModel) -> set[str]:
+    return set(inspect.signature(model.forward).parameters)
