@@ -211,7 +211,7 @@ def _search_batch(  # noqa: PLR0913, PLR0917
         folded(lm.anatomy, steering.edits) as edits,
         steered(lm.model, lm.anatomy, edits, positions),
     ):
-        sequences = Sequences(lm.model, batch, positions, place, cached=cached)
+        sequences = Sequences(lm.model, batch, positions, place, cached=cached, trim=not steering.logits)
         found = search.run(sequences, processors, choosing(part, lm, batch, given, passes))
     for watch in watches:
         watch.check()

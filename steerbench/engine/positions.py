@@ -25,14 +25,14 @@ class Rearrangement(NamedTuple):
     """How many rows there were."""
 
     @classmethod
-    def of(cls, rows: Sequence[int], stops: Sequence[int], mask: Tensor) -> Self:
-        """Keep what stands in front of the column `stops`, without more padding than the longest row needs.
+    def of(cls, rows: Sequence[int], stops: Sequence[int], mask: Tensor, *, trim: bool) -> Self:
+        """Keep what stands in front of the column `stops`; trimmed, without more padding than the longest row needs.
 
         `rows` and `stops` are as long as there are new rows; `mask`, (old rows, columns), is 0 in the padding of each
         row, which is at its left.
         """
         left = (mask.shape[1] - mask.sum(1)).tolist()
-        padding = [left[row] for row in rows]
+        padding = [left[row] if trim else 0 for row in rows]
         width = max(stop - left for stop, left in zip(stops, padding, strict=True))
         shifts = [width - stop for stop in stops]
         tensors = (torch.tensor(values, device=mask.device) for values in (rows, shifts))

@@ -191,10 +191,9 @@ class Search:
             sequences.extend(tokens)
 
     def _ends_block(self, slot: _Slot) -> bool:
-        length = len(slot.ids) - slot.begun
-        if not length:
-            return False
-        return length == self._blocks.tokens or (self._blocks.sentence and self._ends_sentence(slot.ids[-1]))
+        length, blocks = len(slot.ids) - slot.begun, self._blocks
+        may_end = blocks.sentence and length >= blocks.least
+        return length == blocks.tokens or (may_end and self._ends_sentence(slot.ids[-1]))
 
     def _ends_sentence(self, token: int) -> bool:
         if token not in self._sentences:
@@ -209,7 +208,11 @@ class Search:
         log_p = scores.log_softmax(-1)
         entropy = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0)).sum(-1)
         uncertain = (entropy >= self._blocks.entropy).tolist()
-        return [s for s, turns in zip(batch, uncertain, strict=True) if turns and s.open and len(s.ids) > s.begun]
+        return [
+            s
+            for s, turns in zip(batch, uncertain, strict=True)
+            if turns and s.open and len(s.ids) - s.begun >= self._blocks.least
+        ]
 
     def _close(self, sequences: Sequences, slots: Sequence[_Slot]) -> None:
         """End the block of some candidates where they are."""

@@ -28,7 +28,8 @@ def can_repeat(model: PreTrainedModel) -> bool:
 class Sequences:
     """Rows of left-padded ids that all end in the last column, and what the model says comes next.
 
-    A row takes one token at a time. `keep` makes other rows of those there are.
+    A row takes one token at a time. `keep` makes other rows of those there are; padding that none of them needs goes
+    if they are to be trimmed.
     """
 
     ids: Tensor
@@ -44,11 +45,18 @@ class Sequences:
     """The column after each row's prompt."""
 
     def __init__(
-        self, model: PreTrainedModel, prompts: Batch, positions: Positions, place: Place | None, *, cached: bool
+        self,
+        model: PreTrainedModel,
+        prompts: Batch,
+        positions: Positions,
+        place: Place | None = None,
+        *,
+        cached: bool,
+        trim: bool,
     ) -> None:
         self.ids, self.mask = prompts.input_ids, prompts.attention_mask
         self.ends = prompts.prompt_ends
-        self._model, self._positions, self._place = model, positions, place
+        self._model, self._positions, self._place, self._trim = model, positions, place, trim
         # without the configuration all layers keep every column: a window that has moved on could not go back
         self._cache = DynamicCache() if cached else None
         self._takes = _arguments(model)
@@ -72,7 +80,7 @@ class Sequences:
 
         What comes next there has to be given, too: `logits`, and `states` if there is a place.
         """
-        change = Rearrangement.of(rows, stops or [self.ids.shape[1]] * len(rows), self.mask)
+        change = Rearrangement.of(rows, stops or [self.ids.shape[1]] * len(rows), self.mask, trim=self._trim)
         self.ids, self.mask = change.of_columns(self.ids), change.of_columns(self.mask)
         self.logits = self.logits[change.rows] if logits is None else logits
         self.states = self.states[change.rows] if states is None and self.states is not None else states

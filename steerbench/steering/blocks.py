@@ -18,10 +18,12 @@ class Blocks:
     """Before a token whose distribution has at least this entropy, in nats; before temperature, top-k and top-p."""
     sentence: bool = False
     """Behind a token that ends with `.`, `!` or `?`."""
+    least: int = 1
+    """Tokens that a block has before entropy or a sentence may end it."""
 
     def __post_init__(self) -> None:
-        if self.tokens is not None and self.tokens < 1:
-            raise SteerbenchError(f"a block of {self.tokens} tokens is no block; give 1 or more.")
+        if min(self.least, self.least if self.tokens is None else self.tokens) < 1:
+            raise SteerbenchError(f"a block has 1 token or more, not {self.tokens}, and at least {self.least}.")
 
     @property
     def ragged(self) -> bool:

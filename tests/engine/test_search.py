@@ -1,0 +1,352 @@
+"""Search over blocks gives what a naive loop gives that draws one candidate at a time and computes all anew."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from architectures import language_model as unusual
+from thorough import mostly_slow
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from steerbench import Decoding, LanguageModel, SteerbenchError, Steering, generate
+from steerbench.contract import tiny
+from steerbench.data import Dialogue, Turn, user
+from steerbench.edits import Add, DecodePart, DecodingContext, Edit, LogitsPart, PerPosition, PlacedEdit, Site
+from steerbench.engine.sequences import can_repeat
+from steerbench.learn import Response, Tokens, activations, response_logits
+from steerbench.seeds import generator_for
+from steerbench.steering.blocks import Blocks, Candidate
+
+RAGGED: list[Dialogue] = [
+    user("Hi"),
+    user("How do I bake a cake, and what do I need for it?"),
+    (Turn("system", "Be brief."), *user("Hello"), Turn("assistant", "Hey"), *user("")),
+    user("x"),
+    user("Why is the sky blue?"),
+]
+SAMPLED = Decoding(max_new_tokens=9, temperature=1.0)
+FINAL = Site("final")
+WHOLE = Blocks()
+
+
+def liking(ids: Sequence[int]) -> float:
+    """Score a response so far, in a way that no two are alike."""
+    return sum((i + 1) * token**1.5 % 17 for i, token in enumerate(ids)) / max(len(ids), 1)
+
+
+class Liked(DecodePart):
+    """Keeps the candidate that `liking` scores highest; refuses all below a bar, but for the last of three times."""
+
+    seen: list[tuple[str, tuple[int, ...], bool, Any]] = []  # noqa: RUF012 - filled by the tests
+
+    def __init__(self, candidates: int, blocks: Blocks = WHOLE, bar: float | None = None, look: bool = False) -> None:
+        self.candidates, self._blocks, self.bar, self.look = candidates, blocks, bar, look
+        self.redraws = bar is not None
+
+    @property
+    def blocks(self) -> Blocks:
+        return self._blocks
+
+    @property
+    def site(self) -> Site | None:
+        return FINAL if self.look else None
+
+    def select(self, context: DecodingContext, rows: Sequence[Sequence[Candidate]]) -> list[list[int]]:
+        chosen = []
+        for dialogue, row in zip(context.dialogues, rows, strict=True):
+            Liked.seen += [(dialogue[-1].text, c.response.ids, c.finished, c.state) for c in row]
+            scores = [liking(c.response.ids) for c in row]
+            best = scores.index(max(scores))
+            refused = self.bar is not None and max(scores) < self.bar and row[0].attempt < 2
+            chosen.append([] if refused else [best] * self.candidates)
+        return chosen
+
+
+class Bias(LogitsPart):
+    """Adds to the logit of a token, more with every token so far."""
+
+    def __init__(self, token: int, bias: float) -> None:
+        self.token, self.bias = token, bias
+
+    def processor(self, lm: LanguageModel, prompt_ids: Tensor, mask: Tensor) -> LogitsProcessor:
+        part, width = self, prompt_ids.shape[1]
+
+        class Processor(LogitsProcessor):
+            def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+                assert torch.equal(input_ids[:, :width], prompt_ids)
+                scores = scores.clone()
+                scores[:, part.token] += part.bias + 0.1 * (input_ids.shape[1] - width)
+                return scores
+
+        return Processor()
+
+
+class ByPrompt(Edit):
+    """Adds to each row a multiple of its own prompt's mean state, and to its prompt's positions their own number."""
+
+    def start(self, prompt: Tensor, mask: Tensor) -> Any:
+        mean = (prompt * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]
+        return {"mean": mean, "nothing": None, "shared": torch.tensor(0.3)}
+
+    def forward(self, h: Tensor, state: Any) -> Tensor:
+        edited: Tensor = h + state["shared"] * state["mean"]
+        return edited
+
+
+class ByPosition(Edit):
+    """Adds to each position of the prompt its own number."""
+
+    def start(self, prompt: Tensor, mask: Tensor) -> PerPosition:
+        return PerPosition(mask.cumsum(1)[..., None] * 0.05)
+
+    def forward(self, h: Tensor, state: Any) -> Tensor:
+        edited: Tensor = h + state
+        return edited
+
+
+def edited(lm: LanguageModel) -> Steering:
+    width = len(activations(lm, Site("resid_post", 1), [Tokens((3,))], "last_prompt")[0])
+    return Steering(
+        edits=(
+            PlacedEdit(Site("resid_post", 1), Add(torch.linspace(-1, 1, width)), "response"),
+            PlacedEdit(Site("resid_post", 0), ByPrompt(), "response"),
+            PlacedEdit(Site("resid_post", 0), ByPosition(), "all"),
+        )
+    )
+
+
+ENDS = Steering(logits=(Bias(2, 3.5),))
+
+
+def find(lm: LanguageModel, part: DecodePart, steering: Steering = Steering(), **more: Any) -> list[Response]:
+    settings = {"decoding": SAMPLED, "reward": tiny.VowelReward()} | more
+    return generate(lm, RAGGED, replace(steering, decode=part), **settings)
+
+
+# The naive loop
+
+
+def next_logits(lm: LanguageModel, prompt: tuple[int, ...], ids: Sequence[int], steering: Steering) -> Tensor:
+    """Return the logits behind a prefix, recomputed whole: those of a token that is put behind it."""
+    ((_, logits),) = response_logits(lm, [Tokens(prompt, (*ids, 0))], steering)
+    return logits[-1]
+
+
+def ends_block(lm: LanguageModel, ids: Sequence[int], block: int, blocks: Blocks, logits: Tensor) -> bool:
+    if block == blocks.tokens:
+        return True
+    if block < blocks.least:
+        return False
+    if blocks.sentence and lm.tokenizer.decode([ids[-1]]).rstrip().endswith((".", "!", "?")):
+        return True
+    p = logits.softmax(-1)
+    return blocks.entropy is not None and float(-(p * p.log()).sum()) >= blocks.entropy
+
+
+def draw(lm: LanguageModel, prompt: Any, begun: list[int], steering: Steering, blocks: Blocks, u: Tensor) -> list[int]:
+    """Draw one block behind what there is, token by token, and return all."""
+    ids = list(begun)
+    while len(ids) < SAMPLED.max_new_tokens:
+        logits = next_logits(lm, prompt, ids, steering)
+        if len(ids) > len(begun) and ends_block(lm, ids, len(ids) - len(begun), blocks, logits):
+            break
+        p = logits.double().softmax(-1).cumsum(-1)
+        ids.append(int(torch.searchsorted(p, u[len(ids)] * p[-1], right=True)))
+        if ids[-1] in lm.end_ids:
+            break
+    return ids
+
+
+def naive(lm: LanguageModel, dialogue: Dialogue, part: Liked, steering: Steering) -> tuple[int, ...]:
+    prompt = lm.tokens(steering.apply_prompt(dialogue)).prompt
+    ids: list[int] = []
+    block = attempt = 0
+    fresh = part.redraws or (part.candidates > 1 and (part.blocks.entropy is not None or part.blocks.sentence))
+    while True:
+        found = []
+        for k in range(part.candidates):
+            number = attempt * part.candidates + k
+            name = ("candidate", 0, number, *(("block", block) if fresh and block else ()))
+            u = torch.rand(SAMPLED.max_new_tokens, generator=generator_for(0, *name, dialogue), dtype=torch.float64)
+            found.append(draw(lm, prompt, ids, steering, part.blocks, u))
+        best = max(found, key=liking)
+        if part.bar is not None and liking(best) < part.bar and attempt < 2:
+            attempt += 1
+            continue
+        ids, block, attempt = best, block + 1, 0
+        if ids[-1] in lm.end_ids or len(ids) == SAMPLED.max_new_tokens or lm.cut(ids).finish == "turn":
+            return lm.cut(ids).ids
+
+
+PARTS: dict[str, Callable[[], Liked]] = {
+    "one block": lambda: Liked(3),
+    "two tokens": lambda: Liked(3, Blocks(tokens=2)),
+    "entropy": lambda: Liked(2, Blocks(tokens=6, entropy=3.4, least=2)),
+    "sentences": lambda: Liked(2, Blocks(sentence=True, tokens=5)),
+    "redrawn": lambda: Liked(2, Blocks(tokens=3), bar=9.0),
+    "redrawn, ragged": lambda: Liked(2, Blocks(tokens=6, entropy=3.4), bar=9.0),
+}
+CASES = mostly_slow([(name,) for name in PARTS], lambda case: case[0] == "redrawn, ragged")
+
+
+def often_ending(lm: LanguageModel) -> LanguageModel:
+    """Return the model with many end tokens, so that rows finish early without a logits part."""
+    lm.end_ids = [2, *range(5, 259, 9)]
+    return lm
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_the_naive_loop(lm: LanguageModel, name: str) -> None:
+    part, steering = PARTS[name](), edited(often_ending(lm))
+    found = find(lm, part, steering)
+    assert [r.ids for r in found[:3]] == [naive(lm, d, part, steering) for d in RAGGED[:3]]
+    assert len({len(r.ids) for r in found}) > 1, "some have to finish early"
+
+
+def test_logits_parts_act_in_it(llama: LanguageModel) -> None:
+    for name in ("two tokens", "entropy"):
+        part, steering = PARTS[name](), edited(llama) + ENDS
+        found = find(llama, part, steering)
+        assert [r.ids for r in found[:2]] == [naive(llama, d, part, steering) for d in RAGGED[:2]]
+
+
+@pytest.mark.parametrize("name", mostly_slow([(n,) for n in PARTS], lambda case: case[0] in {"one block", "redrawn"}))
+def test_neither_batch_nor_cache_change_it(llama: LanguageModel, name: str) -> None:
+    for steering in (edited(often_ending(llama)), edited(llama) + ENDS):
+        together = find(llama, PARTS[name](), steering)
+        for more in ({"batch_size": 1}, {"batch_size": 3}, {"use_cache": False}):
+            again = find(llama, PARTS[name](), steering, **more)
+            assert again == together
+            assert [r.draws for r in again] == [r.draws for r in together]
+
+
+def test_it_is_steered(llama: LanguageModel) -> None:
+    """The tests above would hold if no edit acted."""
+    assert find(llama, Liked(3, Blocks(tokens=2)), edited(llama)) != find(llama, Liked(3, Blocks(tokens=2)))
+
+
+KINDS = mostly_slow([(b,) for b in (WHOLE, Blocks(tokens=2), Blocks(entropy=3.4))], lambda case: case[0].entropy)
+
+
+@pytest.mark.parametrize("blocks", KINDS, ids=str)
+def test_one_candidate_is_the_model(lm: LanguageModel, blocks: Blocks) -> None:
+    often_ending(lm)
+    for decoding in (SAMPLED, Decoding(max_new_tokens=9), Decoding(max_new_tokens=9, temperature=0.7, top_p=0.8)):
+        assert find(lm, Liked(1, blocks), edited(lm), decoding=decoding) == generate(lm, RAGGED, edited(lm), decoding)
+
+
+def test_a_block_as_long_as_the_response_is_best_of_n(lm: LanguageModel) -> None:
+    often_ending(lm)
+    assert find(lm, Liked(4, Blocks(tokens=9))) == find(lm, Liked(4, Blocks(tokens=50))) == find(lm, Liked(4))
+
+
+@pytest.mark.parametrize("kind", ["jamba", "lfm2", "gemma3n_text", "bloom"])
+def test_what_cannot_be_repeated_is_recomputed(kind: str) -> None:
+    lm = unusual(kind)
+    assert can_repeat(lm.model) == (kind in {"gemma3n_text", "bloom"})
+    part = Liked(2, Blocks(tokens=3))
+    found = find(often_ending(lm), part)
+    assert found == find(lm, part, use_cache=False)
+    assert [r.ids for r in found[:2]] == [naive(lm, d, part, Steering()) for d in RAGGED[:2]]
+
+
+def test_candidates_show_what_there_is(llama: LanguageModel) -> None:
+    """States are those that the next token is drawn from; where there is none, that the last one was drawn from."""
+    Liked.seen.clear()
+    steering = edited(llama) + ENDS
+    find(llama, Liked(3, Blocks(tokens=2), look=True), steering)
+    prompts = {d[-1].text: llama.tokens(d).prompt for d in RAGGED}
+    assert {finished for _, _, finished, _ in Liked.seen} == {True, False}
+    for text, ids, finished, state in Liked.seen:
+        tokens = Tokens(prompts[text], ids if finished else (*ids, 0))
+        logits = dict(response_logits(llama, [tokens], edited(llama)))[0][-1]
+        torch.testing.assert_close(llama.anatomy.head(state), logits, rtol=1e-4, atol=1e-4)  # type: ignore[operator]
+
+
+def test_the_cache_of_the_prompts_is_computed_once(llama: LanguageModel) -> None:
+    shapes: list[tuple[int, ...]] = []
+    handle = llama.model.register_forward_pre_hook(
+        lambda m, a, k: shapes.append(tuple(k["input_ids"].shape)), with_kwargs=True
+    )
+    find(llama, Liked(4, Blocks(tokens=3)))
+    handle.remove()
+    width = max(len(llama.tokens(d).prompt) for d in RAGGED)
+    assert shapes[0] == (len(RAGGED), width)
+    assert all(columns == 1 and rows <= 4 * len(RAGGED) for rows, columns in shapes[1:])
+    assert len(shapes) == 1 + 8, "nothing is computed behind the last token"
+
+
+def test_finished_candidates_take_no_time(llama: LanguageModel) -> None:
+    rows: list[int] = []
+    handle = llama.model.register_forward_pre_hook(lambda m, a, k: rows.append(len(k["input_ids"])), with_kwargs=True)
+    found = find(often_ending(llama), Liked(16))
+    handle.remove()
+    assert found == find(llama, Liked(16), batch_size=2, use_cache=False)
+    assert rows[1] == 80
+    assert rows == [rows[0], *sorted(rows[1:], reverse=True)]
+    assert rows[-1] < 80
+    assert len({len(r.ids) for r in found}) > 1
+
+
+class Halves(Liked):
+    """Goes on with the better half, until one is left."""
+
+    def select(self, context: DecodingContext, rows: Sequence[Sequence[Candidate]]) -> list[list[int]]:
+        ranked = [sorted(range(len(row)), key=lambda i: -liking(row[i].response.ids)) for row in rows]
+        return [order[: max(1, len(order) // 2)] for order in ranked]
+
+
+def test_survivors_draw_on_as_they_began(llama: LanguageModel) -> None:
+    """Whoever is left is one of the candidates that would have been drawn whole."""
+    Liked.seen.clear()
+    find(often_ending(llama), Liked(8))
+    whole = {(text, ids) for text, ids, _, _ in Liked.seen}
+    for d, response in zip(RAGGED, find(llama, Halves(8, Blocks(tokens=2))), strict=True):
+        assert (d[-1].text, response.ids) in whole
+        assert response.draws == (8,)
+
+
+@pytest.mark.parametrize(("name", "draws"), [("one block", {3}), ("two tokens", {3}), ("redrawn", {1, 2, 3, 4, 5, 6})])
+def test_draws_are_counted(llama: LanguageModel, name: str, draws: set[int]) -> None:
+    found = find(llama, PARTS[name](), ENDS)
+    assert {n for r in found for n in r.draws} <= draws
+    if name == "two tokens":
+        assert [len(r.draws) for r in found] == [-(-len(r.ids) // 2) for r in found]
+    assert find(llama, Liked(1, Blocks(tokens=2)))[0].draws == ()
+
+
+def test_a_part_that_keeps_nothing_has_to_say_so(llama: LanguageModel) -> None:
+    part = PARTS["redrawn"]()
+    part.redraws = False
+    with pytest.raises(ValueError, match="Liked keeps no candidate, and does not say that it redraws"):
+        find(llama, part)
+
+
+class Odd(Edit):
+    """Keeps a state of which nobody knows what belongs to which row."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__()
+        self.state = state
+
+    def start(self, prompt: Tensor, mask: Tensor) -> Any:
+        return [1.0] * len(prompt) if self.state == "list" else torch.zeros(len(prompt) + 7, 1, 1)
+
+    def forward(self, h: Tensor, state: Any) -> Tensor:
+        return h
+
+
+@pytest.mark.parametrize("state", ["list", "tensor"])
+def test_a_state_that_cannot_follow_its_rows_is_refused(llama: LanguageModel, state: str) -> None:
+    steering = Steering(edits=(PlacedEdit(Site("resid_post", 1), Odd(state)),))
+    with pytest.raises(SteerbenchError, match="Odd keeps a state that cannot follow its rows"):
+        find(llama, Liked(2), steering)
+
+
+@pytest.mark.parametrize("settings", [{"tokens": 0}, {"least": 0}])
+def test_blocks_have_tokens(settings: dict[str, int]) -> None:
+    with pytest.raises(SteerbenchError, match="a block has 1 token or more"):
+        Blocks(**settings)  # type: ignore[arg-type]
