@@ -40,12 +40,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Ascent, PlacedEdit, Site
-from steerbench.learn import Split, Training, ValueFunction, calibration, step_for, train_value
+from steerbench.learn import Training, rollout_value, step_for
 
 
 class Published(NamedTuple):
@@ -63,16 +60,6 @@ PUBLISHED = {
     "shp_llama3": Published(2, 1.0, 30),
 }
 FINAL = Site("final")
-SAMPLE = 256
-"""States that calibrate the step."""
-
-
-class Value(NamedTuple):
-    """A value function, some states to calibrate a step on, and what there is to say about it."""
-
-    function: ValueFunction
-    sample: Tensor
-    report: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +107,7 @@ class REControl(Steerer):
         n_steps = published.n_steps if self.n_steps is None else self.n_steps
         step_size = published.step_size if self.step_size is None else self.step_size
         training = self._training(published.layers)
-        value = context.once(("value function", context.seed, training), lambda: train(context, training))
+        value = rollout_value(context, training)
         if self.relative_norm is not None:
             step_size = step_for(value.function, value.sample, n_steps, self.relative_norm)
         context.report.update(value.report, step_size=step_size, n_steps=n_steps)
@@ -137,27 +124,3 @@ class REControl(Steerer):
             terminal=self.terminal,
             detach=self.detach,
         )
-
-
-def train(context: FitContext, training: Training) -> Value:
-    """Train a value function on the states that the tokens of the rollouts were drawn from."""
-    rollouts = [r for r in context.rollouts() if r.tokens.response]
-    if not rollouts:
-        raise SteerbenchError("no rollout has a token to learn from; raise --max-new-tokens or --n-train.")
-    states = context.states(FINAL, [r.tokens for r in rollouts])
-    rewards = torch.tensor([r.reward for r in rollouts])
-    split = Split.of([r.group for r in rollouts], context.generator("split"))
-    generator, device = context.generator("value"), context.lm.device
-    fitted = train_value(
-        states, rewards, split, training, generator=generator, device=device, progress=context.progress
-    )
-    report = {
-        "rollouts": {name: len(rows) for name, rows in split._asdict().items()},
-        "epochs": len(fitted.errors),
-        "best_epoch": fitted.best_epoch,
-        "validation_error": fitted.errors[fitted.best_epoch] if fitted.errors else None,
-        "correlation": calibration(fitted.value, states, rewards, split.report),
-    }
-    (some,) = states.batches(range(64), 64, context.generator("sample"))
-    chosen = torch.randperm(len(some.states), generator=context.generator("states"))[:SAMPLE]
-    return Value(fitted.value, some.states[chosen].to(device), report)

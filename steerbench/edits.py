@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from steerbench.steering.additions import Add as Add
     from steerbench.steering.additions import AddInFront as AddInFront
     from steerbench.steering.ascent import Ascent as Ascent
+    from steerbench.steering.blocks import Blocks as Blocks
+    from steerbench.steering.blocks import Candidate as Candidate
+    from steerbench.steering.blocks import bound_of as bound_of
+    from steerbench.steering.blocks import pick as pick
+    from steerbench.steering.blocks import rewards_of as rewards_of
     from steerbench.steering.decoding_context import DecodingContext as DecodingContext
     from steerbench.steering.parts import DecodePart as DecodePart
     from steerbench.steering.parts import Edit as Edit

@@ -18,7 +18,8 @@ def check_choice(part: DecodePart, decoding: Decoding, reward: Reward | None) ->
     """Raise SteerbenchError if there is nothing to choose by, or nothing to choose among."""
     if reward is None:
         raise SteerbenchError("this steering chooses among candidates and needs a reward model; give one.")
-    if decoding.temperature == 0 and (part.candidates > 1 or part.redraws):
+    alike = decoding.temperature == 0 and not part.blocks.top
+    if alike and (part.candidates > 1 or part.redraws):
         raise SteerbenchError("greedy candidates are all alike; to choose among them, set --temperature above 0.")
 
 

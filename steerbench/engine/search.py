@@ -61,14 +61,29 @@ class _Slot:
     numbers: list[float]
     """What its tokens are drawn by, each by one; none where decoding is greedy."""
     row: int
+    rank: int | None = None
+    """Which of the most likely tokens it begins with; None: one that is drawn."""
+    log_prob: float = 0.0
+    kept: int | None = None
+    """How many of the ids go up to the end of the block, once it has ended: the others are lookahead."""
     open: bool = True
-    """Whether its block goes on."""
+    """Whether more is drawn."""
     finished: bool = False
     before: "_Next | None" = None
     """What comes next where the block begins."""
     behind: "_Next | None" = None
     """What comes next behind the block; where that is finished, what its last token was drawn from."""
     candidate: Candidate | None = None
+
+    @property
+    def ending(self) -> bool:
+        """Whether it is in its block still, and no longer in the lookahead."""
+        return self.open and self.kept is None
+
+    def carried(self) -> "_Slot":
+        """Return a finished candidate for the next block, in which nothing is added to it."""
+        self.begun = len(self.ids)
+        return self
 
 
 @dataclass(eq=False)
@@ -103,8 +118,8 @@ class Search:
         self._blocks, self._ends, self._endless = part.blocks, frozenset(lm.end_ids), endless
         self._warpers = warpers(decoding)
         self._compact = compact and part.blocks == Blocks() and not part.redraws
-        # candidates of different lengths: a longer one that was dropped has used numbers of the next block
-        self._fresh = part.redraws or (self._blocks.ragged and part.candidates > 1)
+        # where a candidate that was dropped, or what was looked at, has used numbers of the next block
+        self._fresh = part.redraws or ((self._blocks.ragged or self._blocks.lookahead > 0) and part.candidates > 1)
         self._sentences: dict[int, bool] = {}
 
     def run(self, sequences: Sequences, processors: Processors, select: Select) -> list[Response]:
@@ -113,6 +128,7 @@ class Search:
         prompts = [_Prompt(branches=count) for _ in self._dialogues]
         for i, prompt in enumerate(prompts):
             prompt.slots = [self._slot(i, prompt, k, [], i) for k in range(count)]
+            self._rank(prompt.slots, [0] * count)
         batch = [slot for prompt in prompts for slot in prompt.slots]
         self._place(sequences, batch)
         while batch:
@@ -164,11 +180,17 @@ class Search:
 
     # Drawing
 
+    def _rank(self, slots: Sequence[_Slot], parents: Sequence[int]) -> None:
+        """Let candidates that continue the same one begin with its most likely tokens, if blocks do."""
+        for k, (slot, parent) in enumerate(zip(slots, parents, strict=True)):
+            if self._blocks.top and parents.count(parent) > 1:
+                slot.rank = parents[:k].count(parent)
+
     def _draw(self, sequences: Sequences, batch: list[_Slot], processors: Processors) -> None:
         """Draw one block of every candidate in the batch, one for each row."""
         process = processors([slot.stream for slot in batch])
         while True:
-            self._close(sequences, [s for s in batch if s.open and self._ends_block(s)])
+            self._close(sequences, [s for s in batch if s.ending and self._ends_block(s)])
             if not any(slot.open for slot in batch):
                 return
             scores = sequences.logits
@@ -211,23 +233,37 @@ class Search:
         return [
             s
             for s, turns in zip(batch, uncertain, strict=True)
-            if turns and s.open and len(s.ids) - s.begun >= self._blocks.least
+            if turns and s.ending and len(s.ids) - s.begun >= self._blocks.least
         ]
 
     def _close(self, sequences: Sequences, slots: Sequence[_Slot]) -> None:
-        """End the block of some candidates where they are."""
+        """End the block of some candidates where they are; what is looked at behind it goes on."""
         for slot in slots:
             logits, state = self._next(sequences, slot.row)
-            slot.open, slot.behind = False, _Next(logits.clone(), state)  # or the logits of all rows would stay
+            slot.behind = _Next(logits.clone(), state)  # or the logits of all rows would stay
+            slot.kept, slot.open = len(slot.ids), self._blocks.lookahead > 0
 
     def _tokens(self, sequences: Sequences, batch: list[_Slot], scores: Tensor) -> Tensor:
         """Return the next token of each row, (rows,)."""
         if self._endless:
             scores = scores.index_fill(1, torch.tensor(self._lm.end_ids, device=scores.device), -torch.inf)
+        log_p = scores.log_softmax(-1) if self._blocks.top else None
         for warper in self._warpers:
             scores = warper(sequences.ids, scores)
         numbers = [slot.numbers[len(slot.ids)] for slot in batch if slot.numbers]
-        return drawn(scores, torch.tensor(numbers, dtype=torch.float64)) if numbers else scores.argmax(-1)
+        tokens = drawn(scores, torch.tensor(numbers, dtype=torch.float64)) if numbers else scores.argmax(-1)
+        if log_p is not None:
+            self._take_ranked(batch, tokens, log_p)
+        return tokens
+
+    @staticmethod
+    def _take_ranked(batch: list[_Slot], tokens: Tensor, log_p: Tensor) -> None:
+        """Put the token that each candidate has to begin with among those that were drawn, and note log-probs."""
+        for row, slot in enumerate(batch):
+            if slot.rank is not None and len(slot.ids) == slot.begun:
+                tokens[row] = log_p[row].topk(slot.rank + 1).indices[-1]
+        for slot, chosen in zip(batch, log_p.gather(1, tokens[:, None])[:, 0].tolist(), strict=True):
+            slot.log_prob += chosen if slot.ending else 0.0
 
     def _append(self, sequences: Sequences, batch: list[_Slot], tokens: Tensor) -> None:
         """Give each open candidate its token; those that it finishes end with the state it was drawn from."""
@@ -235,8 +271,12 @@ class Search:
             if not slot.open:
                 continue
             slot.ids.append(token)
-            if token in self._ends or len(slot.ids) == self._decoding.max_new_tokens:
+            last = token in self._ends or len(slot.ids) == self._decoding.max_new_tokens
+            if slot.kept is None and last:
                 slot.open, slot.finished, slot.behind = False, True, self._next(sequences, slot.row)
+                slot.kept = len(slot.ids)
+            elif slot.kept is not None:
+                slot.open = not last and len(slot.ids) - slot.kept < self._blocks.lookahead
 
     # Choosing
 
@@ -244,9 +284,11 @@ class Search:
         """Return the candidate as a part sees it. One that was finished before stays as it was."""
         if slot.candidate is None:
             assert slot.behind is not None
-            response = self._lm.cut(slot.ids)
+            response = self._lm.cut(slot.ids[: slot.kept])
             slot.finished = slot.finished or response.finish == "turn"
-            slot.candidate = Candidate(response, slot.finished, slot.behind.state, prompt.attempt)
+            ahead = self._lm.cut(slot.ids) if self._blocks.lookahead else None
+            log_prob = slot.log_prob if self._blocks.top else None
+            slot.candidate = Candidate(response, slot.finished, slot.behind.state, prompt.attempt, ahead, log_prob)
         return slot.candidate
 
     def _go_on(self, i: int, prompt: _Prompt, chosen: list[int]) -> None:
@@ -256,7 +298,7 @@ class Search:
             if not self._part.redraws:
                 raise ValueError(f"{type(self._part).__name__} keeps no candidate, and does not say that it redraws.")
             prompt.attempt += 1
-            prompt.slots = [self._again(i, prompt, slot) for slot in slots]
+            prompt.slots = [s if s.begun == len(s.ids) else self._again(i, prompt, s) for s in slots]
             return
         draws = prompt.attempt * prompt.branches + (chosen[0] + 1 if self._part.redraws else prompt.branches)
         prompt.draws += [draws] if prompt.branches > 1 or self._part.redraws else []
@@ -268,18 +310,19 @@ class Search:
         alone = len(set(chosen)) == len(chosen)
         prompt.branches = 1 if alone else len(chosen)
         prompt.slots = [
-            slot if slot.finished else self._after(i, prompt, slot.number if alone else k, slot)
+            slot.carried() if slot.finished else self._after(i, prompt, slot.number if alone else k, slot)
             for k, slot in enumerate(kept)
         ]
+        self._rank(prompt.slots, chosen)
 
     def _again(self, i: int, prompt: _Prompt, slot: _Slot) -> _Slot:
         """Return a candidate that begins where another one began."""
         new = self._slot(i, prompt, slot.number, slot.ids[: slot.begun], slot.row)
-        new.before = slot.before
+        new.before, new.rank = slot.before, slot.rank
         return new
 
     def _after(self, i: int, prompt: _Prompt, number: int, slot: _Slot) -> _Slot:
         """Return a candidate that continues another one."""
-        new = self._slot(i, prompt, number, slot.ids, slot.row)
-        new.before = slot.behind
+        new = self._slot(i, prompt, number, slot.ids[: slot.kept], slot.row)
+        new.before, new.log_prob = slot.behind, slot.log_prob
         return new

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from steerbench.learn.self_generation import SelfGenerated as SelfGenerated
     from steerbench.learn.self_generation import self_generated as self_generated
     from steerbench.learn.states import States as States
+    from steerbench.learn.valuation import RolloutValue as RolloutValue
+    from steerbench.learn.valuation import rollout_value as rollout_value
     from steerbench.learn.value import Split as Split
     from steerbench.learn.value import Training as Training
     from steerbench.learn.value import ValueFunction as ValueFunction

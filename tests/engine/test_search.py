@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import language_model as unusual
+from naive_search import Text, search
 from thorough import mostly_slow
 from torch import Tensor
 from transformers import LogitsProcessor
@@ -17,7 +18,6 @@ from steerbench.data import Dialogue, Turn, user
 from steerbench.edits import Add, DecodePart, DecodingContext, Edit, LogitsPart, PerPosition, PlacedEdit, Site
 from steerbench.engine.sequences import can_repeat
 from steerbench.learn import Response, Tokens, activations, response_logits
-from steerbench.seeds import generator_for
 from steerbench.steering.blocks import Blocks, Candidate
 
 RAGGED: list[Dialogue] = [
@@ -58,7 +58,7 @@ class Liked(DecodePart):
         chosen = []
         for dialogue, row in zip(context.dialogues, rows, strict=True):
             Liked.seen += [(dialogue[-1].text, c.response.ids, c.finished, c.state) for c in row]
-            scores = [liking(c.response.ids) for c in row]
+            scores = [liking((c.ahead or c.response).ids) for c in row]
             best = scores.index(max(scores))
             refused = self.bar is not None and max(scores) < self.bar and row[0].attempt < 2
             chosen.append([] if refused else [best] * self.candidates)
@@ -126,59 +126,14 @@ def find(lm: LanguageModel, part: DecodePart, steering: Steering = Steering(), *
     return generate(lm, RAGGED, replace(steering, decode=part), **settings)
 
 
-# The naive loop
-
-
-def next_logits(lm: LanguageModel, prompt: tuple[int, ...], ids: Sequence[int], steering: Steering) -> Tensor:
-    """Return the logits behind a prefix, recomputed whole: those of a token that is put behind it."""
-    ((_, logits),) = response_logits(lm, [Tokens(prompt, (*ids, 0))], steering)
-    return logits[-1]
-
-
-def ends_block(lm: LanguageModel, ids: Sequence[int], block: int, blocks: Blocks, logits: Tensor) -> bool:
-    if block == blocks.tokens:
-        return True
-    if block < blocks.least:
-        return False
-    if blocks.sentence and lm.tokenizer.decode([ids[-1]]).rstrip().endswith((".", "!", "?")):
-        return True
-    p = logits.softmax(-1)
-    return blocks.entropy is not None and float(-(p * p.log()).sum()) >= blocks.entropy
-
-
-def draw(lm: LanguageModel, prompt: Any, begun: list[int], steering: Steering, blocks: Blocks, u: Tensor) -> list[int]:
-    """Draw one block behind what there is, token by token, and return all."""
-    ids = list(begun)
-    while len(ids) < SAMPLED.max_new_tokens:
-        logits = next_logits(lm, prompt, ids, steering)
-        if len(ids) > len(begun) and ends_block(lm, ids, len(ids) - len(begun), blocks, logits):
-            break
-        p = logits.double().softmax(-1).cumsum(-1)
-        ids.append(int(torch.searchsorted(p, u[len(ids)] * p[-1], right=True)))
-        if ids[-1] in lm.end_ids:
-            break
-    return ids
-
-
 def naive(lm: LanguageModel, dialogue: Dialogue, part: Liked, steering: Steering) -> tuple[int, ...]:
-    prompt = lm.tokens(steering.apply_prompt(dialogue)).prompt
-    ids: list[int] = []
-    block = attempt = 0
-    fresh = part.redraws or (part.candidates > 1 and (part.blocks.entropy is not None or part.blocks.sentence))
-    while True:
-        found = []
-        for k in range(part.candidates):
-            number = attempt * part.candidates + k
-            name = ("candidate", 0, number, *(("block", block) if fresh and block else ()))
-            u = torch.rand(SAMPLED.max_new_tokens, generator=generator_for(0, *name, dialogue), dtype=torch.float64)
-            found.append(draw(lm, prompt, ids, steering, part.blocks, u))
-        best = max(found, key=liking)
-        if part.bar is not None and liking(best) < part.bar and attempt < 2:
-            attempt += 1
-            continue
-        ids, block, attempt = best, block + 1, 0
-        if ids[-1] in lm.end_ids or len(ids) == SAMPLED.max_new_tokens or lm.cut(ids).finish == "turn":
-            return lm.cut(ids).ids
+    def choose(texts: list[Text], attempt: int) -> int | None:
+        scores = [liking(lm.cut(text.ids).ids) for text in texts]
+        refused = part.bar is not None and max(scores) < part.bar and attempt < 2
+        return None if refused else scores.index(max(scores))
+
+    found = search(lm, dialogue, part.candidates, part.blocks, SAMPLED, choose, steering, redraws=part.redraws)
+    return found.ids
 
 
 PARTS: dict[str, Callable[[], Liked]] = {
@@ -186,6 +141,7 @@ PARTS: dict[str, Callable[[], Liked]] = {
     "two tokens": lambda: Liked(3, Blocks(tokens=2)),
     "entropy": lambda: Liked(2, Blocks(tokens=6, entropy=3.4, least=2)),
     "sentences": lambda: Liked(2, Blocks(sentence=True, tokens=5)),
+    "lookahead": lambda: Liked(2, Blocks(tokens=2, lookahead=3)),
     "redrawn": lambda: Liked(2, Blocks(tokens=3), bar=9.0),
     "redrawn, ragged": lambda: Liked(2, Blocks(tokens=6, entropy=3.4), bar=9.0),
 }
