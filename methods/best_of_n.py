@@ -69,7 +69,10 @@ class Best(DecodePart):
         left = ranked if all(c.finished for c in row) else ranked[: (len(row) + 1) // 2]
         if not all(row[i].finished for i in left):
             return left
-        return [left[pick(rewards[left] / self.beta, generator) if self.beta else 0]]
+        if not self.beta:
+            return left[:1]
+        left.sort()
+        return [left[pick(rewards[left] / self.beta, generator)]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,7 +174,7 @@ class Search:
     def _name(self, prompt: _Prompt, number: int) -> tuple[Any, ...]:
         """Return the name of what a candidate draws by. Where there is no choice, that is what the model draws by."""
         number += prompt.attempt * self._part.candidates
-        if self._part.candidates == 1 and not number and not (self._fresh and prompt.block):
+        if self._part.candidates == 1 and not self._part.redraws:
             return ("sample", self._sample)
         return ("candidate", self._sample, number, *(("block", prompt.block) if self._fresh and prompt.block else ()))
 

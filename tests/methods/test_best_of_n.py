@@ -1,18 +1,24 @@
 """Best of N: the maximum of N independent draws, its bounds, and what it costs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import log
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from naive_search import drawn, is_finished, numbers
+from scipy.stats import chisquare
 
-from steerbench import Decoding, FitContext, LanguageModel, Reward, SteerbenchError, Steering, generate
+from steerbench import Decoding, FitContext, LanguageModel, Reward, SteerbenchError, Steering, generate, load
 from steerbench.contract import tiny
 from steerbench.data import Dialogue, user
-from steerbench.edits import DecodePart
+from steerbench.edits import Blocks, Candidate, DecodePart
+from steerbench.engine.guidance import Given, Passes
+from steerbench.learn import Response
 from steerbench.plugins.spec import build, parse
+from steerbench.seeds import generator_for
 
 PROMPTS = [user("How do I bake a cake?"), user("Hi"), user("Why is the sky blue?")]
 SAMPLED = Decoding(max_new_tokens=6, temperature=1.0)
@@ -116,3 +122,90 @@ def test_measured_wins_over_one_draw_follow_the_closed_form(llama: LanguageModel
     wins = np.mean([(a > b) + 0.5 * (a == b) for a, b in zip(chosen, other, strict=True)])
     assert wins <= 3 / 4 + 0.08, "the bound, and three standard errors"
     assert wins > 0.6
+
+
+# Soft choice and early rejection
+
+
+def method(**fields: Any) -> Steering:
+    return load("methods", "best_of_n")(**fields).fit(
+        FitContext(lm=tiny.language_model(), examples=[], reward=tiny.VowelReward())
+    )
+
+
+def test_a_soft_choice_follows_its_odds(llama: LanguageModel) -> None:
+    """One prompt many times over, each with a draw of its own."""
+    decode = method(n=3, beta=0.4).decode
+    assert decode is not None
+    row = [Candidate(Response(text, (5,), "end"), True) for text in ("aab", "abb", "bbb")]
+    batch = llama.left_padded([llama.tokens(PROMPTS[0])])
+    context = Given(PROMPTS[:1], tiny.VowelReward()).context(
+        decode, llama, batch, Passes(llama, [], batch.input_ids.shape[1])
+    )
+    counts = np.zeros(3)
+    for i in range(600):
+        ((taken,),) = decode.select(replace(context, generators=[generator_for(i)]), [row])
+        counts[taken] += 1
+    odds = np.exp(np.array([2, 1, 0]) / 3 / 0.4)
+    assert chisquare(counts, odds / odds.sum() * 600).pvalue > 1e-3
+
+
+class NoTies(Reward):
+    """Prefers a text for no reason."""
+
+    name, revision = "no ties", "1"
+
+    def score(self, dialogues: Any, responses: Sequence[str], progress: Any = None) -> torch.Tensor:
+        return torch.tensor([float(sum(map(ord, text)) % 9973) for text in responses])
+
+
+def test_a_soft_choice_at_its_ends(llama: LanguageModel) -> None:
+    """Beta to 0 is the best; any beta takes one of the candidates, by the seed and not by the batch."""
+    reward = NoTies()
+    best = generate(llama, PROMPTS, method(n=4), SAMPLED, reward=reward)
+    assert generate(llama, PROMPTS, method(n=4, beta=1e-6), SAMPLED, reward=reward) == best
+    among = candidates(llama, 4)
+    soft = [
+        generate(llama, PROMPTS, method(n=4, beta=1e5), SAMPLED, seed=0, reward=reward, batch_size=b) for b in (1, 8)
+    ]
+    assert soft[0] == soft[1] != best
+    assert all(r.text in texts for r, texts in zip(soft[0], zip(*among, strict=True), strict=True))
+
+
+def naive_rejection(lm: LanguageModel, n: int, every: int, prompt: Dialogue) -> str:
+    """Draw n responses whole, and then give up halves by what was there of them after every so many tokens."""
+    tokens = lm.tokens(prompt).prompt
+    drawn_whole = [
+        drawn(lm, tokens, [], Blocks(), SAMPLED, numbers(prompt, SAMPLED, "candidate", 0, k)).ids for k in range(n)
+    ]
+    left = list(range(n))
+    for length in (*range(every, SAMPLED.max_new_tokens, every), SAMPLED.max_new_tokens):
+        seen = {k: lm.cut(drawn_whole[k][:length]).text for k in left}
+        liked = dict(zip(left, scores([seen[k] for k in left]), strict=True))
+        left.sort(key=lambda k: -liked[k])
+        if not all(is_finished(lm, drawn_whole[k][:length], SAMPLED) for k in left):
+            left = left[: (len(left) + 1) // 2]
+        if all(is_finished(lm, drawn_whole[k][:length], SAMPLED) for k in left):
+            break
+    return lm.cut(drawn_whole[left[0]]).text
+
+
+@pytest.mark.parametrize(("n", "every"), [(8, 2), (5, 1), (4, 3)])
+def test_early_rejection_gives_up_the_worse_half(llama: LanguageModel, n: int, every: int) -> None:
+    llama.end_ids = [2, *range(5, 259, 12)]
+    found = generate(llama, PROMPTS, method(n=n, reject_every=every), SAMPLED, reward=tiny.VowelReward())
+    assert [r.text for r in found] == [naive_rejection(llama, n, every, p) for p in PROMPTS]
+    assert [r.draws for r in found] == [(n,)] * len(PROMPTS)
+
+
+def test_early_rejection_saves_passes_of_rows(llama: LanguageModel) -> None:
+    rows: list[int] = []
+    llama.model.register_forward_pre_hook(lambda m, a, k: rows.append(len(k["input_ids"])), with_kwargs=True)
+    generate(llama, PROMPTS, method(n=8, reject_every=2), SAMPLED, reward=tiny.VowelReward())
+    assert rows == [3, 24, 24, 12, 12, 6]
+
+
+@pytest.mark.parametrize("fields", [{"beta": -1.0}, {"reject_every": -1}, {"beta": float("inf")}])
+def test_settings_out_of_range_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(SteerbenchError, match="must be 0 or more"):
+        method(**fields)

@@ -48,6 +48,7 @@ def drawn(
     decoding: Decoding,
     u: Tensor,
     steering: Steering = Steering(),
+    *,
     rank: int | None = None,
 ) -> Text:
     """Draw one block behind what there is, and the lookahead behind the block."""
@@ -85,7 +86,7 @@ Choose = Callable[[list[Text], int], int | None]
 """Which of the candidates is kept, at this attempt; None: draw them again."""
 
 
-def search(  # noqa: PLR0917 - what one search is made of
+def search(
     lm: LanguageModel,
     dialogue: Dialogue,
     n: int,
