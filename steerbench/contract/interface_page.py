@@ -25,7 +25,7 @@ PAGES = {
         ),
         "steerbench.edits": (
             "Site PlacedEdit Scope Edit PerPosition RankedEdit Add AddInFront Ablate Gated PromptPart LogitsPart "
-            "DecodePart DecodingContext"
+            "DecodePart Blocks Candidate rewards_of bound_of pick DecodingContext"
         ),
     },
     "writing_tasks.md": {

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from math import nan
+from math import isnan, nan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,8 +59,8 @@ def effect(  # noqa: PLR0913 - the settings of one call, each by name
     """Compare the steered with the unsteered model, token by token, on responses that the steering gave.
 
     The unsteered model sees the plain prompt. Distributions are those of the model before temperature, top-k and top-p.
-    Where unsteered candidates are chosen among, their KL per response (`DecodePart.sequence_kl`, which is to what they
-    are drawn from) is spread over its tokens. NaN stands for a response without tokens, and for a KL that is not known:
+    Where unsteered candidates are chosen among, the KL of a response (`DecodePart.choice_kl`, which is to what they are
+    drawn from) is spread over its tokens. NaN stands for a response without tokens, and for a KL that is not known:
     that of a choice among steered candidates, or among those that `decoding` draws from anything but the distribution
     of the model. The report, empty for a steering that changes no distribution, and where no response has a token,
     holds
@@ -68,6 +68,7 @@ def effect(  # noqa: PLR0913 - the settings of one call, each by name
     - `tokens`: how many there are
     - `argmax_changed`: share of them at which the unsteered model would put another token first
     - `edit_norm`: by site, mean and 95th percentile of |h' - h| / |h| where the tokens are drawn from
+    - `choice_kl`: where candidates are chosen among, whether their KL is a `bound`, an `estimate` or `unknown`
     """
     filled = [i for i, r in enumerate(responses) if r.ids]
     plain = [Tokens(lm.tokens(dialogues[i]).prompt, responses[i].ids) for i in filled]
@@ -92,7 +93,16 @@ def effect(  # noqa: PLR0913 - the settings of one call, each by name
     ]
     nll = [_mean(found[i].nll) if i in found else nan for i in everyone]
     nothing = per_token == Steering() or not found
-    return Effect(kl, nll, {} if nothing else _report(list(found.values()), norms))
+    report = {} if nothing else _report(list(found.values()), norms)
+    return Effect(kl, nll, report | _origin_of_kl(steering, kl))
+
+
+def _origin_of_kl(steering: Steering, kl: Sequence[float]) -> dict[str, str]:
+    """Return what the KL of a choice among candidates is, where there is one."""
+    part = steering.decode
+    if part is None or (part.candidates == 1 and not part.redraws):
+        return {}
+    return {"choice_kl": "unknown" if all(map(isnan, kl)) else part.kl_is}
 
 
 def _chosen_kl(steering: Steering, decoding: Decoding, response: Response) -> float:

@@ -1,7 +1,8 @@
 """Generate with a steering: the one way from dialogues to responses."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from steerbench.engine.install import steered
 from steerbench.engine.logits import not_finite, origin_of
 from steerbench.engine.positions import Positions
 from steerbench.engine.sampling import sampling
-from steerbench.engine.search import Search, Stream
+from steerbench.engine.search import Processors, Search, Select, Stream
 from steerbench.engine.sequences import Sequences, can_repeat
 from steerbench.models.batching import halving
 from steerbench.models.language_model import Batch, LanguageModel
@@ -24,10 +25,13 @@ from steerbench.models.modes import evaluating, generating
 from steerbench.models.response import Response
 from steerbench.progress import Progress, silent
 from steerbench.seeds import generator_for
+from steerbench.steering.blocks import Blocks, Candidate
 from steerbench.steering.steering import Steering
 
 if TYPE_CHECKING:
     from steerbench.models.reward import Reward
+
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -187,6 +191,35 @@ def _search_batch(  # noqa: PLR0913, PLR0917
     endless: bool = False,
 ) -> list[Response]:
     """Return the response that the steering's decode part finds to each row."""
+
+    def searching(work: Callable[[Search, Sequences, Processors, Select], T]) -> T:
+        return _searching(lm, batch, steering, decoding, seed, given, use_cache, endless, work)
+
+    def candidates(numbers: list[int]) -> list[Candidate]:
+        return searching(lambda search, sequences, processors, _: search.candidates(sequences, processors, numbers))
+
+    part = steering.decode
+    assert part is not None
+    if len(batch.prompt_ends) > 1 or part.candidates == 1 or part.blocks != Blocks() or part.redraws:
+        return searching(lambda search, sequences, processors, select: search.run(sequences, processors, select))
+    drawn = [c for _, some in halving([list(range(part.candidates))], candidates) for c in some]
+    passes = Passes(lm, steering.edits, batch.input_ids.shape[1])
+    ((chosen, *_),) = choosing(part, lm, batch, given, passes)([0], [drawn])
+    return [replace(drawn[chosen].response, draws=(part.candidates,))]
+
+
+def _searching(  # noqa: PLR0913, PLR0917
+    lm: LanguageModel,
+    batch: Batch,
+    steering: Steering,
+    decoding: Decoding,
+    seed: tuple[int, int],
+    given: Given,
+    use_cache: bool,
+    endless: bool,
+    work: Callable[[Search, Sequences, Processors, Select], T],
+) -> T:
+    """Return `work` of the batch, with the steering's edits installed."""
     part, dialogues = steering.decode, given.dialogues
     assert part is not None
     assert dialogues is not None
@@ -212,7 +245,7 @@ def _search_batch(  # noqa: PLR0913, PLR0917
         steered(lm.model, lm.anatomy, edits, positions),
     ):
         sequences = Sequences(lm.model, batch, positions, place, cached=cached, trim=not steering.logits)
-        found = search.run(sequences, processors, choosing(part, lm, batch, given, passes))
+        found = work(search, sequences, processors, choosing(part, lm, batch, given, passes))
     for watch in watches:
         watch.check()
     return found

@@ -117,7 +117,7 @@ class Search:
         self._seed, self._sample = seed
         self._blocks, self._ends, self._endless = part.blocks, frozenset(lm.end_ids), endless
         self._warpers = warpers(decoding)
-        self._compact = compact and part.blocks == Blocks() and not part.redraws
+        self._compact = compact and self.whole
         # where a candidate that was dropped, or what was looked at, has used numbers of the next block
         self._fresh = part.redraws or ((self._blocks.ragged or self._blocks.lookahead > 0) and part.candidates > 1)
         self._sentences: dict[int, bool] = {}
@@ -142,10 +142,23 @@ class Search:
                 self._place(sequences, batch)
         return [prompt.response for prompt in prompts if prompt.response is not None]
 
-    def _place(self, sequences: Sequences, batch: Sequence[_Slot]) -> None:
-        """Make the rows of the batch, each the copy of another one up to where its candidate is."""
+    def candidates(self, sequences: Sequences, processors: Processors, numbers: Sequence[int]) -> list[Candidate]:
+        """Return some of the candidates for the one row of `sequences`, where each is one block."""
+        prompt = _Prompt()
+        batch = [self._slot(0, prompt, k, [], 0) for k in numbers]
+        self._place(sequences, batch)
+        self._draw(sequences, batch, processors)
+        return [self._candidate(slot, prompt) for slot in batch]
+
+    @property
+    def whole(self) -> bool:
+        """Whether each candidate is one block, and drawn once."""
+        return self._blocks == Blocks() and not self._part.redraws
+
+    def _place(self, sequences: Sequences, batch: Sequence[_Slot], *, moving: bool = True) -> None:
+        """Make the rows of the batch, each the copy of another one: up to where its candidate begins, or as it is."""
         rows = [slot.row for slot in batch]
-        known = [slot.before for slot in batch if slot.before]
+        known = [slot.before for slot in batch if slot.before and moving]
         if known:
             states = [one.state for one in known if one.state is not None]
             stops = [sequences.ends[slot.row] + len(slot.ids) for slot in batch]
@@ -154,7 +167,8 @@ class Search:
         else:
             sequences.keep(rows)
         for row, slot in enumerate(batch):
-            slot.row, slot.before = row, self._next(sequences, row)
+            slot.row = row
+            slot.before = self._next(sequences, row) if moving else slot.before
 
     @staticmethod
     def _next(sequences: Sequences, row: int) -> _Next:
@@ -205,11 +219,9 @@ class Search:
             if not going_on:
                 return
             if self._compact and len(going_on) <= _SPARSE * len(batch):
-                rows = [slot.row for slot in going_on]
-                sequences.keep(rows)
-                batch, tokens = going_on, tokens[rows]
-                for row, slot in enumerate(batch):
-                    slot.row = row
+                tokens = tokens[[slot.row for slot in going_on]]
+                batch = going_on
+                self._place(sequences, batch, moving=False)
             sequences.extend(tokens)
 
     def _ends_block(self, slot: _Slot) -> bool:

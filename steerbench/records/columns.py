@@ -105,7 +105,7 @@ METRIC_COLUMNS = (
     Column(
         "kl",
         "KL",
-        "KL(steered || unsteered) per token of the responses, in nats; a bound where candidates are chosen among",
+        "KL(steered || unsteered) per token of the responses, in nats; a bound or estimate of a choice among candidates",
         "nats per token",
         better=-1,
     ),

@@ -1,6 +1,7 @@
 """What a steering does to states and tokens, counted by hand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isnan, log
 
 import pytest
@@ -164,8 +165,33 @@ def test_a_choice_among_candidates_costs_its_bound(llama: LanguageModel) -> None
         assert all(isnan(kl) for kl in found.kl), "candidates are drawn from something else than KL is measured by"
     bound = log(8) - 7 / 8
     assert alone.kl == pytest.approx([bound / len(r.ids) for r in responses])
-    assert alone.report == {}
+    assert alone.report == {"choice_kl": "bound"}
     assert all(isnan(kl) for kl in steered.kl), "the chosen ones are no sample of what is steered"
     assert steered.report["tokens"] == sum(len(r.ids) for r in responses)
     unknown = effect(llama, PROMPTS, responses, Steering(decode=First()))
     assert all(isnan(kl) for kl in unknown.kl)
+    assert unknown.report == {"choice_kl": "unknown"}
+
+
+class Estimated(First):
+    """A choice of which an estimate is known, that hangs on how many were drawn each time."""
+
+    kl_is = "estimate"
+
+    def choice_kl(self, draws: Sequence[int]) -> float:
+        return float(sum(draws))
+
+
+def test_a_choice_counts_what_was_drawn(llama: LanguageModel) -> None:
+    steering = Steering(decode=Estimated())
+    responses = [
+        replace(r, draws=draws)
+        for r, draws in zip(
+            generate(llama, PROMPTS, decoding=Decoding(max_new_tokens=5, temperature=1.0)),
+            [(2, 2, 3), (1,), (4, 4)],
+            strict=True,
+        )
+    ]
+    found = effect(llama, PROMPTS, responses, steering)
+    assert found.kl == pytest.approx([n / len(r.ids) for n, r in zip((7, 1, 8), responses, strict=True)])
+    assert found.report == {"choice_kl": "estimate"}

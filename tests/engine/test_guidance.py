@@ -328,5 +328,5 @@ def test_a_part_without_either_function_says_so(llama: LanguageModel) -> None:
         generate(llama, RAGGED, Steering(logits=(LogitsPart(),)), SAMPLED)
     empty = DecodePart()
     empty.candidates = 2
-    with pytest.raises(NotImplementedError, match="DecodePart has neither `choose` nor `choose_in`"):
+    with pytest.raises(NotImplementedError, match="DecodePart has neither `choose` nor `choose_in` nor `select`"):
         generate(llama, RAGGED, Steering(decode=empty), SAMPLED, reward=tiny.VowelReward())

@@ -1,5 +1,6 @@
 """Search over blocks gives what a naive loop gives that draws one candidate at a time and computes all anew."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from steerbench import Decoding, LanguageModel, SteerbenchError, Steering, gener
 from steerbench.contract import tiny
 from steerbench.data import Dialogue, Turn, user
 from steerbench.edits import Add, DecodePart, DecodingContext, Edit, LogitsPart, PerPosition, PlacedEdit, Site
-from steerbench.engine.sequences import can_repeat
+from steerbench.engine.sequences import Sequences, can_repeat
 from steerbench.learn import Response, Tokens, activations, response_logits
 from steerbench.steering.blocks import Blocks, Candidate
 
@@ -306,3 +307,24 @@ def test_a_state_that_cannot_follow_its_rows_is_refused(llama: LanguageModel, st
 def test_blocks_have_tokens(settings: dict[str, int]) -> None:
     with pytest.raises(SteerbenchError, match="a block has 1 token or more"):
         Blocks(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fits", [7, 3, 1])
+def test_what_does_not_fit_is_drawn_in_parts(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
+    """Prompts first, and then the candidates of one prompt."""
+    expected = find(often_ending(llama), Liked(5))
+    extend = Sequences.extend
+
+    def scarce(self: Sequences, tokens: Tensor) -> None:
+        if len(tokens) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        extend(self, tokens)
+
+    monkeypatch.setattr(Sequences, "extend", scarce)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        assert find(llama, Liked(5)) == expected
+    if fits < 5:
+        with pytest.raises(torch.OutOfMemoryError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            find(llama, Liked(5, Blocks(tokens=2)))
