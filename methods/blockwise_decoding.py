@@ -70,7 +70,7 @@ class BestBlock(DecodePart):
     def _values(self, rows: Sequence[Sequence[Candidate]]) -> list[Tensor]:
         states = torch.stack([c.state for row in rows for c in row if c.state is not None])
         network = ValueFunction(*(tuple(t.to(states.device) for t in ts) for ts in (self.weights, self.biases)))
-        return list(network(states).split([len(row) for row in rows]))
+        return list(torch.split(network(states), [len(row) for row in rows]))
 
 
 @dataclass(frozen=True, kw_only=True)

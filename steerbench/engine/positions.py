@@ -35,8 +35,8 @@ class Rearrangement(NamedTuple):
         padding = [left[row] if trim else 0 for row in rows]
         width = max(stop - left for stop, left in zip(stops, padding, strict=True))
         shifts = [width - stop for stop in stops]
-        tensors = (torch.tensor(values, device=mask.device) for values in (rows, shifts))
-        return cls(*tensors, width, not any(shifts), len(mask))
+        of_rows, moved = (torch.tensor(list(values), device=mask.device) for values in (rows, shifts))
+        return cls(of_rows, moved, width, not any(shifts), len(mask))
 
     def of_columns(self, values: Tensor, fill: Any = 0) -> Tensor:
         """Return values by column, (rows, columns) or more dimensions, for the new rows; `fill` where none are."""

@@ -105,7 +105,7 @@ METRIC_COLUMNS = (
     Column(
         "kl",
         "KL",
-        "KL(steered || unsteered) per token of the responses, in nats; a bound or estimate of a choice among candidates",
+        "KL(steered || unsteered) per token of the responses, in nats; a bound or estimate where candidates are chosen",
         "nats per token",
         better=-1,
     ),

@@ -74,7 +74,7 @@ def rewards_of(context: "DecodingContext", rows: Sequence[Sequence[Candidate]]) 
     """Return the guide's reward of the candidates of each prompt, (candidates,) float32 each, from one call."""
     dialogues = [d for d, row in zip(context.dialogues, rows, strict=True) for _ in row]
     scores = context.reward.score(dialogues, [c.text for row in rows for c in row])
-    return list(scores.split([len(row) for row in rows]))
+    return list(torch.split(scores, [len(row) for row in rows]))
 
 
 def pick(logits: Tensor, generator: torch.Generator) -> int:

@@ -163,8 +163,11 @@ class DecodePart(GuidingPart):
 
     candidates: int
     """How many candidates are drawn for each prompt, and again from what is kept of them at the end of a block."""
-    redraws: bool = False
-    """Whether `select` may refuse all candidates."""
+
+    @property
+    def redraws(self) -> bool:
+        """Whether `select` may refuse all candidates, which are drawn again then."""
+        return False
 
     @property
     def blocks(self) -> Blocks:

@@ -1,6 +1,5 @@
 """Search over blocks gives what a naive loop gives that draws one candidate at a time and computes all anew."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,7 +34,7 @@ WHOLE = Blocks()
 
 def liking(ids: Sequence[int]) -> float:
     """Score a response so far, in a way that no two are alike."""
-    return sum((i + 1) * token**1.5 % 17 for i, token in enumerate(ids)) / max(len(ids), 1)
+    return float(sum((i + 1) * token**1.5 % 17 for i, token in enumerate(ids))) / max(len(ids), 1)
 
 
 class Liked(DecodePart):
@@ -45,7 +44,10 @@ class Liked(DecodePart):
 
     def __init__(self, candidates: int, blocks: Blocks = WHOLE, bar: float | None = None, look: bool = False) -> None:
         self.candidates, self._blocks, self.bar, self.look = candidates, blocks, bar, look
-        self.redraws = bar is not None
+
+    @property
+    def redraws(self) -> bool:
+        return self.bar is not None
 
     @property
     def blocks(self) -> Blocks:
@@ -123,7 +125,7 @@ ENDS = Steering(logits=(Bias(2, 3.5),))
 
 
 def find(lm: LanguageModel, part: DecodePart, steering: Steering = Steering(), **more: Any) -> list[Response]:
-    settings = {"decoding": SAMPLED, "reward": tiny.VowelReward()} | more
+    settings: dict[str, Any] = {"decoding": SAMPLED, "reward": tiny.VowelReward()} | more
     return generate(lm, RAGGED, replace(steering, decode=part), **settings)
 
 
@@ -220,7 +222,7 @@ def test_candidates_show_what_there_is(llama: LanguageModel) -> None:
     for text, ids, finished, state in Liked.seen:
         tokens = Tokens(prompts[text], ids if finished else (*ids, 0))
         logits = dict(response_logits(llama, [tokens], edited(llama)))[0][-1]
-        torch.testing.assert_close(llama.anatomy.head(state), logits, rtol=1e-4, atol=1e-4)  # type: ignore[operator]
+        torch.testing.assert_close(llama.anatomy.head(state), logits, rtol=1e-4, atol=1e-4)
 
 
 def test_the_cache_of_the_prompts_is_computed_once(llama: LanguageModel) -> None:
@@ -275,11 +277,14 @@ def test_draws_are_counted(llama: LanguageModel, name: str, draws: set[int]) -> 
     assert find(llama, Liked(1, Blocks(tokens=2)))[0].draws == ()
 
 
+class Picky(Liked):
+    def select(self, context: DecodingContext, rows: Sequence[Sequence[Candidate]]) -> list[list[int]]:
+        return [[] for _ in rows]
+
+
 def test_a_part_that_keeps_nothing_has_to_say_so(llama: LanguageModel) -> None:
-    part = PARTS["redrawn"]()
-    part.redraws = False
-    with pytest.raises(ValueError, match="Liked keeps no candidate, and does not say that it redraws"):
-        find(llama, part)
+    with pytest.raises(ValueError, match="Picky keeps no candidate, and does not say that it redraws"):
+        find(llama, Picky(2, Blocks(tokens=3)))
 
 
 class Odd(Edit):
@@ -321,10 +326,14 @@ def test_what_does_not_fit_is_drawn_in_parts(llama: LanguageModel, monkeypatch: 
         extend(self, tokens)
 
     monkeypatch.setattr(Sequences, "extend", scarce)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    with pytest.warns(UserWarning, match="the memory does not hold 5 sequences at once"):
         assert find(llama, Liked(5)) == expected
-    if fits < 5:
-        with pytest.raises(torch.OutOfMemoryError), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            find(llama, Liked(5, Blocks(tokens=2)))
+
+
+def test_blocks_need_room_for_all_candidates_of_a_prompt(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce(self: Sequences, tokens: Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Sequences, "extend", scarce)
+    with pytest.raises(torch.OutOfMemoryError):
+        find(llama, Liked(5, Blocks(tokens=2)))

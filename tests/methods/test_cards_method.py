@@ -96,7 +96,7 @@ def test_the_estimate_of_the_kl_is_right_on_average(llama: LanguageModel) -> Non
     generator = torch.Generator().manual_seed(0)
     for p in (0.9, 0.5, 0.2):
         tries = torch.empty(4000).geometric_(p, generator=generator).int().tolist()
-        assert mean(part.choice_kl([n]) or 0.0 for n in tries) == pytest.approx(-log(p), abs=0.06)  # type: ignore[arg-type]
+        assert mean(part.choice_kl([n]) or 0.0 for n in tries) == pytest.approx(-log(p), abs=0.06)
     assert part.choice_kl([1, 3, 1]) == pytest.approx(1.5)
     assert part.kl_is == "estimate"
 
