@@ -60,13 +60,11 @@ def test_every_run_makes_the_same_number_of_tokens(llama: LanguageModel) -> None
     """Also where the model would end at once. Candidates are rows of one batch, and share the first pass."""
     llama.model.lm_head.bias = torch.nn.Parameter(torch.zeros(llama.model.config.vocab_size))
     llama.model.lm_head.bias.data[llama.end_ids] = 1e6
+    rows: list[int] = []
+    llama.model.register_forward_pre_hook(lambda m, a, k: rows.append(len(k["input_ids"])), with_kwargs=True)
     for steering, factor in ((Steering(), 1), (SHIFT, 1), (Steering(decode=First(3)), 3)):
-        rows: list[int] = []
-        handle = llama.model.register_forward_pre_hook(
-            lambda m, a, k: rows.append(len(k["input_ids"])), with_kwargs=True
-        )  # noqa: B023
+        rows.clear()
         generate_fixed(llama, [user("Hi")], steering, 4, VowelReward())
-        handle.remove()
         assert rows == [1, *[factor] * 3]
 
 
