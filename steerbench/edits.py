@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from steerbench.steering.blocks import pick as pick
     from steerbench.steering.blocks import rewards_of as rewards_of
     from steerbench.steering.decoding_context import DecodingContext as DecodingContext
+    from steerbench.steering.gates import ConditionGate as ConditionGate
     from steerbench.steering.parts import DecodePart as DecodePart
     from steerbench.steering.parts import Edit as Edit
+    from steerbench.steering.parts import Gate as Gate
+    from steerbench.steering.parts import GatePool as GatePool
     from steerbench.steering.parts import LogitsPart as LogitsPart
     from steerbench.steering.parts import Part as Part
     from steerbench.steering.parts import PerPosition as PerPosition

@@ -80,7 +80,7 @@ def off_is_bit_equal(case: Case) -> str | None:
 
 def defaults_have_an_effect(case: Case) -> str | None:
     """Switched on, the method changes logits. Not asked of a gate, nor of a choice among candidates."""
-    gated = any(type(p.edit).start is not Edit.start for p in case.steering.edits)
+    gated = any(p.gate or type(p.edit).start is not Edit.start for p in case.steering.edits)
     if gated or case.steering.decode or not any(s.off for s in case.method.steerers):
         return None
     return "no logit changes." if same(case.logits(case.steering), case.unsteered()) else None

@@ -37,7 +37,7 @@ def folded(anatomy: Anatomy, edits: Sequence[PlacedEdit]) -> Iterator[list[Place
 
 def _constants(anatomy: Anatomy, edits: Sequence[PlacedEdit]) -> dict[Place, Tensor]:
     """Return the sum of the vectors at each place that can be folded, (width,)."""
-    if any(isinstance(p.edit, RankedEdit) for p in edits):
+    if any(isinstance(p.edit, RankedEdit) or p.gate for p in edits):
         return {}
     groups: dict[Place, list[PlacedEdit]] = {}
     for placed in filter(_of_projection, edits):

@@ -219,15 +219,15 @@ def steered(
 ) -> Iterator[None]:
     """Edit the model's activations inside the context. All sites are resolved first; hooks are always removed.
 
-    If edits compete, the model runs once over the prompts before anything is installed. Copies of the edits act, unless
-    they are `learning`: then they act themselves, and gradients reach them.
+    If edits compete or have gates, the model runs once over the prompts before anything is installed. Copies of the
+    edits act, unless they are `learning`: then they act themselves, and gradients reach them.
     """
     if not edits:
         yield
         return
     places = [anatomy.place(p.site) for p in edits]
     by_place: dict[Place, list[PlacedEdit]] = {}
-    for place, placed in zip(places, decided(model, edits, places, positions.batch), strict=True):
+    for place, placed in zip(places, decided(model, anatomy, edits, places, positions.batch), strict=True):
         by_place.setdefault(place, []).append(placed)
     with ExitStack() as stack:
         stack.callback(_follow(model, positions).remove)

@@ -1,4 +1,4 @@
-"""Contests: which of several edits act on a prompt, decided by the states of the unsteered model."""
+"""Gates and contests: which edits act on a prompt, decided by the states of the unsteered model."""
 
 import copy
 from collections import Counter
@@ -13,8 +13,11 @@ from transformers import PreTrainedModel
 
 from steerbench.engine.hooks import read
 from steerbench.models.language_model import Batch
-from steerbench.models.sites import Place
-from steerbench.steering.parts import Edit, PlacedEdit, RankedEdit
+from steerbench.models.sites import Anatomy, Place, Site
+from steerbench.steering.parts import Edit, Gate, GatePool, PlacedEdit, RankedEdit
+
+_Asked = tuple[Place, GatePool]
+"""A place, and which positions of the prompts are read there."""
 
 
 class _Begun(Edit):
@@ -32,23 +35,67 @@ class _Begun(Edit):
         return edited
 
 
+class _InRows(Edit):
+    """An edit that acts on some rows; the others stay as they are, bit for bit."""
+
+    def __init__(self, edit: Edit, rows: Tensor) -> None:
+        super().__init__()
+        self.edit, self.rows = edit, rows[:, None, None]
+
+    def start(self, prompt: Tensor, mask: Tensor) -> Any:
+        return self.edit.start(prompt, mask)
+
+    def forward(self, h: Tensor, state: Any) -> Tensor:
+        return torch.where(self.rows.to(h.device), self.edit(h, state), h)
+
+
+class _Idle(Edit):
+    """Stands where no row has its gate open."""
+
+    def forward(self, h: Tensor, state: Any) -> Tensor:
+        return h
+
+
 @torch.no_grad()
 def decided(
-    model: PreTrainedModel, edits: Sequence[PlacedEdit], places: Sequence[Place], batch: Batch
+    model: PreTrainedModel, anatomy: Anatomy, edits: Sequence[PlacedEdit], places: Sequence[Place], batch: Batch
 ) -> Sequence[PlacedEdit]:
-    """Hold all contests and return the edits, each at its place, the ranked ones with the state that they begin with.
+    """Ask all gates, hold all contests, and return the edits, each at its place, with what was decided inside.
 
-    Runs the prompts of the batch through the model as it is, so it must be called before anything is installed.
+    Ranked edits come with the state that they begin with. Runs the prompts of the batch through the model as it is, so
+    it must be called before anything is installed. A gate's site is looked up first: raises SteerbenchError without it.
     """
+    gates = {i: p.gate for i, p in enumerate(edits) if p.gate is not None}
     ranked = {i: p.edit for i, p in enumerate(edits) if isinstance(p.edit, RankedEdit)}
-    if not ranked:
+    if not gates and not ranked:
         return edits
-    found = _queries(model, [places[i] for i in ranked], batch)
-    queries = {i: found[places[i]] for i in ranked}
+    asked: dict[int, _Asked] = {i: (anatomy.place(Site.parse(gate.site)), gate.pool) for i, gate in gates.items()}
+    found = _queries(model, [*asked.values(), *((places[i], "last_prompt") for i in ranked)], batch)
+    begun = _begun(ranked, {i: found[places[i], "last_prompt"] for i in ranked}, places)
+    edits = [replace(p, edit=begun.get(i, p.edit)) for i, p in enumerate(edits)]
+    rows = {i: _open_rows(gate, found[asked[i]]) for i, gate in gates.items()}
+    return [_behind_gate(p, rows[i]) if i in rows else p for i, p in enumerate(edits)]
+
+
+def _open_rows(gate: Gate, query: Tensor) -> Tensor:
+    """Return in which rows a gate is open, (rows,), by a copy of it beside the query."""
+    opened: Tensor = copy.deepcopy(gate).to(query.device).eval().opens(query)
+    return opened
+
+
+def _behind_gate(placed: PlacedEdit, rows: Tensor) -> PlacedEdit:
+    """Return the edit as it acts behind a gate that was asked: one that is open to all has no cost."""
+    edit = placed.edit if bool(rows.all()) else _InRows(placed.edit, rows) if bool(rows.any()) else _Idle()
+    return replace(placed, edit=edit, gate=None)
+
+
+def _begun(
+    ranked: Mapping[int, RankedEdit], queries: Mapping[int, Tensor], places: Sequence[Place]
+) -> dict[int, _Begun]:
+    """Hold the contests and return each ranked edit with the state that it begins with."""
     working = {i: copy.deepcopy(edit).to(queries[i].device).eval() for i, edit in ranked.items()}
     chosen = _chosen(working, queries, _contests(working, places))
-    begun = {i: _Begun(edit, edit.begin(queries[i], chosen[i])) for i, edit in working.items()}
-    return [replace(p, edit=begun.get(i, p.edit)) for i, p in enumerate(edits)]
+    return {i: _Begun(edit, edit.begin(queries[i], chosen[i])) for i, edit in working.items()}
 
 
 def _contests(edits: Mapping[int, RankedEdit], places: Sequence[Place]) -> list[list[int]]:
@@ -77,11 +124,20 @@ def _chosen(
     return chosen
 
 
-def _queries(model: PreTrainedModel, places: Sequence[Place], batch: Batch) -> dict[Place, Tensor]:
-    """Return the states of the last prompt position at each place, (rows, width), float32."""
+def _queries(model: PreTrainedModel, asked: Sequence[_Asked], batch: Batch) -> dict[_Asked, Tensor]:
+    """Return the pooled states of the prompts at each place, (rows, width), float32."""
     prompts = _prompts(batch)
-    rows, last = torch.arange(len(prompts.prompt_ends)), torch.tensor(prompts.prompt_ends) - 1
-    return read(model, places, prompts, lambda h: h[rows.to(h.device), last.to(h.device)].float())
+    lengths = torch.tensor(prompts.prompt_ends)[:, None]
+
+    def keep(h: Tensor) -> dict[GatePool, Tensor]:
+        ends = lengths.to(h.device)
+        last = torch.take_along_dim(h, (ends - 1)[..., None], dim=1)[:, 0].float()
+        inside = torch.arange(h.shape[1], device=h.device) < ends
+        mean = h.float().masked_fill(~inside[..., None], 0).sum(1) / ends
+        return {"last_prompt": last, "prompt_mean": mean}
+
+    found = read(model, [place for place, _ in asked], prompts, keep)
+    return {(place, pool): found[place][pool] for place, pool in asked}
 
 
 def _prompts(batch: Batch) -> Batch:

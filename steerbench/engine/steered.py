@@ -83,7 +83,7 @@ class _Session:
     def __init__(
         self, model: PreTrainedModel, anatomy: Anatomy, edits: Sequence[PlacedEdit], end_ids: Sequence[int]
     ) -> None:
-        self._model, self._edits, self._end_ids = model, edits, end_ids
+        self._model, self._anatomy, self._edits, self._end_ids = model, anatomy, edits, end_ids
         self._places = [anatomy.place(p.site) for p in edits]
         self._positions: Positions | None = None
         self._seen: list[Tensor] = []
@@ -178,7 +178,7 @@ class _Session:
     def _new_editors(self, batch: Batch, positions: Positions) -> dict[Place, Editor]:
         self._aside = True
         try:
-            edits = decided(self._model, self._edits, self._places, batch)
+            edits = decided(self._model, self._anatomy, self._edits, self._places, batch)
         finally:
             self._aside = False
         groups: dict[Place, list[PlacedEdit]] = {}

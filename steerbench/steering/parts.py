@@ -31,6 +31,14 @@ Scope = Literal["all", "prompt", "response"]
 """
 
 
+GatePool = Literal["last_prompt", "prompt_mean"]
+"""Which positions of a prompt a gate reads.
+
+- `last_prompt`: the last one, which the first token is drawn from
+- `prompt_mean`: the mean over all of them
+"""
+
+
 class Part:
     """A piece of a steering. Its constructor's arguments are its whole state.
 
@@ -214,9 +222,29 @@ class DecodePart(GuidingPart):
         return [[i] * self.candidates for i in chosen]
 
 
+class Gate(nn.Module, Part, ABC):
+    """Decides for each prompt, before anything is generated, whether an edit acts on its row.
+
+    What it decides by is the query: a state of the unsteered model at a site of its own, whatever site the edit is at.
+    The decision holds for the whole generation. Any edit can have one: see `PlacedEdit`.
+    """
+
+    site: str
+    """Where the query is read, as `str(site)` writes it. An argument of a subclass's constructor, as the next one."""
+    pool: GatePool
+    """Which positions of the prompt the query is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def opens(self, query: Tensor) -> Tensor:
+        """Return in which rows the edit is to act, (rows,), bool; `query` is (rows, width), float32."""
+
+
 @dataclass(frozen=True)
 class PlacedEdit:
-    """An edit with its site and its scope."""
+    """An edit with its site and its scope, and the gate that it may have."""
 
     site: Site
     """Where it acts."""
@@ -224,6 +252,8 @@ class PlacedEdit:
     """What it does there."""
     scope: Scope = "response"
     """At which positions."""
+    gate: Gate | None = None
+    """On which prompts; None: on all."""
 
     def __post_init__(self) -> None:
         if self.scope not in get_args(Scope):

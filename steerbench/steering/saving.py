@@ -11,13 +11,16 @@ from steerbench.plugins import registry
 from steerbench.steering.additions import Add, AddInFront
 from steerbench.steering.annotations import check_arguments
 from steerbench.steering.ascent import Ascent
-from steerbench.steering.parts import Edit, Part
+from steerbench.steering.gates import ConditionGate
+from steerbench.steering.parts import Edit, Gate, Part
 from steerbench.steering.projections import Ablate, Gated, RemoveBoost
 
 SCHEMA_VERSION = 1
 
-_OWN = {cls.__name__: cls for cls in (Add, AddInFront, Ablate, Ascent, Gated, RemoveBoost)}
-"""The edits of `steerbench.edits`, under whose public names they are saved, wherever their files lie."""
+_OWN: dict[str, type[Part]] = {
+    cls.__name__: cls for cls in (Add, AddInFront, Ablate, Ascent, ConditionGate, Gated, RemoveBoost)
+}
+"""The edits and gates of `steerbench.edits`, under whose public names they are saved, wherever their files lie."""
 _FORMER = ("steerbench.ascent", "steerbench.projections")
 """What the first files call the home of some of them."""
 
@@ -48,7 +51,7 @@ def unpack(saved: dict[str, Any], prefix: str, tensors: dict[str, Tensor], kind:
         raise SteerbenchError(f"{saved['class']} is no {kind.__name__}.")
     try:
         arguments = _arguments(saved["values"], prefix, tensors)
-        check_arguments(cls, arguments, bounded=issubclass(cls, Edit))  # logits may be infinite
+        check_arguments(cls, arguments, bounded=issubclass(cls, Edit | Gate))  # logits may be infinite
         return cls(**arguments)
     except Exception as error:  # constructors fail in many ways at arguments that they never gave
         raise SteerbenchError(

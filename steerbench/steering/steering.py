@@ -14,7 +14,7 @@ from steerbench.data.dialogue import Dialogue
 from steerbench.errors import SteerbenchError
 from steerbench.files import write_whole
 from steerbench.models.sites import Site
-from steerbench.steering.parts import DecodePart, Edit, LogitsPart, Part, PlacedEdit, PromptPart
+from steerbench.steering.parts import DecodePart, Edit, Gate, LogitsPart, Part, PlacedEdit, PromptPart
 from steerbench.steering.saving import SCHEMA_VERSION, pack, unpack
 
 
@@ -94,10 +94,7 @@ class Steering:
         record = {
             "schema_version": SCHEMA_VERSION,
             "prompt": [pack(part, f"prompt.{i}", tensors) for i, part in enumerate(self.prompt)],
-            "edits": [
-                {"site": str(p.site), "scope": p.scope, "edit": pack(p.edit, f"edits.{i}", tensors)}
-                for i, p in enumerate(self.edits)
-            ],
+            "edits": [_pack_edit(p, f"edits.{i}", tensors) for i, p in enumerate(self.edits)],
             "logits": [pack(part, f"logits.{i}", tensors) for i, part in enumerate(self.logits)],
             "decode": self.decode and pack(self.decode, "decode", tensors),
         }
@@ -108,12 +105,22 @@ class Steering:
         def parts(key: str, kind: type[Part]) -> tuple[Any, ...]:
             return tuple(unpack(saved, f"{key}.{i}", tensors, kind) for i, saved in enumerate(record[key]))
 
-        edits = tuple(
-            PlacedEdit(Site.parse(p["site"]), unpack(p["edit"], f"edits.{i}", tensors, Edit), p["scope"])
-            for i, p in enumerate(record["edits"])
-        )
+        edits = tuple(_unpack_edit(saved, f"edits.{i}", tensors) for i, saved in enumerate(record["edits"]))
         decode = record["decode"] and unpack(record["decode"], "decode", tensors, DecodePart)
         steering = cls(parts("prompt", PromptPart), edits, parts("logits", LogitsPart), decode)
         if tensors:
             raise SteerbenchError(f"no part has the tensor {min(tensors)!r}.")
         return steering
+
+
+def _pack_edit(placed: PlacedEdit, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the record of an edit; one without a gate has no such entry, as in files from before there were gates."""
+    edit = {"site": str(placed.site), "scope": placed.scope, "edit": pack(placed.edit, prefix, tensors)}
+    if placed.gate is None:
+        return edit
+    return {**edit, "gate": pack(placed.gate, f"gates.{prefix}", tensors)}
+
+
+def _unpack_edit(saved: dict[str, Any], prefix: str, tensors: dict[str, Tensor]) -> PlacedEdit:
+    gate = unpack(saved["gate"], f"gates.{prefix}", tensors, Gate) if "gate" in saved else None
+    return PlacedEdit(Site.parse(saved["site"]), unpack(saved["edit"], prefix, tensors, Edit), saved["scope"], gate)

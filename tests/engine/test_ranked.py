@@ -268,10 +268,10 @@ def test_the_contest_costs_one_pass_that_ends_at_the_last_site(llama: LanguageMo
     batch = llama.left_padded(SEQUENCES)
     places = [llama.anatomy.place(p.site) for p in edits]
     calls.clear()
-    decided(llama.model, edits, places, batch)
+    decided(llama.model, llama.anatomy, edits, places, batch)
     assert calls == ["model"]
     calls.clear()
-    decided(llama.model, [plain(p) for p in edits], places, batch)
+    decided(llama.model, llama.anatomy, [plain(p) for p in edits], places, batch)
     assert calls == []
     for handle in handles:
         handle.remove()
