@@ -2,7 +2,7 @@
 
 Paper: Lee et al., "Programming Refusal with Conditional Activation Steering", ICLR 2025, arXiv 2409.05907.
 
-    s = cos(h, tanh(proj_c h)),  proj_c h = c c'h / c'c        h: the mean state of the prompt at the condition layer
+    s = cos(h, tanh(proj_c h)),  proj_c h = c c'h / c'c        h: a state of the prompt at the condition layer
     act on the whole response if s > threshold (or s < threshold, whichever tells the training prompts apart), else not
 
 The edit behind the gate is CAA's shift, or the affine form of ablation (`edit=ablate`), at a layer of its own, learned
@@ -14,11 +14,18 @@ Differences from the authors' code (IBM/activation-steering @52be602): c is a di
 principal component; thresholds are midpoints between training prompts and not a grid of 0.01; every row of a batch has
 its own decision, where the code decides by the first row for all; the unsteered model decides, in a pass of its own, so
 that the condition may lie behind the edit; the shift comes from preference pairs, not from refusals written for it.
-`measure=cosine` is ours: s of the paper is the same for h and for -h, and tanh has a unit of its own.
+`measure=cosine` is ours: s of the paper is the same for h and for -h, and tanh has a unit of its own. So is `read`:
+h is the last state of the prompt, not the mean over it.
 
-Defaults: cosine, the block with the best F1, otherwise as CAA, with a shift of 0.3 of the states' length. Cost: a fit
-of CAA, and a pass over training prompts (and rollouts with `low_reward`); one pass more over the prompt, up to the
-condition layer; per token what the edit costs, and a selection where rows of a batch differ.
+Defaults: cosine, last state, the block with the best F1, otherwise as CAA, with a shift of 0.3 of the states' length.
+Cost: a fit of CAA, and a pass over training prompts (and rollouts with `low_reward`); one pass more over the prompt, up
+to the condition layer; per token what the edit costs, and a selection where rows of a batch differ.
+
+On the testbed (HH-RLHF, 512 training and 256 test prompts, one seed), if the class is told by the world's own truth,
+the last state tells harmful questions with an F1 of 1.00 (cosine) or 0.93 (as published), on training prompts that c
+was not made of, and the mean over a prompt, in which most tokens are of earlier turns, with 0.50. Told by `declined`,
+which misses four harmful questions in ten, the F1 is 0.81, and the gate right on 0.92 to 0.96 of the test prompts. What
+the guide calls badly answered is harder to see: 0.75 of them.
 
 Pitfalls: decided once, so that harm later in an answer is missed. A prompt part composed with it moves the states
 that the gate was fitted on. The fit's report says how often the gate is right on prompts that it was not fitted on.
@@ -30,24 +37,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
-from steerbench.edits import Ablate, Add, ConditionGate, Edit, PlacedEdit, Site
+from steerbench.edits import Ablate, Add, ConditionGate, Edit, GatePool, PlacedEdit, Site
 from steerbench.learn import (
     Condition,
     Contrast,
     Threshold,
     at_relative_norm,
     best_threshold,
+    between_classes,
     block_at,
     contrast,
     difference_of_means,
     held_out_measures,
     middle_layer,
     prompt_class,
+    prompt_states,
 )
 
 
@@ -62,6 +70,7 @@ class CAST(Steerer):
     - `pool`: where a reply is read for the edit
     - `condition`: the training prompts that the gate is to open for
     - `measure`: of the prompt: as published, or the cosine with the condition vector
+    - `read`: what of the prompt is measured: its last state, or the mean of its states, as published
     - `condition_layer`: as `layer`; None: the block with the best F1
     - `scope`: positions that are edited
     """
@@ -80,6 +89,7 @@ class CAST(Steerer):
     pool: Literal["response_mean", "last_response"] = "response_mean"
     condition: Condition = "low_reward"
     measure: Literal["tanh", "cosine"] = "cosine"
+    read: GatePool = "last_prompt"
     condition_layer: int | float | None = None
     scope: Literal["all", "prompt", "response"] = "response"
 
@@ -101,9 +111,9 @@ class CAST(Steerer):
         sites = context.sites("resid_post")
         if self.condition_layer is not None:
             sites = [Site("resid_post", block_at(context.lm, 0.0, self.condition_layer))]
-        means = _prompt_means(context, sites)
+        found_states = prompt_states(context, sites, self.read)
         fitted: dict[Site, Threshold] = {}
-        for site, states in means.items():
+        for site, states in found_states.items():
             measured = held_out_measures(states, found, lambda x, y, site=site: self._measure(site, x, y))  # type: ignore[misc]
             if len(measured.unique()) > 1:
                 fitted[site] = best_threshold(measured, found.inside)
@@ -113,23 +123,9 @@ class CAST(Steerer):
         value, above, f1, accuracy = fitted[best]
         context.report["gate"] = {"site": str(best), "threshold": value, "above": above, "f1": f1, "accuracy": accuracy}
         context.report["gate"]["class_share"] = float(found.inside.float().mean())
-        return ConditionGate(str(best), _between(means[best], found.inside), value, self.measure, above)
+        return ConditionGate(
+            str(best), between_classes(found_states[best], found.inside), value, self.measure, above, self.read
+        )
 
     def _measure(self, site: Site, states: Tensor, inside: Tensor) -> Callable[[Tensor], Tensor]:
-        return ConditionGate(str(site), _between(states, inside), 0.0, self.measure).measured
-
-
-def _between(states: Tensor, inside: Tensor) -> Tensor:
-    return states[inside].mean(0) - states[~inside].mean(0)
-
-
-def _prompt_means(context: FitContext, sites: Sequence[Site]) -> dict[Site, Tensor]:
-    """Return the mean state of each training prompt at each site, (prompts, width)."""
-
-    def read() -> list[Tensor]:
-        tokens = [context.lm.tokens(example.prompt) for example in context.examples]
-        states = context.activations_at(sites, tokens, "all")
-        return [torch.stack([rows.mean(0) for rows in states[site]]) for site in sites]
-
-    means = context.once(("prompt means", *sites, len(context.examples)), read)
-    return dict(zip(sites, means, strict=True))
+        return ConditionGate(str(site), between_classes(states, inside), 0.0, self.measure).measured

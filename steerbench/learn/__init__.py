@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from steerbench.learn.prompt_classes import PromptClass as PromptClass
     from steerbench.learn.prompt_classes import Threshold as Threshold
     from steerbench.learn.prompt_classes import best_threshold as best_threshold
+    from steerbench.learn.prompt_classes import between_classes as between_classes
     from steerbench.learn.prompt_classes import held_out_measures as held_out_measures
     from steerbench.learn.prompt_classes import prompt_class as prompt_class
+    from steerbench.learn.prompt_classes import prompt_states as prompt_states
     from steerbench.learn.self_generation import SelfGenerated as SelfGenerated
     from steerbench.learn.self_generation import self_generated as self_generated
     from steerbench.learn.states import States as States

@@ -1,13 +1,18 @@
 """Two classes of training prompts, and what tells them apart: what a gate is fitted on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from steerbench.data.dialogue import Dialogue
+from steerbench.engine.activations import activations_at
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.learn.context import FitContext
+from steerbench.models.language_model import Tokens
+from steerbench.models.sites import Site
+from steerbench.steering.parts import GatePool
 
 Condition = Literal["low_reward", "declined"]
 """Which training prompts are the class that a gate is to open for.
@@ -73,6 +78,35 @@ def prompt_class(context: FitContext, condition: Condition) -> PromptClass:
     return PromptClass(inside, [example.group for example in context.examples])
 
 
+def prompt_states(
+    context: FitContext, sites: Sequence[Site], pool: GatePool, prompts: Sequence[Dialogue] | None = None
+) -> dict[Site, Tensor]:
+    """Return the state of each training prompt, or of each of other prompts, at each site, (prompts, width)."""
+    dialogues = [e.prompt for e in context.examples] if prompts is None else prompts
+    tokens = [context.lm.tokens(dialogue) for dialogue in dialogues]
+    if pool == "last_prompt":
+        states = context.activations_at(sites, tokens, "last_prompt")
+        return {site: torch.stack(states[site]) for site in sites}
+    means = context.once(("prompt means", *sites, tuple(tokens)), lambda: _means(context, sites, tokens))
+    return dict(zip(sites, means, strict=True))
+
+
+def _means(context: FitContext, sites: Sequence[Site], tokens: Sequence[Tokens]) -> list[Tensor]:
+    """Return the mean state of each prompt, a site after another; states of single tokens are not kept."""
+    means: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    size = context.batch_size
+    for start in range(0, len(tokens), size):
+        read = activations_at(context.lm, sites, tokens[start : start + size], "all", batch_size=size)
+        for site in sites:
+            means[site] += [rows.mean(0) for rows in read[site]]
+    return [torch.stack(means[site]) for site in sites]
+
+
+def between_classes(states: Tensor, inside: Tensor) -> Tensor:
+    """Return mean(class) - mean(rest), (width,); `states` is (prompts, width), `inside` (prompts,)."""
+    return states[inside].mean(0) - states[~inside].mean(0)
+
+
 def held_out_measures(
     states: Tensor, found: PromptClass, fit: Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
 ) -> Tensor:
@@ -82,7 +116,8 @@ def held_out_measures(
     better than it does a new one, and a threshold found there would lie wrong. Raises SteerbenchError where a half has
     one class only.
     """
-    order = {group: i for i, group in enumerate(dict.fromkeys(found.groups))}
+    rows_by_class = [*found.inside.nonzero()[:, 0].tolist(), *(~found.inside).nonzero()[:, 0].tolist()]
+    order = {group: i for i, group in enumerate(dict.fromkeys(found.groups[row] for row in rows_by_class))}
     half = torch.tensor([order[group] % 2 for group in found.groups])
     measured = torch.empty(len(states))
     for side in (0, 1):
