@@ -30,5 +30,7 @@ if TYPE_CHECKING:
     from steerbench.steering.projections import Ablate as Ablate
     from steerbench.steering.projections import Gated as Gated
     from steerbench.steering.projections import RemoveBoost as RemoveBoost
+    from steerbench.steering.transports import Rotate as Rotate
+    from steerbench.steering.transports import Transport as Transport
 
 __getattr__, __dir__ = lazily(__name__, __file__)

@@ -14,11 +14,12 @@ from steerbench.steering.ascent import Ascent
 from steerbench.steering.gates import ConditionGate
 from steerbench.steering.parts import Edit, Gate, Part
 from steerbench.steering.projections import Ablate, Gated, RemoveBoost
+from steerbench.steering.transports import Rotate, Transport
 
 SCHEMA_VERSION = 1
 
 _OWN: dict[str, type[Part]] = {
-    cls.__name__: cls for cls in (Add, AddInFront, Ablate, Ascent, ConditionGate, Gated, RemoveBoost)
+    cls.__name__: cls for cls in (Add, AddInFront, Ablate, Ascent, ConditionGate, Gated, RemoveBoost, Rotate, Transport)
 }
 """The edits and gates of `steerbench.edits`, under whose public names they are saved, wherever their files lie."""
 _FORMER = ("steerbench.ascent", "steerbench.projections")
