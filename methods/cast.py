@@ -30,7 +30,7 @@ the guide calls badly answered is harder to see: 0.75 of them.
 Pitfalls: decided once, so that harm later in an answer is missed. A prompt part composed with it moves the states
 that the gate was fitted on. The fit's report says how often the gate is right on prompts that it was not fitted on.
 
-Learns from: pairs. Touches: activations.
+Learns from: pairs and rollouts with rewards. Touches: activations.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from steerbench import FitContext, Steerer, Steering
-from steerbench.data import Dialogue, Turn
-from steerbench.edits import PromptPart
+from steerbench.edits import Instruction
 
 RE_CONTROL = (
     "A question from a curious user and an answer from an artificial intelligence assistant. "
@@ -29,22 +28,8 @@ RE_CONTROL = (
 )
 
 
-class SystemText(PromptPart):
-    """Puts a text into the system turn, behind what already stands there; a text that is there is not added again."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __call__(self, dialogue: Dialogue) -> Dialogue:
-        """Return the dialogue with the text in its system turn."""
-        if not self.text:
-            return dialogue
-        if not dialogue or dialogue[0].role != "system":
-            return (Turn("system", self.text), *dialogue)
-        present = dialogue[0].text
-        if self.text in present.split("\n\n"):
-            return dialogue
-        return (Turn("system", f"{present}\n\n{self.text}"), *dialogue[1:])
+class SystemText(Instruction):
+    """Puts a text into the system turn; saved under this name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from steerbench.steering.blocks import rewards_of as rewards_of
     from steerbench.steering.decoding_context import DecodingContext as DecodingContext
     from steerbench.steering.gates import ConditionGate as ConditionGate
+    from steerbench.steering.instructions import AskedPart as AskedPart
+    from steerbench.steering.instructions import Instruction as Instruction
+    from steerbench.steering.instructions import Routed as Routed
+    from steerbench.steering.instructions import Shown as Shown
     from steerbench.steering.parts import DecodePart as DecodePart
     from steerbench.steering.parts import Edit as Edit
     from steerbench.steering.parts import Gate as Gate

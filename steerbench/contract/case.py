@@ -23,6 +23,7 @@ from steerbench.engine.hooks import watched
 from steerbench.engine.install import steered
 from steerbench.engine.logits import response_logits
 from steerbench.engine.positions import Positions
+from steerbench.engine.prompting import prompted
 from steerbench.learn.context import FitContext
 from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.response import Response
@@ -164,7 +165,7 @@ class Case:
 
     def prompts(self, steering: Steering) -> list[Tokens]:
         """Return the fixed prompts as the model sees them under a steering."""
-        return [self.lm.tokens(steering.apply_prompt(p)) for p in _PROMPTS]
+        return [self.lm.tokens(p) for p in prompted(self.lm, steering, _PROMPTS)]
 
     def state(self) -> dict[str, Any]:
         """Return all of the model that a method must leave alone, each under its name."""

@@ -14,6 +14,7 @@ from steerbench.data.dialogue import Dialogue
 from steerbench.decoding import Decoding
 from steerbench.engine.guidance import Given
 from steerbench.engine.logits import batch_logits
+from steerbench.engine.prompting import prompted
 from steerbench.models.batching import halving
 from steerbench.models.language_model import LanguageModel, Tokens
 from steerbench.models.response import Response
@@ -72,7 +73,8 @@ def effect(  # noqa: PLR0913 - the settings of one call, each by name
     """
     filled = [i for i, r in enumerate(responses) if r.ids]
     plain = [Tokens(lm.tokens(dialogues[i]).prompt, responses[i].ids) for i in filled]
-    seen = [Tokens(lm.tokens(steering.apply_prompt(dialogues[i])).prompt, responses[i].ids) for i in filled]
+    prompts = prompted(lm, steering, [dialogues[i] for i in filled], batch_size)
+    seen = [Tokens(lm.tokens(p).prompt, responses[i].ids) for p, i in zip(prompts, filled, strict=True)]
     per_token = replace(steering, decode=None)
     found: dict[int, _Compared] = {}
     norms: dict[str, list[Tensor]] = {}

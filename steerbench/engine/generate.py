@@ -16,6 +16,7 @@ from steerbench.engine.guidance import Given, Passes, rows_at_once
 from steerbench.engine.install import steered
 from steerbench.engine.logits import not_finite, origin_of
 from steerbench.engine.positions import Positions
+from steerbench.engine.prompting import prompted
 from steerbench.engine.sampling import sampling
 from steerbench.engine.search import Processors, Search, Select, Stream
 from steerbench.engine.sequences import Sequences, can_repeat
@@ -92,7 +93,7 @@ def generate_fixed(
     All dialogues are one batch. End tokens are forbidden. Where the steering chooses among candidates, all of them are
     generated, and with a reward the choice is made, too.
     """
-    tokens = [lm.tokens(steering.apply_prompt(d)) for d in dialogues]
+    tokens = [lm.tokens(d) for d in prompted(lm, steering, dialogues, len(dialogues))]
     lm.check_fit(tokens, new_tokens)
     batch = lm.left_padded(tokens)
     decoding = Decoding(max_new_tokens=new_tokens)
@@ -117,7 +118,7 @@ def _draw(  # noqa: PLR0913, PLR0917
     progress: Progress,
 ) -> list[Response]:
     """Return one response per dialogue; see `generate`."""
-    tokens = [lm.tokens(steering.apply_prompt(d)) for d in dialogues]
+    tokens = [lm.tokens(d) for d in prompted(lm, steering, dialogues, batch_size)]
     lm.check_fit(tokens, decoding.max_new_tokens)
 
     def work(rows: list[int]) -> list[list[int]]:

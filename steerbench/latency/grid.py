@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from steerbench.data.dialogue import Dialogue
+from steerbench.engine.prompting import prompted
 from steerbench.engine.timing import Timing, figures, timed
 from steerbench.errors import SteerbenchError
 from steerbench.latency.clocks import conditions
@@ -101,7 +102,7 @@ class _Arm:
 
     def prepare(self, lm: LanguageModel, dialogues: Sequence[Dialogue], new_tokens: int) -> None:
         """Find out how long the prompts are. Raises SteerbenchError if they do not fit the context."""
-        self.prompt_tokens = max(len(lm.tokens(self.steering.apply_prompt(d)).prompt) for d in dialogues)
+        self.prompt_tokens = max(len(lm.tokens(d).prompt) for d in prompted(lm, self.steering, dialogues))
         if self.prompt_tokens + new_tokens > lm.context_length:
             raise SteerbenchError(
                 f"{self.prompt_tokens} prompt tokens and {new_tokens} new ones do not fit the context of "

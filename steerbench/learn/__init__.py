@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from steerbench.engine.activations import activations as activations
     from steerbench.engine.logits import log_probs as log_probs
     from steerbench.engine.logits import response_logits as response_logits
+    from steerbench.engine.prompting import label_scores as label_scores
     from steerbench.learn.ccs import CCS as CCS
     from steerbench.learn.ccs import fit_ccs as fit_ccs
     from steerbench.learn.context import Pair as Pair

@@ -12,6 +12,7 @@ from steerbench.steering.additions import Add, AddInFront
 from steerbench.steering.annotations import check_arguments
 from steerbench.steering.ascent import Ascent
 from steerbench.steering.gates import ConditionGate
+from steerbench.steering.instructions import Instruction, Routed, Shown
 from steerbench.steering.parts import Edit, Gate, Part
 from steerbench.steering.projections import Ablate, Gated, RemoveBoost
 from steerbench.steering.transports import Rotate, Transport
@@ -19,9 +20,23 @@ from steerbench.steering.transports import Rotate, Transport
 SCHEMA_VERSION = 1
 
 _OWN: dict[str, type[Part]] = {
-    cls.__name__: cls for cls in (Add, AddInFront, Ablate, Ascent, ConditionGate, Gated, RemoveBoost, Rotate, Transport)
+    cls.__name__: cls
+    for cls in (
+        Add,
+        AddInFront,
+        Ablate,
+        Ascent,
+        ConditionGate,
+        Gated,
+        Instruction,
+        RemoveBoost,
+        Rotate,
+        Routed,
+        Shown,
+        Transport,
+    )
 }
-"""The edits and gates of `steerbench.edits`, under whose public names they are saved, wherever their files lie."""
+"""The parts of `steerbench.edits`, under whose public names they are saved, wherever their files lie."""
 _FORMER = ("steerbench.ascent", "steerbench.projections")
 """What the first files call the home of some of them."""
 

@@ -53,7 +53,7 @@ class Steering:
         return sorted({name for part in guiding for name in part.models.values()})
 
     def apply_prompt(self, dialogue: Dialogue) -> Dialogue:
-        """Return the dialogue after every prompt part, in order."""
+        """Return the dialogue after every prompt part, in order. Raises SteerbenchError for one that asks the model."""
         for part in self.prompt:
             dialogue = part(dialogue)
         return dialogue
