@@ -257,7 +257,10 @@ def test_list_says_what_each_does_in_groups_by_what_it_touches(cli: Cli) -> None
             assert f" {said.learns_from} " in line
     groups = [line.strip() for line in lines if re.fullmatch(r"  \S[\w ]*", line)]
     assert groups == ["prompt", "activations", "choice of responses", "nothing"]
-    assert lines.index("  activations") < lines.index(next(x for x in lines if " caa " in x)) < lines.index("  nothing")
+    for source in registry.sources("methods"):
+        (place,) = (i for i, line in enumerate(lines) if line.split()[:1] == [source.name])
+        above = next(line.strip() for line in reversed(lines[:place]) if line.strip() in groups)
+        assert above == head(source).touches
     assert "caa" not in cli("list", "tasks").stdout
     assert "shp" not in cli("list", "methods").stdout
 

@@ -27,6 +27,7 @@ from steerbench.contract.invariants import INVARIANTS, batch_equals_single, fit_
 from steerbench.errors import SteerbenchError
 from steerbench.plugins import registry
 from steerbench.plugins.spec import build, parse
+from steerbench.steering.instructions import AskedPart
 from steerbench.steering.parts import Edit, PlacedEdit, RankedEdit
 from steerbench.steering.steering import Steering
 
@@ -37,6 +38,7 @@ QUICK = {
     "cards": "cards:entropy=3.4:tries=6",
     "transfer_q": "transfer_q:candidates=3:lookahead=2",
     "deal": "deal:block=2:lookahead=1",
+    "ta2": "ta2:n_queries=4",
     **GIVEN,
 }
 """No invariant depends on how well a value function is trained, nor on what is in a file."""
@@ -54,6 +56,8 @@ REPRESENTATIVES = {
     "edit": "caa",
     "edit with a state": "act_add",
     "contest of edits": "alignez",
+    "edit behind a gate": "cast",
+    "prompt that asks": "prime_guard",
 }
 """Kind of part -> a method that has it: by default these are composed, each with each."""
 
@@ -93,7 +97,7 @@ def in_turn(names: Iterable[str]) -> list[tuple[str, str]]:
 
 def kinds(steering: Steering) -> set[str]:
     """Return the kinds of part that a steering has."""
-    found = {"prompt"} if steering.prompt else set()
+    found = {"prompt that asks" if isinstance(part, AskedPart) else "prompt" for part in steering.prompt}
     found |= {"logits"} if steering.logits else set()
     found |= {"choice"} if steering.decode else set()
     return found | set(map(kind_of_edit, steering.edits))
@@ -102,6 +106,8 @@ def kinds(steering: Steering) -> set[str]:
 def kind_of_edit(placed: PlacedEdit) -> str:
     if isinstance(placed.edit, RankedEdit):
         return "contest of edits"
+    if placed.gate is not None:
+        return "edit behind a gate"
     return "edit" if type(placed.edit).start is Edit.start else "edit with a state"
 
 
@@ -110,7 +116,7 @@ def kind_of_edit(placed: PlacedEdit) -> str:
 
 SEARCHES = {"best_of_n", "inf_align", *(QUICK[name] for name in ("blockwise_decoding", "cards", "transfer_q", "deal"))}
 """Choices among candidates, of which two cannot be composed."""
-COSTLY = {*SEARCHES, QUICK["alignez"]}
+COSTLY = {*SEARCHES, "cast", "infer_aligner", "linear_act", "prime_guard", QUICK["alignez"], QUICK["ta2"]}
 
 
 def sampled() -> set[tuple[str, str]]:
@@ -142,9 +148,10 @@ PAIRS = in_turn("+".join(pair) for pair in combinations(METHODS, 2) if not SEARC
 
 
 def represents_kinds(pair: tuple[str, str]) -> bool:
-    """Say whether a pair runs by default: one of each two kinds, and of the costly contest that with an edit alone."""
+    """Say whether a pair runs by default: one of each two kinds, and of the costly ones that with an edit alone."""
     names = {name.split(":")[0] for name in pair[0].split("+")}
-    return names <= set(REPRESENTATIVES.values()) and ("alignez" not in names or "caa" in names)
+    alone = not names & {"alignez", "cast", "prime_guard"} or "caa" in names
+    return names <= set(REPRESENTATIVES.values()) and alone
 
 
 @pytest.mark.parametrize(("pair", "on"), mostly_slow(PAIRS, represents_kinds))
