@@ -115,7 +115,7 @@ class CAST(Steerer):
         fitted: dict[Site, Threshold] = {}
         for site, states in found_states.items():
             measured = held_out_measures(states, found, lambda x, y, site=site: self._measure(site, x, y))  # type: ignore[misc]
-            if len(measured.unique()) > 1:
+            if bool((measured != measured[0]).any()):
                 fitted[site] = best_threshold(measured, found.inside)
         if not fitted:
             raise SteerbenchError("cast: every training prompt measures alike; set measure=cosine.")

@@ -83,4 +83,5 @@ class TA2(Steerer):
 def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     """Return the divergence of each row, (rows,), in nats; p and q are (rows, outcomes)."""
     middle = (p + q) / 2
-    return (torch.special.xlogy(p, p / middle) + torch.special.xlogy(q, q / middle)).nansum(-1) / 2
+    both: Tensor = torch.special.xlogy(p, p / middle) + torch.special.xlogy(q, q / middle)
+    return both.nansum(-1) / 2

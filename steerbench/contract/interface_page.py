@@ -21,10 +21,12 @@ PAGES = {
         "steerbench": "Steerer FitContext Steering LanguageModel Reward",
         "steerbench.learn": (
             "Rollout Response Pair Tokens Pool PairSource contrast contrasts Contrast difference_of_means "
-            "principal_difference singular_directions at_relative_norm middle_layer block_at States"
+            "principal_difference singular_directions at_relative_norm middle_layer block_at Condition PromptClass "
+            "prompt_class prompt_states held_out_measures best_threshold label_scores States"
         ),
         "steerbench.edits": (
-            "Site PlacedEdit Scope Edit PerPosition RankedEdit Add AddInFront Ablate Gated PromptPart LogitsPart "
+            "Site PlacedEdit Scope Edit PerPosition RankedEdit Gate GatePool ConditionGate Add AddInFront Ablate Gated "
+            "Transport Rotate PromptPart Instruction Shown AskedPart Routed LogitsPart "
             "DecodePart Blocks Candidate rewards_of bound_of pick DecodingContext"
         ),
     },

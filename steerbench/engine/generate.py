@@ -64,7 +64,7 @@ def generate(  # noqa: PLR0913 - the settings of one call, each by name
     if steering.decode is None:
         return draw(("sample", sample))
     check_choice(steering.decode, decoding, reward)
-    tokens = [lm.tokens(steering.apply_prompt(d)) for d in dialogues]
+    tokens = [lm.tokens(d) for d in prompted(lm, steering, dialogues, batch_size)]
     lm.check_fit(tokens, decoding.max_new_tokens)
 
     def work(rows: list[int]) -> list[Response]:

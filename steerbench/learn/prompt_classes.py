@@ -133,7 +133,7 @@ def best_threshold(measured: Tensor, inside: Tensor) -> Threshold:
 
     Of several the first is taken, from low to high, above before below. Raises ValueError where all are measured alike.
     """
-    values = measured.double().unique()
+    values = torch.unique(measured.double())
     if len(values) < 2:
         raise ValueError("a gate measures the same of every prompt")
     candidates = (values[1:] + values[:-1]) / 2

@@ -77,4 +77,5 @@ class Rotate(Edit):
         change = inside.norm(dim=-1, keepdim=True) * aim - inside
         if self.one_sided:
             change = change * (inside[..., :1] > 0)
-        return h + self.strength * (change @ self.plane)
+        turned: Tensor = h + self.strength * (change @ self.plane)
+        return turned

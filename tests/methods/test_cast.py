@@ -35,7 +35,7 @@ def context() -> FitContext:
 
 
 def fitted(context: FitContext, **fields: object) -> tuple[Steering, ConditionGate]:
-    steering = load("methods", "cast")(condition="declined", **fields).fit(context)
+    steering = load("methods", "cast")(**{"condition": "declined", **fields}).fit(context)
     gate = steering.edits[0].gate
     assert isinstance(gate, ConditionGate)
     return steering, gate

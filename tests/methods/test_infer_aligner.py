@@ -31,7 +31,7 @@ def context(lm: LanguageModel) -> FitContext:
 
 
 def fit(lm: LanguageModel, **fields: object) -> Steering:
-    return load("methods", "infer_aligner")(condition="declined", **fields).fit(context(lm))
+    return load("methods", "infer_aligner")(**{"condition": "declined", **fields}).fit(context(lm))
 
 
 def last_states(lm: LanguageModel, layer: int, system: str = "") -> Tensor:
@@ -42,11 +42,13 @@ def last_states(lm: LanguageModel, layer: int, system: str = "") -> Tensor:
 
 
 def unit(vector: Tensor) -> Tensor:
-    return vector / vector.norm()
+    scaled: Tensor = vector / vector.norm()
+    return scaled
 
 
 def between(states: Tensor) -> Tensor:
-    return states[INSIDE].mean(0) - states[~INSIDE].mean(0)
+    difference: Tensor = states[INSIDE].mean(0) - states[~INSIDE].mean(0)
+    return difference
 
 
 def test_each_layer_has_the_shift_of_the_other_model_and_the_gate_of_its_own(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_the_measures_are_the_formulas() -> None:
     h, c = draw(5, tiny.WIDTH), draw(6, tiny.WIDTH)[5]
     unit = c / c.norm()
     for measure in ("tanh", "cosine", "component"):
-        gate = ConditionGate("final", c, 0.0, measure)  # type: ignore[arg-type]
+        gate = ConditionGate("final", c, 0.0, measure)
         for row, found in zip(h, gate.measured(h), strict=True):
             projected = torch.outer(c, c) @ row / (c @ c)
             target = {"tanh": torch.tanh(projected), "cosine": c, "component": None}[measure]

@@ -18,7 +18,8 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def plane() -> Tensor:
-    return torch.linalg.qr(draw(WIDTH, 2)).Q.T.contiguous()
+    axes: Tensor = torch.linalg.qr(draw(WIDTH, 2)).Q.T.contiguous()
+    return axes
 
 
 def test_a_transport_is_the_formula_inside_of_its_support() -> None:
