@@ -13,6 +13,11 @@ from steerbench.steering.parts import Edit, RankedEdit
 Form = Literal["tanh", "relu", "add"]
 
 
+def _unit(direction: Tensor) -> Tensor:
+    """Scale to length 1, (width,); one that has it stays as it is, bit for bit, also when it comes from a file."""
+    return direction if abs(float(direction.norm()) - 1) < 1e-6 else normalize(direction, dim=0)
+
+
 class Ablate(Edit):
     """h - strength * (<h, r> - target) r: at strength 1 the component along r becomes `target`.
 
@@ -24,7 +29,7 @@ class Ablate(Edit):
 
     def __init__(self, direction: Tensor, target: float = 0.0, strength: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("direction", normalize(as_floats("direction", direction, 1), dim=0))
+        self.register_buffer("direction", _unit(as_floats("direction", direction, 1)))
         self.target = target
         self.strength = strength
 
@@ -48,8 +53,8 @@ class RemoveBoost(Edit):
         super().__init__()
         if remove.shape != boost.shape:
             raise ValueError(f"remove has the shape {tuple(remove.shape)}, and boost {tuple(boost.shape)}")
-        self.register_buffer("remove", normalize(as_floats("remove", remove, 1), dim=0))
-        self.register_buffer("boost", normalize(as_floats("boost", boost, 1), dim=0))
+        self.register_buffer("remove", _unit(as_floats("remove", remove, 1)))
+        self.register_buffer("boost", _unit(as_floats("boost", boost, 1)))
         self.strength = strength
         self.one_sided = one_sided
 

@@ -20,7 +20,9 @@ class Transport(Edit):
     """
 
     omega: Tensor
+    """(width,), float32"""
     beta: Tensor
+    """(width,), float32"""
 
     def __init__(self, omega: Tensor, beta: Tensor, strength: float = 1.0, support: Sequence[Tensor] = ()) -> None:
         super().__init__()
@@ -61,6 +63,7 @@ class Rotate(Edit):
     """
 
     plane: Tensor
+    """(2, width), float32"""
 
     def __init__(self, plane: Tensor, angle: float, strength: float = 1.0, one_sided: bool = False) -> None:
         super().__init__()

@@ -1,14 +1,15 @@
 """Edits along directions against loops over rows and positions in double precision."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from steerbench import SteerbenchError
-from steerbench.edits import Ablate, Gated, RemoveBoost
+from steerbench import SteerbenchError, Steering
+from steerbench.edits import Ablate, Gated, PlacedEdit, RemoveBoost, Site
 
 ROWS, COLUMNS, WIDTH = 4, 3, 6
 FORMS: list[Any] = ["tanh", "relu", "add"]
@@ -293,3 +294,11 @@ def test_strength_zero_and_no_open_direction_are_bit_equal(edit: nn.Module) -> N
 def test_an_unknown_form_is_told_with_the_nearest_name() -> None:
     with pytest.raises(SteerbenchError, match=r"unknown form of an edit 'tahn'\. Did you mean 'tanh'\?"):
         Gated(orthonormal(2), form="tahn")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_direction_of_any_length_comes_back_from_a_file_bit_for_bit(seed: int, tmp_path: Path) -> None:
+    direction, other = torch.randn(2, 32, generator=torch.Generator().manual_seed(seed)) * 7
+    placed = tuple(PlacedEdit(Site("resid_post", 0), e) for e in (Ablate(direction), RemoveBoost(direction, other)))
+    Steering(edits=placed).save(tmp_path)
+    assert Steering.load(tmp_path).digest() == Steering(edits=placed).digest()
