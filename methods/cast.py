@@ -27,6 +27,10 @@ was not made of, and the mean over a prompt, in which most tokens are of earlier
 which misses four harmful questions in ten, the F1 is 0.81, and the gate right on 0.92 to 0.96 of the test prompts. What
 the guide calls badly answered is harder to see: 0.75 of them.
 
+The edit from the default layer and pool hardly steers there, with a gate as without: -0.00 of gold (-0.15 to +0.11)
+behind it, -0.03 (-0.09 to +0.01) with `declined`, and +0.03 (-0.11 to +0.16) for CAA alone (64 test prompts, 256 to
+train, one seed, greedy, not tuned).
+
 Pitfalls: decided once, so that harm later in an answer is missed. A prompt part composed with it moves the states
 that the gate was fitted on. The fit's report says how often the gate is right on prompts that it was not fitted on.
 
