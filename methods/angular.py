@@ -20,6 +20,8 @@ products with two rows for each token and layer.
 Pitfalls: every token gets the same angle, so that what varied in the plane is lost. b2 is nearly arbitrary: two seeds
 give two curves over the angle. Degrees are no unit that other methods share; compare at equal KL.
 
+On the testbed it has not been measured.
+
 Learns from: pairs. Touches: activations.
 """
 

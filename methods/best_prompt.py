@@ -23,6 +23,8 @@ Defaults: `hhh`; tune it. Cost: nothing to fit; prefill of 10 to 60 more tokens.
 
 Pitfalls: with fewer trials than texts not all are tried. What it wins on one task by one model says nothing of others.
 
+On the testbed it has not been measured.
+
 Learns from: nothing. Touches: prompt.
 """
 

@@ -20,6 +20,8 @@ product and a sum for each coordinate.
 
 Pitfalls: omega is that of pooled means, applied to tokens. lambda = 1 means the whole transport, not a safe strength.
 
+On the testbed it has not been measured.
+
 Learns from: pairs. Touches: activations.
 """
 

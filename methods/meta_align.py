@@ -17,6 +17,8 @@ Defaults: helpful before harmless before polite. Cost: nothing to fit; prefill o
 Pitfalls: without the training a small model does not weigh the order, and a base model may not take a list for
 an instruction at all.
 
+On the testbed it has not been measured.
+
 Learns from: nothing. Touches: prompt.
 """
 

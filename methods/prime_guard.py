@@ -19,6 +19,8 @@ more tokens.
 Pitfalls: a model that cannot judge routes by chance, and the biases make it look balanced: read `routed` of the report,
 the share of training prompts for each label. Only the last turn is judged.
 
+On the testbed it has not been measured.
+
 Learns from: prompts. Touches: prompt.
 """
 

@@ -22,6 +22,8 @@ would take the attack that does least. Cost: two descriptions and two answers pe
 Pitfalls: a defence that is fitted before the attack has not seen it, and one that edits another layer than l* may add
 to it. An attack of another strength is another test: report `relative_norm` with every number.
 
+On the testbed it has not been measured.
+
 Learns from: prompts. Touches: activations.
 """
 

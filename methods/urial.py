@@ -18,6 +18,8 @@ nothing to fit; prefill of some 250 more tokens, the same for each prompt, which
 Pitfalls: for base models; a chat model has learned a style, and pays for another. The style is longer and refuses
 more. On the testbed, whose model carries the manner of a reply over to the next, what is shown acts through that.
 
+On the testbed it has not been measured.
+
 Learns from: nothing. Touches: prompt.
 """
 
