@@ -22,9 +22,19 @@ if TYPE_CHECKING:
     from steerbench.learn.directions import principal_difference as principal_difference
     from steerbench.learn.directions import singular_directions as singular_directions
     from steerbench.learn.directions import toward_preferred as toward_preferred
+    from steerbench.learn.edit_training import EditTraining as EditTraining
+    from steerbench.learn.edit_training import TrainedEdits as TrainedEdits
+    from steerbench.learn.edit_training import TrainedVector as TrainedVector
+    from steerbench.learn.edit_training import Trial as Trial
+    from steerbench.learn.edit_training import leaf as leaf
+    from steerbench.learn.edit_training import train_edits as train_edits
     from steerbench.learn.layers import block_at as block_at
     from steerbench.learn.layers import elbow as elbow
     from steerbench.learn.layers import middle_layer as middle_layer
+    from steerbench.learn.losses import DPO as DPO
+    from steerbench.learn.losses import BidirectionalDPO as BidirectionalDPO
+    from steerbench.learn.losses import ScaledSimPO as ScaledSimPO
+    from steerbench.learn.losses import imitation as imitation
     from steerbench.learn.pairs import PairSource as PairSource
     from steerbench.learn.prompt_classes import Condition as Condition
     from steerbench.learn.prompt_classes import PromptClass as PromptClass
