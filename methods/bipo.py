@@ -13,8 +13,8 @@ log 2.
 Differences from the authors' code (CaoYuanpu/BiPO @cef1d00):
 - `lr` is in units of the state, a share of the root mean square of its components at the block, so that it carries over
   to another model; theirs is 5e-4 for Llama-2-7B and Mistral-7B, whatever the states;
-- two passes over the pairs by default, theirs up to 100, of which the published vectors are epochs 5 to 20. One group of
-  prompts in five is held out, and the epoch with the lowest loss there is kept; theirs reports both splits and keeps all;
+- two passes over the pairs by default, theirs up to 100, of which the published vectors are epochs 5 to 20. One group
+  of prompts in five is held out, and the epoch with the lowest loss there is kept; theirs reports it and keeps all;
 - the warm-up is a tenth of all steps; theirs is 100 steps. Mini-batches hold pairs of about one length;
 - their training adds v to every position of prompt and reply, as `scope=all` does here in training and use.
 

@@ -137,7 +137,7 @@ def test_a_batch_that_does_not_fit_is_halved_once_and_counted_once() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return DPO()(pairs, trial)
 
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="memory"):
         torch.testing.assert_close(trained(context, training, scarce)[0], whole, rtol=1e-3, atol=1e-4)
     assert failed == [2]
 

@@ -39,7 +39,7 @@ class Planted(NamedTuple):
 
 
 def planted(seed: int, *, layer: int = 2, head: int = 2, pairs: int = 64) -> Planted:
-    """Return a tiny model whose LM head reads a direction, which one attention head writes, and pairs of letters.
+    """Return a tiny model whose LM head reads a direction, which one attention head alone writes, and pairs of letters.
 
     Adam moves all parameters about equally far: the components of what is planted are all of one size.
     """
@@ -52,6 +52,9 @@ def planted(seed: int, *, layer: int = 2, head: int = 2, pairs: int = 64) -> Pla
     weight = model.lm_head.weight.data
     weight[list(GOOD)] += 3 * u
     weight[list(BAD)] -= 3 * u
+    for block in model.model.layers:  # nothing else writes it
+        for writer in (block.self_attn.o_proj.weight.data, block.mlp.down_proj.weight.data):
+            writer.sub_(torch.outer(u, u @ writer))
     projection = model.model.layers[layer].self_attn.o_proj.weight.data
     projection[:, head * width : (head + 1) * width] += 3 * torch.outer(u, w)
     given = [Pair(*(Tokens((3, 100 + i), _letters(kind, generator)) for kind in (GOOD, BAD))) for i in range(pairs)]
