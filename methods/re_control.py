@@ -26,9 +26,12 @@ rollouts would give one step per epoch. `td_lambda=1` is Monte-Carlo; `terminal=
 limit: without it the validation rollouts say when to end. `layers=1` makes V linear, and u
 a constant logit bias. `step_size` does not carry over to another model, reward or value function; `relative_norm`
 replaces it by a scale-free one, the step at which the median of |u| / |o| over states of the rollouts has this value.
+`target` is the stopping rule of Pre-Control (arXiv 2510.12121), which steers to a wanted value instead of up: a token's
+state is moved until V reaches it, and one that is there already not at all. Pre-Control takes steps of AdamW along the
+gradient of (V - target)^2 with weights shared by a batch; here they are RE-Control's, and a row is moved by itself.
 
 Cost: one response to each training prompt, and one pass over it, to fit. Per token, `n_steps` times three products of a
-vector with a hidden x hidden matrix, or one where the network has two layers: `steerbench/ascent.py`.
+vector with a hidden x hidden matrix, or one where the network has two layers: `steerbench/steering/ascent.py`.
 
 Pitfalls: V is climbed, so it finds what fools the reward: read the held-out reward beside it. A fit amplifies rounding:
 another batch size or device is like another seed.
@@ -41,8 +44,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
-from steerbench.edits import Ascent, PlacedEdit, Site
+from steerbench.edits import Ascent, PlacedEdit
 from steerbench.learn import Training, rollout_value, step_for
+from steerbench.learn.valuation import FINAL
 
 
 class Published(NamedTuple):
@@ -59,7 +63,6 @@ PUBLISHED = {
     "shp_vicuna": Published(2, 1.0, 50),
     "shp_llama3": Published(2, 1.0, 30),
 }
-FINAL = Site("final")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,7 @@ class REControl(Steerer):
     - `step_size`: of the ascent, in units of state per gradient
     - `n_steps`: of the ascent, for each token
     - `relative_norm`: replaces step_size: median length of the ascent as a share of that of the state
+    - `target`: value at which a token's ascent ends, in standard deviations over the rollouts' mean; None: never
     - `layers`: of the value function; 1 is linear
     - `hidden`: units of its hidden layers; None: 4096, or the width of the state where that is less
     - `td_lambda`: 0 learns from the next state alone, 1 from the reward alone
@@ -90,6 +94,7 @@ class REControl(Steerer):
     step_size: float | None = None
     n_steps: int | None = None
     relative_norm: float | None = None
+    target: float | None = None
     layers: int | None = None
     hidden: int | None = None
     td_lambda: float = 0.95
@@ -110,8 +115,9 @@ class REControl(Steerer):
         value = rollout_value(context, training)
         if self.relative_norm is not None:
             step_size = step_for(value.function, value.sample, n_steps, self.relative_norm)
-        context.report.update(value.report, step_size=step_size, n_steps=n_steps)
-        return Steering(edits=(PlacedEdit(FINAL, Ascent(*value.function, step_size, n_steps)),))
+        target = None if self.target is None else value.reward_mean + self.target * value.reward_spread
+        context.report.update(value.report, step_size=step_size, n_steps=n_steps, target=target)
+        return Steering(edits=(PlacedEdit(FINAL, Ascent(*value.function, step_size, n_steps, target)),))
 
     def _training(self, published_layers: int) -> Training:
         return Training(

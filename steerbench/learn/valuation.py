@@ -7,7 +7,7 @@ from torch import Tensor
 
 from steerbench.errors import SteerbenchError
 from steerbench.learn.context import FitContext
-from steerbench.learn.value import Split, Training, ValueFunction, calibration, train_value
+from steerbench.learn.value import Also, Split, Training, ValueFunction, calibration, train_value
 from steerbench.models.sites import Site
 
 FINAL = Site("final")
@@ -21,6 +21,9 @@ class RolloutValue(NamedTuple):
     function: ValueFunction
     sample: Tensor
     """(states, width), on the model's device."""
+    reward_mean: float
+    reward_spread: float
+    """Mean and standard deviation of the rewards of the rollouts."""
     report: dict[str, Any]
 
 
@@ -29,10 +32,14 @@ def rollout_value(context: FitContext, training: Training) -> RolloutValue:
 
     Raises SteerbenchError where no rollout has a token.
     """
-    return context.once(("value function", context.seed, training), lambda: _train(context, training))
+    return context.once(("value function", context.seed, training), lambda: value_of_rollouts(context, training))
 
 
-def _train(context: FitContext, training: Training) -> RolloutValue:
+def value_of_rollouts(context: FitContext, training: Training, also: Also | None = None) -> RolloutValue:
+    """Train a value function as `rollout_value` does, anew, with what `also` adds to its loss: see `train_value`.
+
+    The rollouts of `also` are those of `context.rollouts()` that have a token, in order.
+    """
     rollouts = [r for r in context.rollouts() if r.tokens.response]
     if not rollouts:
         raise SteerbenchError("no rollout has a token to learn from; raise --max-new-tokens or --n-train.")
@@ -41,7 +48,7 @@ def _train(context: FitContext, training: Training) -> RolloutValue:
     split = Split.of([r.group for r in rollouts], context.generator("split"))
     generator, device = context.generator("value"), context.lm.device
     fitted = train_value(
-        states, rewards, split, training, generator=generator, device=device, progress=context.progress
+        states, rewards, split, training, generator=generator, device=device, progress=context.progress, also=also
     )
     report = {
         "rollouts": {name: len(rows) for name, rows in split._asdict().items()},
@@ -52,4 +59,5 @@ def _train(context: FitContext, training: Training) -> RolloutValue:
     }
     (some,) = states.batches(range(64), 64, context.generator("sample"))
     chosen = torch.randperm(len(some.states), generator=context.generator("states"))[:SAMPLE]
-    return RolloutValue(fitted.value, some.states[chosen].to(device), report)
+    sample = some.states[chosen].to(device)
+    return RolloutValue(fitted.value, sample, float(rewards.mean()), float(rewards.std(correction=0)), report)

@@ -8,7 +8,7 @@ et al. 2024, arXiv 2406.05954, section 4; Sutton and Barto, chapter 12, for TD(l
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
@@ -28,6 +28,9 @@ from steerbench.steering.ascent import Ascent
 STEPS = 30_000
 """Steps of Adam that end a training which still improves: the published 100 epochs of 161,000 rollouts are 31,400."""
 PUBLISHED_EPOCHS = 100
+Also = Callable[[Callable[[Tensor], Tensor], Sequence[int]], Tensor]
+"""Takes V as a function of states (..., width), in units in which rewards have mean 0 and standard deviation 1, and the
+rollouts of a mini-batch; returns a loss."""
 DIVERGED = "training of the value function diverged; lower its learning rate."
 
 
@@ -118,7 +121,7 @@ class Split(NamedTuple):
         return cls(train, validation, report)
 
 
-def train_value(
+def train_value(  # noqa: PLR0913 - the settings of one call, each by name
     states: States,
     rewards: Tensor,
     split: Split,
@@ -127,12 +130,14 @@ def train_value(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
+    also: Also | None = None,
 ) -> Fitted:
     """Train on rollouts and keep the epoch that predicts the rewards of the validation rollouts best.
 
-    `rewards` is (rollouts,). Without validation rollouts the last epoch is kept. Validation measures the squared error
-    of V against the reward over all states, which the true value function minimises; the loss of TD(0) would not do,
-    for a constant has a low one, too. Raises SteerbenchError if training diverges.
+    `rewards` is (rollouts,). What `also` gives for the rollouts of a mini-batch is added to its loss. Without
+    validation rollouts the last epoch is kept. Validation measures the squared error of V against the reward over all
+    states, which the true value function minimises; the loss of TD(0) would not do, for a constant has a low one, too.
+    Raises SteerbenchError if training diverges.
     """
     data = _Data(states, rewards, split.train, device)
     network = _fresh(data.width, training, generator, device)
@@ -144,7 +149,10 @@ def train_value(
         for epoch in range(epochs):
             for batch, goals in data.batches(split.train, training.batch_size, generator):
                 optimizer.zero_grad()
-                torch.autograd.backward(loss(network, batch, goals, training))
+                total = loss(network, batch, goals, training)
+                if also is not None:
+                    total = total + also(lambda states: network(data.scaled(states)), batch.rows)
+                torch.autograd.backward(total)
                 optimizer.step()
             advance(1)
             if not split.validation:
@@ -231,10 +239,11 @@ class _Data:
         """Yield states and rewards in training units, on the device."""
         for batch in self._states.batches(rows, size, generator):
             goals = (self._rewards[batch.rows] - self.reward_mean) / (self.reward_scale or 1.0)
-            yield (
-                batch._replace(states=(batch.states.to(self._device) - self.mean) / self.scale),
-                goals.to(self._device),
-            )
+            yield batch._replace(states=self.scaled(batch.states)), goals.to(self._device)
+
+    def scaled(self, states: Tensor) -> Tensor:
+        """Return states, (..., width), in training units on the device."""
+        return (states.to(self._device) - self.mean) / self.scale
 
     def folded(self, network: ValueFunction) -> ValueFunction:
         """Return the network as a function of raw states, in units of the reward, on the CPU."""

@@ -31,11 +31,19 @@ class Ascent(Edit):
 
     V is a ReLU network of one to three linear maps: `weights[i]` is (out, in), `biases[i]` (out,), and the last map has
     one output. `step_size` is in squared units of the state per unit of value. With one map V is linear, u a constant.
+    With a `target`, in units of V, no step is taken from where V has reached it.
     """
 
     gram: Tensor
 
-    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor], step_size: float, n_steps: int) -> None:
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        step_size: float,
+        n_steps: int,
+        target: float | None = None,
+    ) -> None:
         super().__init__()
         if not 1 <= len(weights) <= 3 or len(weights) != len(biases):
             raise ValueError(f"a value network has 1 to 3 linear maps, not {len(weights)} with {len(biases)} biases")
@@ -47,7 +55,7 @@ class Ascent(Edit):
         _check_chain(weights, biases)
         if len(weights) > 1:
             self.register_buffer("gram", weights[0].float() @ weights[0].float().T, persistent=False)
-        self.depth, self.step_size, self.n_steps = len(weights), step_size, n_steps
+        self.depth, self.step_size, self.n_steps, self.target = len(weights), step_size, n_steps, target
         self._graph: _Graph | None = None
 
     @property
@@ -73,11 +81,18 @@ class Ascent(Edit):
         """Return u for each state; x and u are (rows, width)."""
         weights, biases = ([t.to(x.dtype) for t in tensors] for tensors in (self.weights, self.biases))
         if self.depth == 1:
-            return (self.n_steps * self.step_size * weights[0]).expand_as(x)
+            return self._steps(x, weights[0], biases[0]) * (self.step_size * weights[0])
         z = torch.addmm(biases[0], x, weights[0].T)
         climb = _one_hidden_layer if self.depth == 2 else _two_hidden_layers
-        total = climb(z, self.gram.to(x.dtype), weights, biases, self.step_size, self.n_steps)
+        total = climb(z, self.gram.to(x.dtype), weights, biases, self.step_size, self.n_steps, self.target)
         return self.step_size * (total @ weights[0])
+
+    def _steps(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return how many steps up a linear V are taken from each state, (rows, 1): each adds as much to V."""
+        if self.target is None:
+            return torch.full_like(x[:, :1], self.n_steps)
+        missing = (self.target - torch.addmm(bias, x, weight.T)) / (self.step_size * weight.square().sum())
+        return missing.nan_to_num(0.0).ceil().clamp(0, self.n_steps)
 
     def _captured(self, x: Tensor) -> Tensor:
         """Replay the loop as a CUDA graph: it is bound by memory traffic then, not by launching kernels."""
@@ -98,19 +113,35 @@ def _check_chain(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
 
 
 def _one_hidden_layer(
-    z: Tensor, gram: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], step_size: float, n_steps: int
+    z: Tensor,
+    gram: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    step_size: float,
+    n_steps: int,
+    target: float | None,
 ) -> Tensor:
     """Return the sum over all steps of the gradient with respect to z, (rows, hidden)."""
     w, total = weights[1].expand_as(z), torch.zeros_like(z)
     product = _masked_product(weights[1][0], gram, z)
     for _ in range(n_steps):
-        total += _where_active(w, z)
-        z = torch.add(z, product(z), alpha=step_size)
+        gradient, step = _where_active(w, z), product(z)
+        if target is not None:
+            below = _below(target, z, weights, biases)
+            gradient, step = gradient * below, step * below
+        total += gradient
+        z = torch.add(z, step, alpha=step_size)
     return total
 
 
 def _two_hidden_layers(
-    z: Tensor, gram: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], step_size: float, n_steps: int
+    z: Tensor,
+    gram: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    step_size: float,
+    n_steps: int,
+    target: float | None,
 ) -> Tensor:
     """Return the same for two hidden layers, where z belongs to the first."""
     total = torch.zeros_like(z)
@@ -118,9 +149,16 @@ def _two_hidden_layers(
     for _ in range(n_steps):
         z2 = torch.addmm(biases[1], z.relu(), weights[1].T)
         gradient = _where_active(product(z2), z)
+        if target is not None:
+            gradient = gradient * _below(target, z2, weights, biases)
         total += gradient
         z = torch.addmm(z, gradient, gram.T, alpha=step_size)  # symmetric; this way round is faster on a CPU
     return total
+
+
+def _below(target: float, z: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """Return 1 where V is below the target and 0 elsewhere, (rows, 1); `z` belongs to the last hidden layer."""
+    return (torch.addmm(biases[-1], z.relu(), weights[-1].T) < target).to(z.dtype)
 
 
 def _where_active(x: Tensor, z: Tensor) -> Tensor:

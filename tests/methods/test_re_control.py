@@ -1,7 +1,6 @@
 """RE-Control and its static relative: against their formulas, and the equivalences that hold for special cases."""
 
 import itertools
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

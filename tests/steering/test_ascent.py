@@ -132,6 +132,30 @@ def test_each_position_climbs_by_itself(depth: int) -> None:
         assert bool((value(whole) > value(h)).all())
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("flips_from", [1, 10**9])
+def test_a_row_stops_where_it_has_reached_the_target(
+    depth: int, flips_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row after the other, by autograd in float64: a step is taken while V is below the target, and no other."""
+    monkeypatch.setattr(module, "FLIPS_FROM", flips_from)
+    value, o = network(depth, 12, 16, depth).double(), torch.randn(20, 12, dtype=torch.float64)
+    maps = [m for m in value if isinstance(m, nn.Linear)]
+    with torch.no_grad():
+        target = float(value(o).median()) + 0.05
+    step, taken, wanted = step_of(value, o, 10, 0.5), [], torch.zeros_like(o)
+    for i, row in enumerate(o):
+        x, steps = row[None], 0
+        while steps < 10 and float(value(x)) < target:
+            x, steps = x + by_autograd(value, x, step, 1), steps + 1
+        wanted[i] = (x - row)[0]
+        taken.append(steps)
+    edit = Ascent([m.weight.detach() for m in maps], [m.bias.detach() for m in maps], step, 10, target)
+    torch.testing.assert_close(edit.double().shift(o), wanted, rtol=1e-5, atol=1e-6)
+    assert min(taken) == 0 < len(set(taken)) - 1
+    torch.testing.assert_close(edit.shift(o[3:4]), wanted[3:4], rtol=1e-5, atol=1e-6)
+
+
 def test_u_is_added_up_in_float32() -> None:
     """30 increments of 2e-4 move a half-precision state of 1.5 by 6e-3; added one by one they would vanish."""
     edit = Ascent([torch.full((1, 4), 2e-4)], [torch.zeros(1)], 1.0, 30)
