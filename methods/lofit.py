@@ -82,10 +82,11 @@ class HeadBias(Edit):
 
 
 class Learned(NamedTuple):
-    """Biases by layer, (width of z,), the mean length of z there, and what there is to say about their training."""
+    """Layers, the bias of each, (width of z,), the mean length of z there, and what there is to say of the training."""
 
-    vectors: dict[int, Tensor]
-    lengths: dict[int, float]
+    layers: list[int]
+    vectors: list[Tensor]
+    lengths: list[float]
     report: dict[str, Any]
 
 
@@ -138,7 +139,10 @@ class LoFiT(Steerer):
         context.report.update(
             learned.report, heads=[list(h) for h in ranked[:count]], heads_of_model=len(ranked), scale=scale
         )
-        edits = (PlacedEdit(Site("z", i), Add(scale * v, self.strength), "all") for i, v in learned.vectors.items())
+        edits = (
+            PlacedEdit(Site("z", i), Add(scale * v, self.strength), "all")
+            for i, v in zip(learned.layers, learned.vectors, strict=True)
+        )
         return Steering(edits=tuple(edits))
 
     def _ranked(self, context: FitContext, sample: Mapping[Site, Contrast]) -> list[tuple[int, int]]:
@@ -169,8 +173,9 @@ class LoFiT(Steerer):
         square = [sample[p.site].mean_length ** 2 / sample[p.site].preferred.shape[1] for p in edits]
         training = self._training(self.lr * (sum(square) / len(square)) ** 0.5, self.epochs)
         found = train_edits(context, edits, DPO(self.beta) if self.loss == "dpo" else imitation, training)
-        vectors = {p.site.layer or 0: c.cpu() for p in edits if (c := p.edit.constant()) is not None}
-        return Learned(vectors, {p.site.layer or 0: sample[p.site].mean_length for p in edits}, found.report())
+        vectors = [c.cpu() for p in edits if (c := p.edit.constant()) is not None]
+        lengths = [sample[p.site].mean_length for p in edits]
+        return Learned([p.site.layer or 0 for p in edits], vectors, lengths, found.report())
 
     def _sparse(self, factors: Sequence[Tensor]) -> Any:
         plain = DPO(self.beta) if self.loss == "dpo" else imitation
@@ -187,5 +192,5 @@ class LoFiT(Steerer):
         """Return what the biases are multiplied with to have the length that was asked for."""
         if self.relative_norm is None:
             return 1.0
-        shares = [float(v.norm()) / learned.lengths[layer] for layer, v in learned.vectors.items()]
+        shares = [float(v.norm()) / length for v, length in zip(learned.vectors, learned.lengths, strict=True)]
         return self.relative_norm / max(sum(shares) / len(shares), 1e-12)

@@ -68,12 +68,15 @@ def test_steps_across_a_linear_function_are_one_addition() -> None:
 
 
 def test_it_raises_the_log_odds_of_states_it_did_not_see() -> None:
-    """Preferred states lie in both directions of an axis, others near 0: no single shift tells them apart."""
-    axis, noise = torch.eye(16)[0], torch.randn(400, 16, generator=GENERATOR)
-    side = torch.randn(200, generator=GENERATOR).sign()[:, None]
-    sides = Contrast(noise[:200] + 4 * side * axis, noise[200:])
+    """Preferred states lie in both directions of an axis, others near 0: no single shift tells them apart.
+
+    Features are small, a tenth of products of components of a unit vector, so that the penalty is strong.
+    """
+    axis, noise = torch.eye(16)[0], torch.randn(200, 16, generator=GENERATOR)
+    half = Contrast(noise[:100] + 4 * axis, noise[100:])
+    sides = Contrast(*(torch.cat([rows, -rows]) for rows in half))
     found = module.classifier(sides, 2000, 0)
-    assert found.accuracy > 0.9
+    assert found.accuracy > 0.7
     fresh = torch.randn(50, 16, generator=GENERATOR)
     fresh[:, 0] = fresh[:, 0].sign() * 0.5
     moved = module.Flow(found.form, found.linear, 2.0, 10)(fresh, None)

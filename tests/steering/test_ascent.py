@@ -146,7 +146,7 @@ def test_a_row_stops_where_it_has_reached_the_target(
     step, taken, wanted = step_of(value, o, 10, 0.5), [], torch.zeros_like(o)
     for i, row in enumerate(o):
         x, steps = row[None], 0
-        while steps < 10 and float(value(x)) < target:
+        while steps < 10 and value(x).item() < target:
             x, steps = x + by_autograd(value, x, step, 1), steps + 1
         wanted[i] = (x - row)[0]
         taken.append(steps)
