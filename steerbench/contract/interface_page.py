@@ -22,7 +22,8 @@ PAGES = {
         "steerbench.learn": (
             "Rollout Response Pair Tokens Pool PairSource contrast contrasts Contrast difference_of_means "
             "principal_difference singular_directions at_relative_norm middle_layer block_at Condition PromptClass "
-            "prompt_class prompt_states held_out_measures best_threshold label_scores States"
+            "prompt_class prompt_states held_out_measures best_threshold label_scores States "
+            "train_edits EditTraining TrainedEdits Trial leaf DPO BidirectionalDPO ScaledSimPO imitation"
         ),
         "steerbench.edits": (
             "Site PlacedEdit Scope Edit PerPosition RankedEdit Gate GatePool ConditionGate Add AddInFront Ablate Gated "
