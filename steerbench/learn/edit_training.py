@@ -101,6 +101,7 @@ class Trial:
     """What a loss may ask of the model under the edits that are being trained."""
 
     lm: LanguageModel
+    """The frozen model."""
     edits: Sequence[PlacedEdit]
     """Those being trained; others made of the same tensors may be given instead."""
     batch_size: int
@@ -108,6 +109,7 @@ class Trial:
     generator: torch.Generator | None
     """For what a loss draws at a step of training. None where pairs held out are scored: draw nothing then."""
     unsteered: Callable[[], dict[Tokens, float]]
+    """What `reference` looks up: the log-probability of each response by the unsteered model."""
 
     def log_probs(self, replies: Sequence[Tokens], edits: Sequence[PlacedEdit] | None = None) -> Tensor:
         """Return the log-probability of each whole response under the edits, (replies,), with gradients."""

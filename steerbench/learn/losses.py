@@ -31,6 +31,7 @@ class DPO:
     """
 
     beta: float = 0.1
+    """How dear it is to leave the unsteered model."""
 
     def __call__(self, pairs: Sequence[Pair], trial: Trial) -> Tensor:
         """Return the loss of each pair."""
@@ -46,9 +47,11 @@ class BidirectionalDPO:
     """
 
     forward: Sequence[PlacedEdit]
+    """The edits at d = 1."""
     backward: Sequence[PlacedEdit]
     """Made of the same tensors as `forward`, with the strength turned round."""
     beta: float = 0.1
+    """How dear it is to leave the unsteered model."""
 
     def __call__(self, pairs: Sequence[Pair], trial: Trial) -> Tensor:
         """Return the loss of each pair."""
