@@ -18,13 +18,18 @@ Differences from the authors' code (CaoYuanpu/BiPO @cef1d00):
 - the warm-up is a tenth of all steps; theirs is 100 steps. Mini-batches hold pairs of about one length;
 - their training adds v to every position of prompt and reply, as `scope=all` does here in training and use.
 
-Defaults: beta 0.1, AdamW with weight decay 0.05, cosine, four pairs in a step, layer 15 of 32, or the same depth.
+Defaults: beta 0.1, AdamW with weight decay 0.05, cosine, layer 15 of 32, or the same depth; 16 pairs in a step, theirs
+4: on the testbed, whose replies differ in much that is of no matter, steps of four pairs hardly got beyond their noise.
 `relative_norm` gives the vector a length of its own; the fit, which is dear, is done once for all lengths.
 
 Cost: to fit, two epochs of forward and backward passes over both replies of each pair, and one forward pass for the
-unsteered model: FIT. To steer, one addition per token.
+unsteered model: 135 s of CPU time on the testbed with 512 pairs, on one thread of a busy machine. To steer, one addition
+per token.
 
-MEASURED
+On the testbed training ends before the vector is as long as the loss on pairs held out wants it: a tenth of the state's
+length, where eight tenths have a lower loss. On 64 validation prompts of HH-RLHF, one seed, greedy, gold gains +0.16
+(+/- 0.11) as learned, +0.42 (+/- 0.24) at 0.2 of the state's length and +0.71 (+/- 0.27) at 0.4, and both rewards as
+much.
 
 Pitfalls: it learns what tells w from l, length and format included. Without a length of its own the vector is as long
 as training left it, which depends on `lr` and `epochs`: tune `relative_norm`.
@@ -78,9 +83,9 @@ class BiPO(Steerer):
     relative_norm: float | None = None
     layer: int | float | None = None
     beta: float = 0.1
-    lr: float = 5e-3
+    lr: float = 0.06
     epochs: int = 2
-    batch_size: int = 4
+    batch_size: int = 16
     scope: Literal["all", "response"] = "all"
 
     def fit(self, context: FitContext) -> Steering:

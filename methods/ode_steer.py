@@ -15,7 +15,7 @@ States are those of replies to preference pairs (`pool`). Their decoding with a 
 Defaults: 5 units of way in 10 steps, layer 13 of 32 or the same depth, 8,000 features; penalty of the regression
 scikit-learn's, C = 1. `relative_norm` replaces `time` by a share of the mean length of the states, which carries over.
 
-Cost: one forward pass per reply and a logistic regression to fit: FIT. Per token `n_steps` products of the state with a
+Cost: one forward pass per reply and a logistic regression to fit, 16 s of CPU time on the testbed. Per token `n_steps` products of the state with a
 width x width matrix.
 
 MEASURED

@@ -125,5 +125,5 @@ def last_states(context: FitContext) -> dict[int, Tensor]:
     preferred, other = (context.activations(FINAL, [pairs[i][side] for i in rows], LAST) for side in (0, 1))
     ends: dict[int, Tensor] = {}
     for batch in context.states(FINAL, [tokens for _, tokens in drawn]).batches(range(len(drawn)), 64):
-        ends.update(zip(batch.rows, (one[-1] for one in batch.states.split(batch.lengths)), strict=True))
+        ends.update(zip(batch.rows, (one[-1] for one in torch.split(batch.states, batch.lengths)), strict=True))
     return {i: torch.stack([ends[i], w, o]) for i, w, o in zip(rows, preferred, other, strict=True)}

@@ -64,7 +64,8 @@ class LowRank(Edit):
 
     def rows(self) -> Tensor:
         """Return R, (rank, width)."""
-        return torch.linalg.qr(self.get_buffer("rotation").T)[0].T
+        columns: Tensor = torch.linalg.qr(self.get_buffer("rotation").T)[0]
+        return columns.T
 
     def forward(self, h: Tensor, state: Tensor) -> Tensor:
         """Edit the positions that the state marks."""
@@ -75,7 +76,9 @@ class LowRank(Edit):
 class Learned(NamedTuple):
     """The tensors of the edit, and what there is to say about their training."""
 
-    tensors: list[Tensor]
+    rotation: Tensor
+    change: Tensor
+    bias: Tensor
     report: dict[str, Any]
 
 
@@ -112,7 +115,7 @@ class ReFT(Steerer):
         key = ("edit", context.seed, site, self.rank, self.positions, self.lr, self.epochs, self.batch_size)
         learned = context.once(key, lambda: self._learn(context, site))
         context.report.update(learned.report)
-        edit = LowRank(*learned.tensors, self.positions, self.strength)
+        edit = LowRank(*learned[:3], positions=self.positions, strength=self.strength)
         return Steering(edits=(PlacedEdit(site, edit, "prompt"),))
 
     def _learn(self, context: FitContext, site: Site) -> Learned:
@@ -121,8 +124,8 @@ class ReFT(Steerer):
             raise SteerbenchError(f"rank={self.rank} is outside 1..{width}, the width of {site}.")
         drawn = torch.randn(self.rank, width, generator=context.generator("rotation"))
         first = (torch.linalg.qr(drawn.T)[0].T, torch.zeros(self.rank, width), torch.zeros(self.rank))
-        tensors = [leaf(context.lm, site, t) for t in first]
-        edits = [PlacedEdit(site, LowRank(*tensors, self.positions), "prompt")]
+        rotation, change, bias = (leaf(context.lm, site, t) for t in first)
+        edits = [PlacedEdit(site, LowRank(rotation, change, bias, self.positions), "prompt")]
         training = EditTraining(lr=self.lr, batch_size=self.batch_size, epochs=self.epochs, warmup=0.1, decay="linear")
         found = train_edits(context, edits, imitation, training)
-        return Learned([t.cpu() for t in tensors], found.report())
+        return Learned(rotation.cpu(), change.cpu(), bias.cpu(), found.report())

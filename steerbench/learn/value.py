@@ -243,7 +243,8 @@ class _Data:
 
     def scaled(self, states: Tensor) -> Tensor:
         """Return states, (..., width), in training units on the device."""
-        return (states.to(self._device) - self.mean) / self.scale
+        scaled: Tensor = (states.to(self._device) - self.mean) / self.scale
+        return scaled
 
     def folded(self, network: ValueFunction) -> ValueFunction:
         """Return the network as a function of raw states, in units of the reward, on the CPU."""

@@ -227,7 +227,7 @@ def test_what_cannot_be_trained_is_told(llama: LanguageModel) -> None:
 
 def test_the_learning_rate_rises_and_falls() -> None:
     rates = {
-        decay: [EditTraining(lr=1, batch_size=1, epochs=1, warmup=0.2, decay=decay).rate(i, 10) for i in range(10)]  # type: ignore[arg-type]
+        decay: [EditTraining(lr=1, batch_size=1, epochs=1, warmup=0.2, decay=decay).rate(i, 10) for i in range(10)]
         for decay in ("constant", "linear", "cosine")
     }
     assert rates["constant"] == pytest.approx([1 / 3, 2 / 3] + [1] * 8)

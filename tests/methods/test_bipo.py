@@ -67,7 +67,7 @@ def test_the_reversed_vector_wants_the_reversed_pair(llama: LanguageModel) -> No
 def test_it_finds_the_planted_direction(seed: int) -> None:
     """Adam moves all components about equally far, so the planted one has components of equal size."""
     there = planted(seed)
-    steering = load("methods", "bipo")(layer=2, lr=0.05).fit(there.context)  # type: ignore[call-arg]
+    steering = load("methods", "bipo")(layer=2, lr=0.05, batch_size=4).fit(there.context)  # type: ignore[call-arg]
     (placed,) = steering.edits
     assert isinstance(placed.edit, Add)
     assert float(torch.cosine_similarity(placed.edit.vector, there.residual, dim=0)) >= 0.9

@@ -80,7 +80,7 @@ def test_a_length_of_its_own_is_shared_by_the_layers() -> None:
     plain, scaled = (LoFiT(n_heads=4, epochs=1, relative_norm=r).fit(context) for r in (None, 0.3))
     ratios = {
         float((b.edit.constant() / a.edit.constant()).nanmean()) for a, b in zip(plain.edits, scaled.edits, strict=True)
-    }  # type: ignore[operator]
+    }
     assert max(ratios) == pytest.approx(min(ratios), rel=1e-4) == pytest.approx(context.report["scale"], rel=1e-4)
 
 

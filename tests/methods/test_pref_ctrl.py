@@ -48,7 +48,8 @@ def test_each_reply_has_its_own_last_state(llama: LanguageModel) -> None:
 
 def test_the_loss_is_that_of_the_formula(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    real = valuation.train_value
+    home: Any = valuation
+    real = home.train_value
 
     def train_value(*args: Any, also: Any, **settings: Any) -> Any:
         seen.append(also)
