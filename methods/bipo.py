@@ -23,8 +23,8 @@ Defaults: beta 0.1, AdamW with weight decay 0.05, cosine, layer 15 of 32, or the
 `relative_norm` gives the vector a length of its own; the fit, which is dear, is done once for all lengths.
 
 Cost: to fit, two epochs of forward and backward passes over both replies of each pair, and one forward pass for the
-unsteered model: 135 s of CPU time on the testbed with 512 pairs, on one thread of a busy machine. To steer, one addition
-per token.
+unsteered model: 135 s of CPU time on the testbed with 512 pairs, on one thread of a busy machine. To steer, one
+addition per token.
 
 On the testbed training ends before the vector is as long as the loss on pairs held out wants it: a tenth of the state's
 length, where eight tenths have a lower loss. On 64 validation prompts of HH-RLHF, one seed, greedy, gold gains +0.16

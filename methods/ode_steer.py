@@ -15,10 +15,13 @@ States are those of replies to preference pairs (`pool`). Their decoding with a 
 Defaults: 5 units of way in 10 steps, layer 13 of 32 or the same depth, 8,000 features; penalty of the regression
 scikit-learn's, C = 1. `relative_norm` replaces `time` by a share of the mean length of the states, which carries over.
 
-Cost: one forward pass per reply and a logistic regression to fit, 16 s of CPU time on the testbed. Per token `n_steps` products of the state with a
-width x width matrix.
+Cost: one forward pass per reply and a logistic regression to fit, 16 s of CPU time on the testbed. Per token `n_steps`
+products of the state with a width x width matrix.
 
-MEASURED
+On the testbed, whose states are 810 long in the third block, 5 units of way do nothing. On 64 validation prompts of
+HH-RLHF, one seed, greedy, gold gains +0.10 (+/- 0.14) at 0.4 of the state's length, and +0.38 (+/- 0.22) from the
+second block with `pool=last_response`. With unit states and this gamma the features are so small that the penalty
+leaves little but the difference of their means.
 
 Pitfalls: `time` does not carry over between models. The classifier is content with format, as every probe is, and far
 from the states it knows its gradient says nothing.

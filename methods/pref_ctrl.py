@@ -17,9 +17,7 @@ Differences from the authors' code (UTS-nlPUG/pref-ctrl), beside those of `re_co
 Defaults: both weights 1; steps as published, 0.5 with 50 iterations; layers, network and training as in `re_control`,
 and `relative_norm` as there.
 
-Cost: to fit, that of `re_control` and a forward pass over both replies of each pair: FIT. Per token as `re_control`.
-
-MEASURED
+Cost: to fit, that of `re_control` and a forward pass over both replies of each pair. Per token as `re_control`.
 
 Pitfalls: those of `re_control`. The margin sees states after replies that the model would not write, and the ascent
 starts from states that it does.

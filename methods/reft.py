@@ -19,8 +19,6 @@ two epochs, theirs 6 to 12; layer 15 of 32 or the same depth.
 Cost: to fit, two epochs of forward and backward passes over the preferred reply of each pair. To steer, two products of
 rank `rank` with the states of 14 prompt positions, and nothing per token.
 
-MEASURED
-
 Pitfalls: it imitates the preferred replies, and learns nothing from the others. It is fine-tuning: unfair beside
 directions that are read off.
 

@@ -21,9 +21,7 @@ Defaults: factors 2 to 20 as published, one epoch, learning rate falling linearl
 the same depth. `strength` is such a factor: theirs is chosen on data held out, ours by tuning `relative_norm`.
 
 Cost: to fit, forward and backward passes over both replies of each pair, steered and nulled, and one forward pass for
-the unsteered model: FIT. To steer, one addition per token.
-
-MEASURED
+the unsteered model. To steer, one addition per token.
 
 Pitfalls: nothing holds the vector near the unsteered model; strong factors write badly.
 
