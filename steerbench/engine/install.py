@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from steerbench.engine.hooks import hook
 from steerbench.engine.positions import Positions, Rearrangement
-from steerbench.engine.ranked import decided
+from steerbench.engine.ranked import InRows, decided
 from steerbench.errors import SteerbenchError
 from steerbench.models.sites import Anatomy, Place, Site
 from steerbench.steering.additions import Add
@@ -50,7 +50,10 @@ class Editor:
         positions.follow(self._rearrange)
 
     def _rearrange(self, change: Rearrangement) -> None:
-        """Let the state of each edit follow its rows."""
+        """Let the state of each edit, and where its gate is open, follow its rows."""
+        for edit, _ in self._edits:
+            if isinstance(edit, InRows):
+                edit.follow(change.rows)
         self._states = [
             _follow_rows(edit, state, change) for (edit, _), state in zip(self._edits, self._states, strict=False)
         ]

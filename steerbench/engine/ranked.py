@@ -35,17 +35,23 @@ class _Begun(Edit):
         return edited
 
 
-class _InRows(Edit):
+class InRows(Edit):
     """An edit that acts on some rows; the others stay as they are, bit for bit."""
 
     def __init__(self, edit: Edit, rows: Tensor) -> None:
         super().__init__()
         self.edit, self.rows = edit, rows[:, None, None]
 
+    def follow(self, rows: Tensor) -> None:
+        """Take over the rows of a batch that is made of some rows of the one before."""
+        self.rows = self.rows[rows.to(self.rows.device)]
+
     def start(self, prompt: Tensor, mask: Tensor) -> Any:
+        """Start the edit in every row."""
         return self.edit.start(prompt, mask)
 
     def forward(self, h: Tensor, state: Any) -> Tensor:
+        """Edit the rows whose gate is open."""
         return torch.where(self.rows.to(h.device), self.edit(h, state), h)
 
 
@@ -85,7 +91,7 @@ def _open_rows(gate: Gate, query: Tensor) -> Tensor:
 
 def _behind_gate(placed: PlacedEdit, rows: Tensor) -> PlacedEdit:
     """Return the edit as it acts behind a gate that was asked: one that is open to all has no cost."""
-    edit = placed.edit if bool(rows.all()) else _InRows(placed.edit, rows) if bool(rows.any()) else _Idle()
+    edit = placed.edit if bool(rows.all()) else InRows(placed.edit, rows) if bool(rows.any()) else _Idle()
     return replace(placed, edit=edit, gate=None)
 
 

@@ -15,7 +15,18 @@ from transformers import LogitsProcessor
 from steerbench import Decoding, LanguageModel, SteerbenchError, Steering, generate
 from steerbench.contract import tiny
 from steerbench.data import Dialogue, Turn, user
-from steerbench.edits import Add, DecodePart, DecodingContext, Edit, LogitsPart, PerPosition, PlacedEdit, Site
+from steerbench.edits import (
+    Add,
+    AddInFront,
+    DecodePart,
+    DecodingContext,
+    Edit,
+    Gate,
+    LogitsPart,
+    PerPosition,
+    PlacedEdit,
+    Site,
+)
 from steerbench.engine.sequences import Sequences, can_repeat
 from steerbench.learn import Response, Tokens, activations, response_logits
 from steerbench.steering.blocks import Blocks, Candidate
@@ -337,3 +348,33 @@ def test_blocks_need_room_for_all_candidates_of_a_prompt(llama: LanguageModel, m
     monkeypatch.setattr(Sequences, "extend", scarce)
     with pytest.raises(torch.OutOfMemoryError):
         find(llama, Liked(5, Blocks(tokens=2)))
+
+
+class LongPrompts(Gate):
+    """Open where the state begins with a number above zero: a choice between prompts that nothing else makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site, self.pool = "resid_post.0", "last_prompt"
+
+    def opens(self, query: Tensor) -> Tensor:
+        return query[:, 0] > 0
+
+
+@pytest.mark.parametrize("blocks", [WHOLE, Blocks(tokens=3)])
+@pytest.mark.parametrize("in_front", [False, True])
+def test_gates_stay_with_their_prompts(llama: LanguageModel, blocks: Blocks, in_front: bool) -> None:
+    vector = torch.linspace(-6, 6, tiny.WIDTH)
+    edit: Edit = AddInFront(vector[None], 0) if in_front else Add(vector)
+    gated = PlacedEdit(Site("resid_post", 1), edit, "all", gate=LongPrompts())
+    opened = Steering(edits=(replace(gated, gate=None),), decode=Liked(3, blocks))
+    steering = Steering(edits=(gated,), decode=Liked(3, blocks))
+    wanted, unsteered, always = (
+        [generate(llama, prompt, s, SAMPLED, reward=tiny.VowelReward())[0].ids for prompt in RAGGED]
+        for s in (steering, Steering(decode=Liked(3, blocks)), opened)
+    )
+    together = generate(llama, RAGGED, steering, SAMPLED, reward=tiny.VowelReward())
+    assert [r.ids for r in together] == wanted
+    shut = [ids == plain for ids, plain in zip(wanted, unsteered, strict=True)]
+    assert any(shut)
+    assert any(ids == steered and not closed for ids, steered, closed in zip(wanted, always, shut, strict=True))

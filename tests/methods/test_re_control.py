@@ -29,7 +29,7 @@ from steerbench.bench.setup import Setup
 from steerbench.contract import tiny
 from steerbench.data import user
 from steerbench.edits import Ascent, Site
-from steerbench.learn import Split, Tokens, Training, ValueFunction, activations, response_logits, rollout_value
+from steerbench.learn import Split, Tokens, Training, ValueFunction, activations, response_logits, valuation
 from steerbench.progress import Progress, silent
 
 PROMPTS = [user("How do I bake a cake?"), user("Hi"), user("Why is the sky blue, and who said so?")]
@@ -225,7 +225,7 @@ def test_what_cannot_be_fitted_is_told(llama: LanguageModel) -> None:
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Catch what the method hands to the training of its value function, and to the calibration report."""
-    module = sys.modules[rollout_value.__module__]
+    module: Any = valuation
     seen: dict[str, Any] = {}
 
     def train_value(states: Any, rewards: Tensor, split: Split, training: Training, **settings: Any) -> Any:
