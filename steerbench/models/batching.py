@@ -149,14 +149,18 @@ def in_batches(
     pad_id: int,
     device: torch.device,
     advance: Advance,
+    marks: Sequence[Sequence[int]] | None = None,
 ) -> torch.Tensor:
     """Return `forward(ids, mask)` of every row as float32 on the CPU, (N, ...), in the order of `rows`.
 
-    Longest rows go first, so that memory runs out at once or not at all; if it does, batches are halved.
+    Longest rows go first, so that memory runs out at once or not at all; if it does, batches are halved. `marks` are
+    numbers above 0, one for each token, which then stand in the mask.
     """
 
     def work(chosen: list[int]) -> torch.Tensor:
         ids, mask = pad([rows[i] for i in chosen], pad_id)
+        if marks is not None:
+            mask = pad([marks[i] for i in chosen], 0)[0]
         return forward(ids.to(device), mask.to(device)).float().cpu()
 
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))

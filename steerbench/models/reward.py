@@ -9,12 +9,15 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from steerbench.data.dialogue import Dialogue, Turn, plain_text
+from steerbench.data.dialogue import Dialogue, Turn
 from steerbench.errors import SteerbenchError
-from steerbench.models.batching import check_ids, in_batches, padding_id, position_limit, tokenize
-from steerbench.models.chat_template import ChatTemplate, is_whole
+from steerbench.models.batching import check_ids, in_batches, padding_id, position_limit
+from steerbench.models.chat_template import is_whole
 from steerbench.models.checkpoint import Source, find, load_model, load_tokenizer, read_tensor, tensor_files
+from steerbench.models.pooled_block import PooledHead, is_pooled, load_pooled, with_backbone
+from steerbench.models.reward_text import RewardText
 from steerbench.models.self_check import scorer_batch, trial_rows
+from steerbench.models.training_prompts import TrainedOn, read_trained_on
 from steerbench.progress import Progress, silent
 
 _ULTRA_HEAD = "regression_head.weight"
@@ -33,6 +36,8 @@ class Reward(ABC):
     """Whether it reads a date, which is a fixed one."""
     largest_batch: int | None = None
     """How many texts it takes at once: 1 if padding changes its scores, None for any number."""
+    trained_on: TrainedOn | None = None
+    """The prompts that it was trained on, where it says so."""
 
     def check(self) -> None:  # noqa: B027 - a reward is ready unless it says otherwise
         """Raise SteerbenchError if nothing can be scored. Called before long work whose end is a score."""
@@ -48,7 +53,7 @@ class Reward(ABC):
 
 
 class RewardModel(Reward):
-    """A Hugging Face reward model: sequence classification with one label, or the UltraRM form.
+    """A Hugging Face reward model: sequence classification with one label, the UltraRM form, or a pooled block.
 
     Dialogues are written in the model's own chat template, or as `Human: ...` / `Assistant: ...` where it has none.
     Texts beyond the model's limit lose their beginning, so that the response is always read.
@@ -67,27 +72,28 @@ class RewardModel(Reward):
         self.name, self.revision, self.limit = source.name, source.revision, position_limit(model, tokenizer)
         self.device, self.batch_size = device, batch_size
         self._tokenizer, self._model, self._forward = tokenizer, model, forward
-        owner = f"the chat template of reward model {self.name!r}"
-        written = bool(tokenizer.chat_template)
-        self._template = ChatTemplate(tokenizer, owner, reply_follows=False) if written else None
-        self.shows_date = self._template is not None and self._template.shows_date
+        self._writer = RewardText(tokenizer, self.name)
+        self.shows_date = self._writer.shows_date
 
     @classmethod
     def load(
         cls, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, batch_size: int = 16
     ) -> "RewardModel":
-        """Load a local folder or `org/name[@revision]` of the Hub, in float32 unless told otherwise.
+        """Load a local folder or `org/name[@revision]` of the Hub.
 
-        Raises SteerbenchError if it is not a trained reward model with one output.
+        In float32 unless told otherwise, a pooled block in the type that its head was fitted in. Raises SteerbenchError
+        if it is not a trained reward model with one output.
         """
         source, device = find(name), torch.device(device)
+        if is_pooled(source.folder):
+            source = with_backbone(source)
         tokenizer = load_tokenizer(source)
-        load = _ultra if _ULTRA_HEAD in tensor_files(source) else _classifier
-        dtype = dtype or torch.float32
-        model, forward = load(source, dtype)
+        model, forward = _loader(source)(source, dtype)
+        dtype = model.dtype
         made = cls(source, tokenizer, model, forward.to(device), device=device, batch_size=batch_size)
         rows = trial_rows(tokenizer, made.limit, model)
         made.largest_batch = scorer_batch(f"reward model {source.name!r}", forward, rows, made._pad_id, device, dtype)
+        made.trained_on = read_trained_on(source.folder)
         return made
 
     @property
@@ -96,9 +102,7 @@ class RewardModel(Reward):
 
     def text(self, dialogue: Dialogue, response: str) -> str:
         """Write a dialogue and its response the way this model was trained to read them."""
-        if self._template is None:
-            return plain_text(dialogue, response)
-        return self._template.text((*dialogue, Turn("assistant", response)), reply_follows=False)
+        return self._writer.text(dialogue, response)
 
     def check_prompts(self, dialogues: Sequence[Dialogue]) -> None:
         """Raise SteerbenchError if the chat template refuses a dialogue with a response, or drops a part of it."""
@@ -111,14 +115,18 @@ class RewardModel(Reward):
         """Return the reward of each response, (N,) float32 on the CPU. Raises SteerbenchError if one is not finite."""
         texts = [self.text(d, r) for d, r in zip(dialogues, responses, strict=True)]
         self._tell_dropped(texts, responses)
-        bare = self._template is None  # a template writes its special tokens itself
-        tokens = tokenize(self._tokenizer, texts, limit=self.limit, cut="left", special_tokens=bare)
-        check_ids(tokens.rows, self._tokenizer, self._model, self.name)
-        self.truncated += tokens.truncated
+        marks = None
+        if isinstance(self._forward, PooledHead):
+            rows, marks, truncated = self._writer.marked(dialogues, responses, self.limit)
+        else:
+            rows, truncated = self._writer.rows(texts, self.limit)
+        check_ids(rows, self._tokenizer, self._model, self.name)
+        self.truncated += truncated
         with progress(f"score with {self.name}", len(texts)) as advance:
             scores = in_batches(
-                tokens.rows,
+                rows,
                 self._forward,
+                marks=marks,
                 batch_size=self.largest_batch or self.batch_size,
                 pad_id=self._pad_id,
                 device=self.device,
@@ -172,9 +180,16 @@ class _LastToken(nn.Module):
         return value[:, 0]
 
 
-def _ultra(source: Source, dtype: torch.dtype) -> tuple[Any, nn.Module]:
+def _loader(source: Source) -> Callable[[Source, torch.dtype | None], tuple[Any, nn.Module]]:
+    """Return what loads a reward of this form."""
+    if is_pooled(source.folder):
+        return load_pooled
+    return _ultra if _ULTRA_HEAD in tensor_files(source) else _classifier
+
+
+def _ultra(source: Source, dtype: torch.dtype | None) -> tuple[Any, nn.Module]:
     """Load the UltraRM form: a decoder, and `regression_head.weight` (1, d_model) beside it in the checkpoint."""
-    backbone, missing = load_model(AutoModel, source, dtype)
+    backbone, missing = load_model(AutoModel, source, dtype or torch.float32)
     _refuse_untrained(source, missing)
     weight = read_tensor(tensor_files(source)[_ULTRA_HEAD], _ULTRA_HEAD)
     if weight.shape[0] != 1:
@@ -186,9 +201,9 @@ def _ultra(source: Source, dtype: torch.dtype) -> tuple[Any, nn.Module]:
     return backbone, _LastToken(backbone, head)
 
 
-def _classifier(source: Source, dtype: torch.dtype) -> tuple[Any, nn.Module]:
+def _classifier(source: Source, dtype: torch.dtype | None) -> tuple[Any, nn.Module]:
     """Load a sequence classifier. A decoder is known by its linear `score`, the name they all share."""
-    model, missing = load_model(AutoModelForSequenceClassification, source, dtype)
+    model, missing = load_model(AutoModelForSequenceClassification, source, dtype or torch.float32)
     _refuse_untrained(source, missing)
     labels = model.config.num_labels  # `model.num_labels` is missing in the BART family
     if labels != 1:
