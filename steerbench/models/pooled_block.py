@@ -123,11 +123,15 @@ class BlockStates(nn.Module):
 
     def forward(self, ids: Tensor, marks: Tensor) -> Tensor:
         """Return (batch, blocks, width) for ids and marks, (batch, columns)."""
-        self.model(input_ids=ids, attention_mask=(marks > 0).long())
-        weights = pooling_weights(marks)
-        states = [(self._found[block].float() * weights[..., None]).sum(1) for block in self.blocks]
+        weights = pooling_weights(marks)[:, None]
+        return self.pooled(weights, input_ids=ids, attention_mask=(marks > 0).long())[:, 0]
+
+    def pooled(self, weights: Tensor, **inputs: Tensor) -> Tensor:
+        """Return weighted sums of states, (batch, sums, blocks, width), for weights of (batch, sums, columns)."""
+        self.model(**inputs)
+        sums = [weights @ self._found[block].float() for block in self.blocks]
         self._found.clear()
-        return torch.stack(states, dim=1)
+        return torch.stack(sums, dim=2)
 
 
 def pooling_weights(marks: Tensor) -> Tensor:

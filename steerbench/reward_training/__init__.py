@@ -1,0 +1,1 @@
+"""A reward model for a task's preference pairs, where none is at hand: a head on frozen states, or the last blocks."""
