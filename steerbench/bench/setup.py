@@ -178,10 +178,20 @@ class Bench(Setup):
         return [self.reward, *([self.held_out] if self.held_out else [])]
 
     def check_rewards(self) -> None:
-        """Raise SteerbenchError if a reward cannot read a prompt, so that nothing is generated in vain."""
+        """Raise SteerbenchError if a reward cannot read a prompt, or was trained on it: nothing is generated in vain."""
         prompts = [e.prompt for examples in (self.train, self.validation, self.test) for e in examples]
         for reward in self._rewards:
             reward.check_prompts(prompts)
+            self._check_unseen(reward)
+
+    def _check_unseen(self, reward: Reward) -> None:
+        """Raise SteerbenchError if a reward was trained on prompts that are measured on, and says so."""
+        measured = [*self.validation, *self.test]
+        if reward.trained_on and (seen := reward.trained_on.seen(measured)):
+            raise SteerbenchError(
+                f"reward model {reward.name!r} was trained on {len(seen)} of the {len(measured)} test and validation "
+                f"prompts, or on dialogues that begin alike; use another reward, or other prompts."
+            )
 
     @property
     def test_examples(self) -> list[Example]:

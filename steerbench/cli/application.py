@@ -18,6 +18,7 @@ from steerbench.cli import (
     pack_command,
     power_command,
     report_command,
+    reward_command,
     run_command,
     testbed_command,
 )
@@ -76,6 +77,7 @@ app.command("import")(exchange_command.import_)
 app.command()(judge_command.judge)
 app.command()(check_command.check)
 app.add_typer(new_command.new, name="new")
+app.add_typer(reward_command.app, name="reward")
 app.add_typer(testbed_command.app, name="testbed")
 
 

@@ -11,6 +11,7 @@ _ANEW = "Nothing is kept; the same command begins anew."
 _KEPT = {
     "run": "Finished records are kept; the same command goes on from there.",
     "judge": "Replies so far are kept; the same command goes on from there.",
+    "reward": "States so far are kept; the same command goes on from there.",
     "latency": _ANEW,
     "check": _ANEW,
     "testbed": _ANEW,

@@ -145,6 +145,9 @@ def pooling_weights(marks: Tensor) -> Tensor:
 class PooledHead(nn.Module):
     """The reward: head and states of one block."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, states: BlockStates, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.states = states

@@ -1,0 +1,87 @@
+"""The model whose states a reward reads, and which of its blocks are tried."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import AutoModel
+
+from steerbench.models.batching import check_ids, padding_id, position_limit
+from steerbench.models.checkpoint import Source, find, load_model, load_tokenizer
+from steerbench.models.machine import use_threads
+from steerbench.models.pooled_block import BlockStates, check_complete
+from steerbench.models.reward_text import RewardText
+from steerbench.models.sites import Anatomy
+from steerbench.records.identity import fingerprint
+from steerbench.reward_training.kept_states import Kept, Reader
+from steerbench.reward_training.scenes import Scene, SceneTokens, tokens_of
+
+_DEPTHS = (1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
+"""Where blocks are tried: behind them states turn to the next token, and cost as much again."""
+_FORMAT = 1
+"""Raised whenever kept states would be others."""
+
+
+class Backbone:
+    """A model of the Hub or a folder, loaded when states are missing."""
+
+    def __init__(self, name: str, *, device: torch.device, dtype: torch.dtype, batch_size: int, threads: bool) -> None:
+        """Find it; `threads` lets it set as many CPU threads as suit its size."""
+        self.source: Source = find(name)
+        self.name = str(Path(name).expanduser().absolute()) if self.is_local else f"{self.source.name}@{self.revision}"
+        self.device, self.dtype, self.batch_size = device, dtype, batch_size
+        self._threads = threads
+        self.tokenizer = load_tokenizer(self.source)
+        self.writer = RewardText(self.tokenizer, self.source.name)
+
+    @property
+    def revision(self) -> str:
+        """Commit or hash."""
+        return self.source.revision
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder."""
+        return self.revision.startswith("sha256:")
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        """The whole model, frozen."""
+        model, missing = load_model(AutoModel, self.source, self.dtype)
+        check_complete(self.source, missing)
+        if self._threads:
+            use_threads(sum(p.numel() for p in model.parameters()), self.device)
+        found: torch.nn.Module = model.to(self.device)
+        return found
+
+    @cached_property
+    def n_blocks(self) -> int:
+        """How many blocks the whole model has."""
+        return len(Anatomy(self.model).blocks)
+
+    @property
+    def candidates(self) -> list[int]:
+        """The blocks that are tried."""
+        return sorted({int(depth * self.n_blocks) for depth in _DEPTHS})
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of a text."""
+        return position_limit(self.model, self.tokenizer)
+
+    def tokens(self, scene: Scene) -> SceneTokens:
+        """Return the tokens of a scene. Raises SteerbenchError for one that the model has no embedding of."""
+        found = tokens_of(self.writer, scene)
+        check_ids(found.rows, self.tokenizer, self.model, self.source.name)
+        return found
+
+    def kept(self, folder: Path, blocks: Sequence[int]) -> Kept:
+        """Return where its states at some blocks lie below a folder."""
+        about = {"backbone": self.revision, "dtype": str(self.dtype), "blocks": list(blocks), "format": _FORMAT}
+        return Kept(folder / fingerprint(about)[:16])
+
+    def reader(self, blocks: Sequence[int]) -> Reader:
+        """Return what reads states at blocks. The model is cut behind the last of them."""
+        states = BlockStates(self.model, blocks, self.source.name)
+        return Reader(states, padding_id(self.tokenizer, self.model), self.batch_size)
