@@ -178,7 +178,7 @@ class Bench(Setup):
         return [self.reward, *([self.held_out] if self.held_out else [])]
 
     def check_rewards(self) -> None:
-        """Raise SteerbenchError if a reward cannot read a prompt, or was trained on it: nothing is generated in vain."""
+        """Raise SteerbenchError if a reward cannot read a prompt, or was trained on one to be measured."""
         prompts = [e.prompt for examples in (self.train, self.validation, self.test) for e in examples]
         for reward in self._rewards:
             reward.check_prompts(prompts)
