@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from steerbench.data.dialogue import plain_text as plain_text
     from steerbench.data.dialogue import user as user
     from steerbench.data.splits import load_data as load_data
+    from steerbench.data.task import Choices as Choices
     from steerbench.data.task import TaskData as TaskData
     from steerbench.data.task import Unusable as Unusable
     from steerbench.data.task import field_of as field_of

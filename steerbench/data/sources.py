@@ -47,7 +47,8 @@ def from_hub(task: Task) -> Origin:
             f"({', '.join(_SUFFIXES)})."
         )
     try:
-        splits = datasets.load_dataset(task.hub, revision=task.hub_revision)
+        config = [task.hub_config] if task.hub_config else []
+        splits = datasets.load_dataset(task.hub, *config, revision=task.hub_revision)
     except Exception as error:  # the Hub, the network and the cache fail in many ways, all alike to the user
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise SteerbenchError(

