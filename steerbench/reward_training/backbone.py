@@ -17,8 +17,8 @@ from steerbench.records.identity import fingerprint
 from steerbench.reward_training.kept_states import Kept, Reader
 from steerbench.reward_training.scenes import Scene, SceneTokens, tokens_of
 
-_DEPTHS = (1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
-"""Where blocks are tried: behind them states turn to the next token, and cost as much again."""
+_DEPTHS = (3 / 8, 1 / 2, 5 / 8)
+"""Where blocks are tried: later ones cost more, and those of the end, which serve the next token, were no better."""
 _FORMAT = 1
 """Raised whenever kept states would be others."""
 
@@ -32,6 +32,7 @@ class Backbone:
         self.name = str(Path(name).expanduser().absolute()) if self.is_local else f"{self.source.name}@{self.revision}"
         self.device, self.dtype, self.batch_size = device, dtype, batch_size
         self._threads = threads
+        self._states: BlockStates | None = None
         self.tokenizer = load_tokenizer(self.source)
         self.writer = RewardText(self.tokenizer, self.source.name)
 
@@ -82,6 +83,10 @@ class Backbone:
         return Kept(folder / fingerprint(about)[:16])
 
     def reader(self, blocks: Sequence[int]) -> Reader:
-        """Return what reads states at blocks. The model is cut behind the last of them."""
-        states = BlockStates(self.model, blocks, self.source.name)
-        return Reader(states, padding_id(self.tokenizer, self.model), self.batch_size)
+        """Return what reads states at blocks: the first ones asked for, behind the last of which the model is cut."""
+        if self._states is None:
+            _ = self.n_blocks  # which a cut model no longer tells
+            self._states = BlockStates(self.model, blocks, self.source.name)
+        if self._states.blocks != tuple(blocks):
+            raise ValueError(f"this backbone reads blocks {self._states.blocks}, and not {tuple(blocks)}")
+        return Reader(self._states, padding_id(self.tokenizer, self.model), self.batch_size)
