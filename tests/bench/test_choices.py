@@ -28,14 +28,12 @@ QUESTION = Example(
 
 
 def naive(lm: LanguageModel, example: Example, text: str) -> float:
-    """The sum over the reply's tokens of log p, one token at a time, from whole passes of one row without a cache."""
+    """The sum over the reply's tokens of log p, from one pass over one row without a cache."""
     prompt, reply = lm.tokens(example.prompt, text)
-    total = 0.0
-    for i, token in enumerate(reply):
-        ids = torch.tensor([prompt + reply[:i]])
-        with torch.no_grad():
-            total += float(lm.model(input_ids=ids, use_cache=False).logits[0, -1].double().log_softmax(-1)[token])
-    return total
+    with torch.no_grad():
+        logits = lm.model(input_ids=torch.tensor([prompt + reply]), use_cache=False).logits[0].double()
+    at = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+    return sum(float(at[i, token]) for i, token in enumerate(reply))
 
 
 def test_the_scores_of_known_probabilities() -> None:
@@ -90,6 +88,7 @@ def test_a_record_holds_the_scores_of_each_question(
     assert report["choices"] == pytest.approx({"mc1": plain["mc1"].mean(), "mc2": plain["mc2"].mean()})
 
 
+@pytest.mark.slow
 def test_mc1_and_mc2_of_real_questions_equal_single_passes(assets: Path) -> None:
     """40 questions in float32: 1e-4."""
     data = load_data(build_task(parse_tasks("truthful_qa")[0]), assets / "data" / "truthful_qa" / "mc_task.json")
