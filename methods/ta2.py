@@ -24,7 +24,8 @@ to it. An attack of another strength is another test: report `relative_norm` wit
 
 On the testbed (HH-RLHF, 64 test prompts, 256 to train, one seed, greedy; 95 % over prompts) the default attack changes
 the worth of 0.63 of the replies, and lowers gold by 0.21 (-0.43 to +0.01), which is not sure: test defences with a
-longer shift, and show that the attack alone works. No defence has been measured.
+longer shift, and show that the attack alone works. With `static_prompt` it gains 2.22 (1.81 to 2.63), with
+`infer_aligner:condition=declined` it loses 0.21 (-0.42 to +0.00), as much as without.
 
 Learns from: prompts. Touches: activations.
 """
