@@ -25,7 +25,8 @@ Pitfalls: with fewer trials than texts not all are tried. What it wins on one ta
 
 On the testbed (HH-RLHF, 64 test prompts, greedy, not tuned; 95 % over prompts) `re_control` gains 2.34 of gold (1.92 to
 2.76), `hhh` 2.21 (1.79 to 2.63) and `default` 2.09 (1.69 to 2.49): texts that its model was not trained on do nearly as
-much. The other five have not been measured, nor has tuning over the pool.
+much, and `considerate` 0.89 (0.57 to 1.21). The other four have not been
+measured, nor has tuning over the pool.
 
 Learns from: nothing. Touches: prompt.
 """

@@ -29,7 +29,9 @@ the guide calls badly answered is harder to see: 0.75 of them.
 
 The edit from the default layer and pool hardly steers there, with a gate as without: -0.00 of gold (-0.15 to +0.11)
 behind it, -0.03 (-0.09 to +0.01) with `declined`, and +0.03 (-0.11 to +0.16) for CAA alone (64 test prompts, 256 to
-train, one seed, greedy, not tuned).
+train, one seed, greedy, not tuned). Read at the last token of a reply and placed in the first block, where CAA steers,
+with `declined`, it gains 1.11 (0.61 to 1.61) on the 15 harmful questions, and leaves the worth of all other replies as
+it was: +0.26 (+0.00 to +0.52) over all.
 
 Pitfalls: decided once, so that harm later in an answer is missed. A prompt part composed with it moves the states
 that the gate was fitted on. The fit's report says how often the gate is right on prompts that it was not fitted on.
