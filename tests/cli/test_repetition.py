@@ -61,10 +61,10 @@ def test_every_option_adds_up_or_is_refused(cli: Cli, words: tuple[str, ...], op
         assert done.stdout == ""
 
 
-@pytest.mark.parametrize(("words", "option"), [o for o in OPTIONS if not o.values[1].is_flag])
+@pytest.mark.parametrize(("words", "option"), OPTIONS)
 def test_an_option_given_nothing_is_refused(cli: Cli, words: tuple[str, ...], option: Any) -> None:
     """As a path, it would be this folder."""
-    if option.name in LISTS:
+    if option.name in LISTS or option.is_flag:
         return
     done = cli(*words, option.opts[0], "")
     assert done.exit_code == 2
