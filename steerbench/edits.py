@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from steerbench.steering.instructions import Instruction as Instruction
     from steerbench.steering.instructions import Routed as Routed
     from steerbench.steering.instructions import Shown as Shown
+    from steerbench.steering.low_rank import LowRank as LowRank
     from steerbench.steering.parts import DecodePart as DecodePart
     from steerbench.steering.parts import Edit as Edit
     from steerbench.steering.parts import Gate as Gate
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from steerbench.steering.projections import Ablate as Ablate
     from steerbench.steering.projections import Gated as Gated
     from steerbench.steering.projections import RemoveBoost as RemoveBoost
+    from steerbench.steering.reweighting import Reweighting as Reweighting
+    from steerbench.steering.reweighting import Twin as Twin
+    from steerbench.steering.step import Step as Step
     from steerbench.steering.transports import Rotate as Rotate
     from steerbench.steering.transports import Transport as Transport
 

@@ -1,6 +1,7 @@
 """Generate with a steering: the one way from dialogues to responses."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,12 +15,14 @@ from steerbench.engine.bias_folding import folded
 from steerbench.engine.decode import check_choice, choosing
 from steerbench.engine.guidance import Given, Passes, rows_at_once
 from steerbench.engine.install import steered
+from steerbench.engine.last_pass import LastPass
 from steerbench.engine.logits import not_finite, origin_of
 from steerbench.engine.positions import Positions
 from steerbench.engine.prompting import prompted
 from steerbench.engine.sampling import sampling
 from steerbench.engine.search import Processors, Search, Select, Stream
 from steerbench.engine.sequences import Sequences, can_repeat
+from steerbench.engine.twin_rows import TwinRows
 from steerbench.models.batching import halving
 from steerbench.models.language_model import Batch, LanguageModel
 from steerbench.models.modes import evaluating, generating
@@ -147,31 +150,38 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
     min_new_tokens: int = 0,
 ) -> list[list[int]]:
     """Return the new ids of each row; what follows an end token is still there."""
-    positions = Positions(batch, lm.end_ids, cached=use_cache)
-    watches = [_Watch(origin_of(steering))]
+    twins = TwinRows.of(lm, batch, steering, given)
+    batch, whole, more = (twins.own, twins.whole, twins.edits) if twins else (batch, batch, [])
+    positions = Positions(whole, lm.end_ids, cached=use_cache)
+    watches, last = [_Watch(origin_of(steering))], None
     processors: list[LogitsProcessor] = [watches[0]]
     if steering.logits:
         watches.append(_Watch("a logits processor"))
-        passes = Passes(lm, steering.edits, batch.input_ids.shape[1], positions)
+        passes = Passes(lm, steering.edits, batch.input_ids.shape[1], positions, steering.prompt)
+        last = passes.last = LastPass.wanted(lm, steering.logits)
         processors += [*_guides(lm, batch, steering, given, passes), watches[1]]
+    processors += sampling(decoding, generators)
+    if twins:
+        processors = [twins.processor(processors, passes)]
     with (
         evaluating(lm.model),
         generating(lm.model, lm.generation_config),
         folded(lm.anatomy, steering.edits) as edits,
-        steered(lm.model, lm.anatomy, edits, positions),
+        steered(lm.model, lm.anatomy, [*edits, *more], positions),
+        last.followed() if last else nullcontext(),
     ):
         ids = lm.model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
+            input_ids=whole.input_ids,
+            attention_mask=whole.attention_mask,
             max_new_tokens=decoding.max_new_tokens,
             min_new_tokens=min_new_tokens,
             do_sample=False,
             use_cache=use_cache,
-            logits_processor=LogitsProcessorList([*processors, *sampling(decoding, generators)]),
+            logits_processor=LogitsProcessorList(processors),
         )
     for watch in watches:
         watch.check()
-    return [row[batch.input_ids.shape[1] :] for row in ids.tolist()]
+    return [row[batch.input_ids.shape[1] :] for row in ids[: len(batch.input_ids)].tolist()]
 
 
 def _prompts_at_once(steering: Steering, lm: LanguageModel, batch_size: int) -> int:
@@ -204,7 +214,7 @@ def _search_batch(  # noqa: PLR0913, PLR0917
     if len(batch.prompt_ends) > 1 or part.candidates == 1 or part.blocks != Blocks() or part.redraws:
         return searching(lambda search, sequences, processors, select: search.run(sequences, processors, select))
     drawn = [c for _, some in halving([list(range(part.candidates))], candidates) for c in some]
-    passes = Passes(lm, steering.edits, batch.input_ids.shape[1])
+    passes = Passes(lm, steering.edits, batch.input_ids.shape[1], prompt=steering.prompt)
     ((chosen, *_),) = choosing(part, lm, batch, given, passes)([0], [drawn])
     return [replace(drawn[chosen].response, draws=(part.candidates,))]
 
@@ -226,7 +236,7 @@ def _searching(  # noqa: PLR0913, PLR0917
     assert dialogues is not None
     cached = use_cache and can_repeat(lm.model)
     positions = Positions(batch, lm.end_ids, cached=cached)
-    passes = Passes(lm, steering.edits, batch.input_ids.shape[1], positions)
+    passes = Passes(lm, steering.edits, batch.input_ids.shape[1], positions, steering.prompt)
     watches = [_Watch(origin_of(steering)), *([_Watch("a logits processor")] if steering.logits else [])]
 
     def processors(streams: Sequence[Stream]) -> list[LogitsProcessor]:
@@ -255,7 +265,7 @@ def _searching(  # noqa: PLR0913, PLR0917
 def _guides(lm: LanguageModel, batch: Batch, steering: Steering, given: Given, passes: Passes) -> list[LogitsProcessor]:
     """Return the processors of the logits parts, around each of which the edits rest, if there are any."""
     processors = [part.processor_in(given.context(part, lm, batch, passes)) for part in steering.logits]
-    return [_Unsteered(p, passes) for p in processors] if steering.edits else processors
+    return [_Unsteered(p, passes) for p in processors] if steering.edits or passes.last else processors
 
 
 class _Unsteered(LogitsProcessor):

@@ -1,23 +1,23 @@
 """What parts that guide decoding get from the engine: the models they name, and passes of the model itself."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steerbench.data.dialogue import Dialogue
 from steerbench.decoding import Thinking
-from steerbench.engine.install import steered
-from steerbench.engine.positions import Positions
+from steerbench.engine.passes import Passes as Passes
+from steerbench.engine.steps import DecodingSteps
 from steerbench.models.checkpoint import find
 from steerbench.models.language_model import Batch, LanguageModel
 from steerbench.models.reward import Reward
 from steerbench.records.identity import asset
 from steerbench.steering.decoding_context import DecodingContext
-from steerbench.steering.parts import GuidingPart, PlacedEdit
+from steerbench.steering.parts import GuidingPart
+from steerbench.steering.step import Step
 
 
 class Given(NamedTuple):
@@ -31,9 +31,13 @@ class Given(NamedTuple):
         """Return what belongs to some of the rows."""
         return self if self.dialogues is None else self._replace(dialogues=[self.dialogues[i] for i in rows])
 
-    def context(self, part: GuidingPart, lm: LanguageModel, prompts: Batch, passes: "Passes") -> DecodingContext:
+    def context(self, part: GuidingPart, lm: LanguageModel, prompts: Batch, passes: Passes) -> DecodingContext:
         """Return what one part is handed for a batch of left-padded prompts."""
-        return DecodingContext(
+
+        def step(ids: Tensor, logits: Tensor) -> Step:
+            return steps(ids, logits)
+
+        context = DecodingContext(
             lm=lm,
             prompt_ids=prompts.input_ids,
             mask=prompts.attention_mask,
@@ -41,9 +45,12 @@ class Given(NamedTuple):
             generators=self.generators,
             steered=passes.steered,
             unsteered=passes.unsteered,
+            step=step,
             _dialogues=self.dialogues,
             _reward=self.reward,
         )
+        steps = DecodingSteps(context, passes, part)
+        return context
 
 
 @cache
@@ -64,47 +71,3 @@ def rows_at_once(parts: Sequence[GuidingPart], lm: LanguageModel, batch_size: in
     names = [name for part in parts for name in part.models.values()]
     guides = [_loaded(name, lm.device, lm.dtype, lm.format.thinking) for name in names]
     return min([batch_size, *(guide.largest_batch for guide in guides if guide.largest_batch)])
-
-
-class Passes:
-    """Passes of the model in the middle of a steered one, each with the edits or without them.
-
-    Made before any edit is installed. `positions` are those of the edits installed next, if any will be.
-    """
-
-    def __init__(
-        self, lm: LanguageModel, edits: Sequence[PlacedEdit], prompt_end: int, positions: Positions | None = None
-    ) -> None:
-        self._lm, self._edits, self._prompt_end = lm, edits, prompt_end
-        self._installed = [] if positions is None else [positions]
-        modules = {lm.anatomy.place(p.site).module for p in edits}
-        self._own_biases = {m: m._parameters["bias"] for m in modules if "bias" in m._parameters}
-
-    @contextmanager
-    def unsteered(self) -> Iterator[None]:
-        """Lay aside all edits that are installed: hooks rest, and folded biases are the model's own."""
-        resting = [positions.resting for positions in self._installed]
-        folded = {module: module._parameters["bias"] for module in self._own_biases}
-        self._set([True] * len(resting), self._own_biases)
-        try:
-            yield
-        finally:
-            self._set(resting, folded)
-
-    def _set(self, resting: Sequence[bool], biases: dict[nn.Module, nn.Parameter | None]) -> None:
-        for positions, rests in zip(self._installed, resting, strict=True):
-            positions.resting = rests
-        for module, bias in biases.items():
-            module.register_parameter("bias", bias)
-
-    @contextmanager
-    def steered(self, ids: Tensor, mask: Tensor) -> Iterator[None]:
-        """Edit the passes inside, of which the first is over `ids`; see `DecodingContext.steered`."""
-        batch = Batch(ids, mask, [self._prompt_end] * len(ids))
-        positions = Positions(batch, self._lm.end_ids, cached=True)
-        with self.unsteered(), steered(self._lm.model, self._lm.anatomy, self._edits, positions):
-            self._installed.append(positions)
-            try:
-                yield
-            finally:
-                self._installed.remove(positions)

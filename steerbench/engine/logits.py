@@ -13,11 +13,13 @@ from steerbench.engine.bias_folding import folded
 from steerbench.engine.guidance import Given, Passes
 from steerbench.engine.install import Observer, steered
 from steerbench.engine.positions import Positions
+from steerbench.engine.steps import GivenStep
 from steerbench.errors import SteerbenchError
 from steerbench.models.batching import halving
 from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating
 from steerbench.models.reward import Reward
+from steerbench.steering.reweighting import Reweighting
 from steerbench.steering.steering import Steering
 
 T = TypeVar("T")
@@ -110,15 +112,21 @@ def batch_logits(
 
 
 def _processed(lm: LanguageModel, tokens: Tokens, steering: Steering, logits: Tensor, given: Given) -> Tensor:
-    """Run the logits processors over a given response, one prefix at a time; `logits` are (tokens, vocabulary)."""
+    """Run the logits parts over a given response, (tokens, vocabulary): at once, or one prefix at a time."""
     ids = torch.tensor([tokens.prompt + tokens.response], device=lm.device)
     end = len(tokens.prompt)
     prompt = Batch(ids[:, :end], torch.ones_like(ids[:, :end]), [end])
-    passes = Passes(lm, steering.edits, end)
+    passes = Passes(lm, steering.edits, end, prompt=steering.prompt)
     for part in steering.logits:
-        processor = part.processor_in(given.context(part, lm, prompt, passes))
+        if not len(logits):
+            break
+        context = given.context(part, lm, prompt, passes)
+        if isinstance(part, Reweighting):
+            logits = part.reweighted(GivenStep(part, context, passes, tokens, logits))
+            continue
+        processor = part.processor_in(context)
         steps = [processor(ids[:, : end + t], row[None])[0] for t, row in enumerate(logits)]
-        logits = torch.stack(steps) if steps else logits
+        logits = torch.stack(steps)
     return logits
 
 

@@ -1,6 +1,7 @@
 """Which positions each forward pass holds, and which of them a scope means."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -75,6 +76,7 @@ class Positions:
         """Whether passes go by that are neither followed nor edited."""
         self.whole = False
         """Whether this pass is a decoding step of rows that all go on: then there is nothing to leave out."""
+        self._branching = False
         self._cached = cached
         self._begun_with = batch.attention_mask.bool()
         self.ends = torch.tensor(batch.prompt_ends, device=device)[:, None]
@@ -108,6 +110,9 @@ class Positions:
         `past` is how many columns the pass has in its cache, where that is known.
         """
         seen = self.past + self.width
+        if self._branching:
+            self._note_branches(input_ids, seen)
+            return
         self.width = input_ids.shape[1]
         again = (
             1 < self.width == seen + 1
@@ -120,6 +125,23 @@ class Positions:
             self._note_step(input_ids)
         else:
             self._note_ends(input_ids)
+
+    @contextmanager
+    def branching(self) -> Iterator[None]:
+        """Inside, a pass holds candidates for the next token, blind to each other; what follows does not see them."""
+        kept = (self.past, self.width, self.whole, self._masks)
+        self._branching = True
+        try:
+            yield
+        finally:
+            self._branching = False
+            self.past, self.width, self.whole, self._masks = kept
+
+    def _note_branches(self, input_ids: Tensor, past: int) -> None:
+        """Find the candidates to edit, (batch, width): no end tokens, and none of a row that has ended."""
+        self.past, self.width, self.whole = past, input_ids.shape[1], False
+        still = ~torch.isin(input_ids, self._end_ids) & self._rows_going_on()
+        self._masks = {"all": still[..., None]}
 
     def _note_step(self, input_ids: Tensor) -> None:
         """Note a decoding step, (batch, 1), on the host: it has just waited for these ids, to see if it may stop."""

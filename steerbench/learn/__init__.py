@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from steerbench.engine.logits import log_probs as log_probs
     from steerbench.engine.logits import response_logits as response_logits
     from steerbench.engine.prompting import label_scores as label_scores
+    from steerbench.learn.autoregressive_reward import AdapterTraining as AdapterTraining
+    from steerbench.learn.autoregressive_reward import train_autoregressive_reward as train_autoregressive_reward
     from steerbench.learn.ccs import CCS as CCS
     from steerbench.learn.ccs import fit_ccs as fit_ccs
     from steerbench.learn.context import Pair as Pair
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from steerbench.learn.self_generation import SelfGenerated as SelfGenerated
     from steerbench.learn.self_generation import self_generated as self_generated
     from steerbench.learn.states import States as States
+    from steerbench.learn.token_head import NextTokenHead as NextTokenHead
+    from steerbench.learn.token_head import next_token_head as next_token_head
     from steerbench.learn.valuation import RolloutValue as RolloutValue
     from steerbench.learn.valuation import rollout_value as rollout_value
     from steerbench.learn.value import Split as Split

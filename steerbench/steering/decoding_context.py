@@ -6,6 +6,7 @@ It is to decoding what `FitContext` is to learning.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from steerbench.data.dialogue import Dialogue
 from steerbench.errors import SteerbenchError
 from steerbench.models.language_model import LanguageModel
 from steerbench.models.reward import Reward
+from steerbench.steering.step import Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class DecodingContext:
     """The models that the part names, by their role, on the device and in the data type of `lm`."""
     generators: Sequence[torch.Generator] = ()
     """One on the CPU for each row, that draws what no other part draws. None where a given response is scored."""
-    steered: Callable[[Tensor, Tensor], AbstractContextManager[None]]
+    steered: Callable[[Tensor, Tensor], AbstractContextManager[Any]]
     """`steered(ids, mask)`: the model is edited inside, as it is in decoding.
 
     Both are (rows, columns), prompts padded as in `prompt_ids`, of any number of rows: what the first pass gets. The
@@ -42,6 +44,8 @@ class DecodingContext:
     """
     unsteered: Callable[[], AbstractContextManager[None]]
     """`unsteered()`: the model is as it was loaded inside, also where that stands inside of `steered`."""
+    step: Callable[[Tensor, Tensor], Step]
+    """`step(ids, logits)`: what there is to score the next tokens by; what a processor gets, of the batch."""
     _dialogues: Sequence[Dialogue] | None = field(default=None)
     _reward: Reward | None = field(default=None)
 

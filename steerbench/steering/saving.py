@@ -13,6 +13,7 @@ from steerbench.steering.annotations import check_arguments
 from steerbench.steering.ascent import Ascent
 from steerbench.steering.gates import ConditionGate
 from steerbench.steering.instructions import Instruction, Routed, Shown
+from steerbench.steering.low_rank import LowRank
 from steerbench.steering.parts import Edit, Gate, Part
 from steerbench.steering.projections import Ablate, Gated, RemoveBoost
 from steerbench.steering.transports import Rotate, Transport
@@ -29,6 +30,7 @@ _OWN: dict[str, type[Part]] = {
         ConditionGate,
         Gated,
         Instruction,
+        LowRank,
         RemoveBoost,
         Rotate,
         Routed,

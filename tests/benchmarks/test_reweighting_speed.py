@@ -1,0 +1,101 @@
+"""What re-weighting of tokens adds to decoding on the testbed, in turns with the unsteered model: `make bench`.
+
+The ratio is in `extra_info`: the median over rounds of steered beside unsteered within a round. Batch 8, two threads.
+What the networks are does not change what they cost.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+
+from steerbench import LanguageModel, Steering, load
+from steerbench.data import user
+from steerbench.edits import Reweighting
+from steerbench.engine.generate import generate_fixed
+from steerbench.models.reward import RewardModel
+from steerbench.testbed import Testbed, named
+
+NEW_TOKENS, ROUNDS = 64, 12
+PROMPTS = [user(f"How do I bake bread for {n} people, and what do I need?") for n in range(3, 11)]
+
+
+def q_head(lm: LanguageModel) -> Reweighting:
+    module = __import__(load("methods", "controlled_decoding").__module__, fromlist=["NextTokenValue"])
+    width, size = lm.model.config.hidden_size, lm.model.config.vocab_size
+    part: Reweighting = module.NextTokenValue(
+        1e-3 * torch.randn(32, width), torch.zeros(32), torch.randn(32, size), 1.0
+    )
+    return part
+
+
+def candidates(lm: LanguageModel) -> Reweighting:
+    module = __import__(load("methods", "controlled_decoding").__module__, fromlist=["ValueAhead"])
+    width = lm.model.config.hidden_size
+    weights = [1e-3 * torch.randn(n, width) for n in (width, width, 1)]
+    part: Reweighting = module.ValueAhead(weights, [torch.zeros(len(w)) for w in weights], 1.0, 4)
+    return part
+
+
+def fitted(name: str, **fields: Any) -> Reweighting:
+    """Return the part of a method that learns nothing."""
+    steering = load("methods", name)(**fields).fit(None)  # type: ignore[arg-type]
+    part = steering.logits[0]
+    assert isinstance(part, Reweighting)
+    return part
+
+
+def part_of_testbed(name: str) -> str:
+    home = named("testbed")
+    assert isinstance(home, Testbed)
+    return home.part(name)
+
+
+KINDS: dict[str, Callable[[LanguageModel], Reweighting | None]] = {
+    "unsteered": lambda lm: None,
+    "a head that scores all tokens": q_head,
+    "4 candidate states": candidates,
+    "a second model of the same size": lambda lm: fitted("dexperts", expert=part_of_testbed("lm")),
+    "twin rows": lambda lm: fitted("classifier_free"),
+    "ARGS with 10 candidates": lambda lm: fitted("args"),
+}
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return LanguageModel.load(part_of_testbed("lm"))
+
+
+@pytest.fixture(scope="module")
+def reward() -> RewardModel:
+    return RewardModel.load(part_of_testbed("reward"), batch_size=80)
+
+
+def seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoding_beside_unsteered(benchmark: Any, lm: LanguageModel, reward: RewardModel, kind: str) -> None:
+    benchmark.group = f"{NEW_TOKENS} tokens of the testbed, batch 8"
+    torch.manual_seed(0)
+    part = KINDS[kind](lm)
+    steering = Steering(logits=(part,)) if part else Steering()
+    tokens = NEW_TOKENS if benchmark.enabled else 2  # the default suite only asks whether it runs
+    run, base = (lambda s=s: generate_fixed(lm, PROMPTS, s, tokens, reward) for s in (steering, Steering()))
+    pairs = [(seconds(run), seconds(base)) for _ in range(ROUNDS if benchmark.enabled else 1)]
+    benchmark.extra_info["ratio"] = round(median(a / b for a, b in pairs[-ROUNDS + 1 :]), 2)
+    benchmark.pedantic(run, rounds=1)
