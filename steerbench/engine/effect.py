@@ -88,14 +88,12 @@ def effect(  # noqa: PLR0913 - the settings of one call, each by name
             found |= {filled[i]: one for i, one in zip(rows, compared, strict=True)}
             norms |= {site: norms.get(site, []) + values for site, values in new.items()}
             advance(len(rows))
-    everyone = range(len(responses))
     kl = [
-        _mean(found[i].kl) + _chosen_kl(steering, decoding, responses[i]) / len(found[i].kl) if i in found else nan
-        for i in everyone
+        _mean(found[i].kl) + _chosen_kl(steering, decoding, response) / len(found[i].kl) if i in found else nan
+        for i, response in enumerate(responses)
     ]
-    nll = [_mean(found[i].nll) if i in found else nan for i in everyone]
-    nothing = per_token == Steering() or not found
-    report = {} if nothing else _report(list(found.values()), norms)
+    nll = [_mean(found[i].nll) if i in found else nan for i in range(len(responses))]
+    report = {} if per_token == Steering() or not found else _report(list(found.values()), norms)
     return Effect(kl, nll, report | _origin_of_kl(steering, kl))
 
 

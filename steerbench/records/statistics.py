@@ -19,13 +19,11 @@ _ROUNDED = ("reward", "held_out_reward")
 """Scores of a model, which rounds them otherwise in another batch."""
 _AT_ONCE = 250_000
 """Numbers of one array of resamples: few enough for the cache of a processor, which is also the fastest."""
-_TOGETHER = 200
-"""Differences of one bootstrap, which holds all their resamples several times over."""
+_TOGETHER = 200  # differences of one bootstrap, which holds all their resamples several times over
 _TAIL = 3.178
 """Bound on P(sum of terms with random signs > x) over that of a normal variable of the same variance, of any terms
 and x; Bentkus and Dzindzalieta, A tight Gaussian bound for weighted sums of Rademacher random variables, 2015."""
-_SURE = 10
-"""How many times."""
+_SURE = 10  # times
 _BITS = 36
 """Of a sum that are kept, which leaves 17 of the 53 for adding as many of them as there are clusters."""
 

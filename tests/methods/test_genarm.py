@@ -47,8 +47,8 @@ def test_the_adapter_is_one_of_the_weights(llama: LanguageModel) -> None:
     block = llama.anatomy.blocks[1]
     with torch.no_grad():
         o_proj, down_proj = (block.get_parameter(f"{name}.weight") for name in ("self_attn.o_proj", "mlp.down_proj"))
-        o_proj += o_proj @ up @ down
-        down_proj += up @ down @ down_proj
+        o_proj.add_(o_proj @ up @ down)
+        down_proj.add_(up @ down @ down_proj)
     assert close(edited, scored(llama, Steering()))
 
 
