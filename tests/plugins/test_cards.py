@@ -25,9 +25,10 @@ WITHOUT = {
     "unsteered": {"Paper", "Differences", "Defaults", "Pitfalls"},
     "random_direction": {"Paper", "Differences"},
     "shuffled_labels": {"Paper", "Differences"},
+    "best_prompt": {"Paper"},
     "saved": {"Paper"},
 }
-"""Baseline, controls, and what was fitted elsewhere: nobody's method."""
+"""Baseline, controls, a chosen prompt, and what was fitted elsewhere: nobody's method."""
 
 
 def entry_point(module: str) -> Source:
