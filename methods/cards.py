@@ -24,7 +24,7 @@ scores of the reward model for each time, and one for the prompt.
 Pitfalls: a model that is sure of itself never reaches 3 nats, as the testbed's: search `entropy`. The guide was not
 trained on beginnings. Its KL is estimated from the number of tries, as if none were ever the last one.
 
-Learns from: rollouts with rewards, reward at test time. Touches: choice of responses.
+Learns from: rollouts with rewards and reward at test time. Touches: choice of responses.
 """
 
 from collections.abc import Mapping, Sequence
