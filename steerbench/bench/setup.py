@@ -273,7 +273,7 @@ class Bench(Setup):
 
 def load_bench(protocol: Protocol, options: Options, lm: LanguageModel | None = None) -> Bench:
     """Load what a protocol names. Cheap things first, so that a mistake in them is told before a model is read."""
-    if lm is None and protocol.reward_model is None:
+    if lm is None and protocol.reward_model is None and not testbed.named(protocol.model):
         check_there(protocol.model)  # a model that is nowhere needs no reward
     bench = Bench(protocol, options)
     p = bench.protocol

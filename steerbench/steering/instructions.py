@@ -42,6 +42,10 @@ class Shown(PromptPart):
         return dialogue if rest[: len(shown)] == shown else (*system, *shown, *rest)
 
 
+_ROUNDING = 1e-3
+"""Nats per token that the batch may make."""
+
+
 class AskedPart(PromptPart):
     """A prompt part that asks the unsteered model about each dialogue before it rewrites it.
 
@@ -68,8 +72,9 @@ class AskedPart(PromptPart):
 class Routed(AskedPart):
     """Adds the instruction of the label that the model gives to `ask`, put behind the user's last words.
 
-    A label's score is its log-probability per token plus its bias; of equal ones the first is taken. `instructions` has
-    a text for each label; an empty one adds nothing.
+    A label's score is its log-probability per token plus its bias; of equal ones the first is taken, and those are
+    equal that a batch of another size could put in another order. `instructions` has a text for each label; an empty
+    one adds nothing.
     """
 
     def __init__(self, ask: str, labels: Sequence[str], biases: Sequence[float], instructions: Sequence[str]) -> None:
@@ -85,7 +90,7 @@ class Routed(AskedPart):
     def route(self, scores: Sequence[float]) -> int:
         """Return the index of the label that wins."""
         biased = [score + bias for score, bias in zip(scores, self.biases, strict=True)]
-        return biased.index(max(biased))
+        return next(i for i, score in enumerate(biased) if score >= max(biased) - _ROUNDING)
 
     def answered(self, dialogue: Dialogue, scores: Sequence[float]) -> Dialogue:
         """Add the instruction of the label that wins."""

@@ -256,7 +256,7 @@ def test_list_says_what_each_does_in_groups_by_what_it_touches(cli: Cli) -> None
             assert line.endswith(said.summary)
             assert f" {said.learns_from} " in line
     groups = [line.strip() for line in lines if re.fullmatch(r"  \S[\w ]*", line)]
-    assert groups == ["prompt", "activations", "choice of responses", "nothing"]
+    assert groups == ["prompt", "activations", "logits", "choice of responses", "nothing"]
     for source in registry.sources("methods"):
         (place,) = (i for i, line in enumerate(lines) if line.split()[:1] == [source.name])
         above = next(line.strip() for line in reversed(lines[:place]) if line.strip() in groups)

@@ -52,6 +52,7 @@ ALIKE = (
 """Families of one structure: by default each kind of part meets one of each."""
 REPRESENTATIVES = {
     "prompt": "static_prompt",
+    "logits": "classifier_free",
     "choice": "best_of_n",
     "edit": "caa",
     "edit with a state": "act_add",
@@ -310,7 +311,7 @@ def test_what_is_sound_is_fitted_once_for_all_that_need_no_fit_of_their_own(tmp_
         (
             method(CHOOSE, CHOICE.format("return 7"), CANDIDATES),
             "batch_equals_single",
-            "IndexError: tuple index out of range",
+            "IndexError: list index out of range",
         ),
         (BROKEN["logits_are_numbers"]["edit_gives_nan"], "logits_are_numbers", "the edit Own at resid_post.1 gave NaN"),
         (

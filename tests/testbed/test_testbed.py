@@ -245,7 +245,10 @@ def test_a_run_without_options_but_fewer_prompts_prints_a_table(cli: Cli, tmp_pa
     assert "testbed-shp" in found.output
     assert "testbed/lm on 4 test prompts" in found.output
     assert "testbed/held_out_reward" in found.output
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["testbed-leaderboard.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        "study.toml",
+        "testbed-leaderboard.csv",
+    ]
     assert all(path.name.startswith("testbed-") for path in tmp_path.iterdir())
     records = Store(tmp_path).records()
     assert {record.method for record in records} == {"unsteered", "static_prompt", "caa", "re_control"}
