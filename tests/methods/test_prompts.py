@@ -125,7 +125,7 @@ def test_the_label_with_the_best_score_and_bias_gives_the_instruction(llama: Lan
     ask, labels, texts = "Is it bad?", ["No.", "Yes, it is."], ["", "Decline."]
     plain = Routed(ask, labels, [0.0, 0.0], texts)
     for prompt, (no, yes) in zip(PROMPTS, label_scores(llama, plain, PROMPTS), strict=True):
-        for lean, text in ((1e-3, "Decline."), (-1e-3, "")):
+        for lean, text in ((1e-2, "Decline."), (-1e-2, "")):
             part = Routed(ask, labels, [0.0, no - yes + lean], texts)
             (seen,) = prompted(llama, Steering(prompt=(part,)), [prompt])
             assert seen == (fit(llama, "static_prompt", text=text).apply_prompt(prompt))

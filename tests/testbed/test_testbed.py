@@ -249,7 +249,7 @@ def test_a_run_without_options_but_fewer_prompts_prints_a_table(cli: Cli, tmp_pa
         "study.toml",
         "testbed-leaderboard.csv",
     ]
-    assert all(path.name.startswith("testbed-") for path in tmp_path.iterdir())
+    assert all(path.name.startswith("testbed-") for path in tmp_path.iterdir() if path.name != "study.toml")
     records = Store(tmp_path).records()
     assert {record.method for record in records} == {"unsteered", "static_prompt", "caa", "re_control"}
     for record in records:
