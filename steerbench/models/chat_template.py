@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -158,7 +158,8 @@ class ChatTemplate:
         return [{"role": turn.role, "content": turn.text} for turn in dialogue]
 
 
-def _date_codes(date: str) -> list[tuple[str, str]]:
+@cache
+def _date_codes(date: str) -> tuple[tuple[str, str], ...]:
     """Return what the codes of strftime stand for on a date, at midnight."""
     day = datetime.strptime(date, "%d %b %Y")
-    return [("%-d", str(day.day)), ("%-m", str(day.month)), *((f"%{c}", day.strftime(f"%{c}")) for c in _CODES)]
+    return (("%-d", str(day.day)), ("%-m", str(day.month)), *((f"%{c}", day.strftime(f"%{c}")) for c in _CODES))
