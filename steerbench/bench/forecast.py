@@ -16,7 +16,7 @@ from steerbench.steering.steering import Steering
 _TRIAL = 16
 """Prompts that are answered and scored to tell the pace."""
 _ROW_BYTES, _RECORD_BYTES = 60, 25_000
-"""Of a row beside its texts, and of a record beside its rows: as committed records have them, compressed."""
+"""Of a row beside its texts, and of a record beside its rows: about, and rather more than it takes."""
 
 
 @dataclass(frozen=True)

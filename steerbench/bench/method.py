@@ -12,6 +12,7 @@ from steerbench.files import content_hash
 from steerbench.learn.context import FitContext
 from steerbench.learn.fitting import MethodLike, joined, steerers_of
 from steerbench.learn.steerer import Steerer
+from steerbench.models.revision import is_folder
 from steerbench.plugins.registry import source_hash
 from steerbench.plugins.settings import takes_whole_numbers
 from steerbench.plugins.spec import MethodSpec, Part, build, hyperparameters, parse, part_labels, part_of
@@ -41,7 +42,7 @@ class Method(NamedTuple):
         return [
             {
                 "name": part.name,
-                "hyperparameters": hyperparameters(s),
+                "hyperparameters": _without_paths(s),
                 "source": source_hash(type(s)),
                 **({"models": [identified(name) for name in s.models]} if s.models else {}),
                 **({"files": [content_hash(Path(file).expanduser()) for file in s.files]} if s.files else {}),
@@ -85,6 +86,13 @@ def _space(part: Part, cls: type[Steerer]) -> dict[str, Sequence[Any]]:
             fault = "has no values" if name in known else "is none of its hyperparameters"
             raise SteerbenchError(f"search of method {part.name!r}: {name!r} {fault}; correct it in {cls.__name__}.")
     return {name: values for name, values in cls.search.items() if name not in part.settings}
+
+
+def _without_paths(steerer: Steerer) -> dict[str, Any]:
+    """Return all hyperparameters; of files and models only the names, whose contents stand beside them."""
+    paths = {*steerer.files, *steerer.models}
+    values = hyperparameters(steerer).items()
+    return {name: Path(value).name if value in paths and is_folder(value) else value for name, value in values}
 
 
 def _plain(report: dict[str, Any], label: str) -> dict[str, Any]:

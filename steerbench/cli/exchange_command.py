@@ -32,7 +32,7 @@ def export(
     threads: Threads = None,
     plugin: Plugins = None,
 ) -> None:
-    """Fit a method and write what it learned for other programs, with the recipe beside it."""
+    """Fit a method and write what it learned for other programs; folders and safetensors hold the recipe, too."""
     add_plugins(plugin)
     from steerbench.bench import export as exporting
     from steerbench.bench.protocol import FitSettings

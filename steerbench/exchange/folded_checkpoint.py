@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from steerbench.engine.bias_folding import moved_bias
 from steerbench.engine.logits import batch_logits
 from steerbench.errors import SteerbenchError
+from steerbench.models.block_trace import is_linear
 from steerbench.models.checkpoint import quiet
 from steerbench.models.language_model import LanguageModel, Tokens
 from steerbench.models.sites import Anatomy, Site
@@ -78,7 +79,7 @@ def _writer(anatomy: Anatomy, site: Site) -> Any:
         return None
     where = Site("mlp_out", site.layer) if site.name == "resid_post" else site
     module: Any = anatomy.place(where).module
-    maps = [m for m in module.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
+    maps = [m for m in module.modules() if is_linear(m)]
     return maps[-1] if maps else None
 
 

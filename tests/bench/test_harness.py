@@ -289,7 +289,6 @@ class Best(DecodePart):
     won = compared(best, outcome.records[0])["win_rate"]
     assert won.mean() > 0.5
     assert set(won) <= {0.5, 1.0}  # the unsteered draw is among the candidates
-    assert best.latency["decode_ratio"] > 0  # four rows at once take no four times as long
 
 
 CHANGES: dict[str, dict[str, Any]] = {

@@ -35,6 +35,14 @@ def test_another_content_is_another_record(file: Path) -> None:
     assert before != method.parts(tuned=False)
 
 
+def test_where_the_file_lies_is_no_part_of_its_records(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / file.name
+    other.parent.mkdir()
+    other.write_bytes(file.read_bytes())
+    here, there = (methods_of(f"saved:file={path}")[0].parts(tuned=False) for path in (file, other))
+    assert here == there
+
+
 def test_a_whole_steering_comes_back(llama: LanguageModel, tmp_path: Path) -> None:
     steering = fit("re_control:epochs=1", llama, tiny.examples(), tiny.VowelReward())
     steering.save(tmp_path / "kept")
