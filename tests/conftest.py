@@ -1,5 +1,6 @@
 """Fixtures shared by all tests. Nothing here reaches the network."""
 
+import gc
 import math
 import os
 import shutil
@@ -46,6 +47,14 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected out of every later collection of garbage: it lives as long as the tests."""
+    import hypothesis  # noqa: F401  # as it loads, it looks for who refers to what, and would not find what is frozen
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

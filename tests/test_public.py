@@ -331,6 +331,7 @@ def test_dropout_of_a_model_in_training_is_off(llama: LanguageModel) -> None:
 # the contract
 
 
+@pytest.mark.slow
 def test_the_contract_in_pytest_of_the_authors(tmp_path: Path) -> None:
     method = Path(str(sys.modules[CAA.__module__].__file__)).read_text()
     (tmp_path / "good_one.py").write_text(method)
@@ -347,6 +348,20 @@ def test_the_contract_in_pytest_of_the_authors(tmp_path: Path) -> None:
     assert "1 failed, 1 passed" in out, out
     assert "FAILED test_them.py::test_bad[off_is_bit_equal-llama]" in out
     assert "the logits differ from the unsteered model's" in out
+
+
+def test_a_check_of_the_contract_fails_with_the_problem(tmp_path: Path) -> None:
+    method = Path(str(sys.modules[CAA.__module__].__file__)).read_text()
+    (tmp_path / "bad.py").write_text(method.replace('{"strength": 0.0}', '{"strength": 0.5}'))
+    good, bad = (
+        steerbench.contract.parametrize(one, on=["llama"]).mark.args[1] for one in ("caa", tmp_path / "bad.py")
+    )
+    names = [f"{invariant.__name__}-llama" for invariant in steerbench.contract.INVARIANTS]
+    assert [case.id for case in good] == [case.id for case in bad] == names
+    off = names.index("off_is_bit_equal-llama")
+    good[off].values[0]()
+    with pytest.raises(pytest.fail.Exception, match="the logits differ from the unsteered model's"):
+        bad[off].values[0]()
 
 
 def test_the_contract_takes_classes_and_specs() -> None:

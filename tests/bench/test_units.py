@@ -96,12 +96,18 @@ def test_another_process_measures_the_same_record(protocol: Protocol, tmp_path: 
         assert list(record.examples["response"]) == list(expected[identity].examples["response"])
 
 
-def test_a_unit_is_carried_by_a_pool_and_found_the_second_time(protocol: Protocol, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_unit_is_carried_by_a_pool(protocol: Protocol, tmp_path: Path) -> None:
     (unit,) = units([replace(protocol, n_examples=2)], "unsteered")
-    options = Options(out=tmp_path)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        (record,) = pool.starmap(harness.run_unit, [(unit, options)])
+        (record,) = pool.starmap(harness.run_unit, [(unit, Options(out=tmp_path))])
+    assert harness.run_unit(unit, Options(out=tmp_path)) == record
+
+
+def test_a_unit_is_found_the_second_time(protocol: Protocol, tmp_path: Path) -> None:
+    (unit,) = units([replace(protocol, n_examples=2)], "unsteered")
+    record = harness.run_unit(unit, Options(out=tmp_path))
     (path,) = tmp_path.glob("*/record.json")
     before = path.stat().st_mtime_ns
-    assert harness.run_unit(unit, options) == record
+    assert harness.run_unit(unit, Options(out=tmp_path)) == record
     assert path.stat().st_mtime_ns == before

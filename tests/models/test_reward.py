@@ -477,6 +477,7 @@ def test_the_real_model_gives_the_score_of_its_readme(real: RewardModel, assets:
     assert (real.limit, real.truncated) == (256, 1)
 
 
+@pytest.mark.slow
 def test_the_real_model_prefers_the_preferred_reply(real: RewardModel, hh_pairs: list[tuple[str, str]]) -> None:
     parsed = [(parse_hh(chosen), parse_hh(rejected)) for chosen, rejected in hh_pairs]
     chosen, rejected = (

@@ -5,17 +5,21 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from given_options import last_of_each
+from typer.testing import Result
 
-from steerbench import Store
+from steerbench import FitContext, Steering, Store
+from steerbench.contract import tiny
+from steerbench.plugins import registry, spec
 
 PLUGIN = Path(__file__).parents[1] / "plugin_dist"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--isolated"]
 OFFLINE = ["--no-deps", "--no-index", "--no-build-isolation"]
-MAIN = "from steerbench.cli import main; main()"
 ORIGIN = "steerbench-example-plugin 0.1.0"
 
 
@@ -28,27 +32,34 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def python(code: str, *args: object, folder: Path, site: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run code in a new interpreter outside the repository."""
+def listed(folder: Path, site: Path | None = None) -> str:
+    """Return what `steerbench list` says in a new interpreter outside the repository."""
     environment = {**os.environ, "PYTHONPATH": str(site)} if site else None
-    command = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", "from steerbench.cli import main; main()", "list"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    return " ".join(done.stdout.split())
 
 
-def test_it_is_listed_and_run_from_the_command_line(site: Path, tmp_path: Path, run_args: list[str]) -> None:
-    listed = python(MAIN, "list", folder=tmp_path, site=site).stdout
-    words = listed.split()
-    assert {"constant_shift", "toy"} <= set(words)
-    assert " ".join(words).count(f"({ORIGIN})") == 2
+def test_it_is_listed(site: Path, tmp_path: Path) -> None:
+    text = listed(tmp_path, site)
+    assert {"constant_shift", "toy"} <= set(text.split())
+    assert text.count(f"({ORIGIN})") == 2
+    assert "constant_shift" not in listed(tmp_path)
 
+
+def test_it_is_run_from_the_command_line(
+    site: Path, tmp_path: Path, run_args: list[str], cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.chdir(tmp_path)
     rows = [{"question": f"Is rye number {i} sour?", "good": f"Often, {i}.", "bad": "No idea."} for i in range(30)]
     data = tmp_path / "toy.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"question": "Why?"}]))
     methods = "constant_shift:strength=2,constant_shift+caa"
     given = [*run_args, "--tasks", "toy", "--data", data, "--methods", methods, "--out", "runs"]
     args = ["run", *last_of_each(given)]
-    done = python(MAIN, *args, folder=tmp_path, site=site)
-    assert done.returncode == 0, done.stderr
+    done = cli(*args)
+    assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith("toy\n")
     assert "Left out: 1 missing text." in done.stdout
     assert "3 records in runs, 0 of them from before" in done.stdout
@@ -59,34 +70,15 @@ def test_it_is_listed_and_run_from_the_command_line(site: Path, tmp_path: Path, 
     assert list(records["unsteered"].examples["response"]) != list(records["constant_shift+caa"].examples["response"])
 
 
-def test_without_it_its_names_are_unknown(tmp_path: Path) -> None:
-    assert "constant_shift" not in python(MAIN, "list", folder=tmp_path).stdout
-
-
-USE = """
-import json
-from pathlib import Path
-from types import SimpleNamespace
-from steerbench import FitContext, Steering
-from steerbench.plugins import spec
-from steerbench.contract import tiny
-from steerbench.plugins import registry
-
-found = [str(source) for kind in registry.KINDS for source in registry.sources(kind) if source.origin != "built in"]
-(method,) = spec.build(spec.parse("constant_shift:strength=2")[0])
-task = registry.load("tasks", "toy")()
-context = FitContext(lm=tiny.language_model("llama"), examples=(), reward=SimpleNamespace())
-method.fit(context).save(Path("saved"))
-(placed,) = Steering.load(Path("saved")).edits
-example = task.parse({"question": "Is rye bread sour?", "good": "Often.", "bad": "No idea."})
-print(json.dumps([found, spec.hyperparameters(method), example.chosen, str(placed.site), placed.edit.strength]))
-"""
-
-
-def test_its_steering_is_saved_and_loaded(site: Path, tmp_path: Path) -> None:
-    done = python(USE, folder=tmp_path, site=site)
-    assert done.returncode == 0, done.stderr
-    found, hyperparameters, reply, place, strength = json.loads(done.stdout)
-    assert found == [f"method 'constant_shift' ({ORIGIN})", f"task 'toy' ({ORIGIN})"]
-    assert hyperparameters == {"strength": 2.0, "layer": None}
-    assert (reply, place, strength) == ("Often.", "resid_post.1", 2.0)
+def test_its_steering_is_saved_and_loaded(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(site)
+    found = [source for kind in registry.KINDS for source in registry.sources(kind) if source.origin != "built in"]
+    assert list(map(str, found)) == [f"method 'constant_shift' ({ORIGIN})", f"task 'toy' ({ORIGIN})"]
+    (method,) = spec.build(spec.parse("constant_shift:strength=2")[0])
+    assert spec.hyperparameters(method) == {"strength": 2.0, "layer": None}
+    context = FitContext(lm=tiny.language_model("llama"), examples=(), reward=SimpleNamespace())  # type: ignore[arg-type]
+    method.fit(context).save(tmp_path / "saved")
+    (placed,) = Steering.load(tmp_path / "saved").edits
+    assert (str(placed.site), vars(placed.edit)["strength"]) == ("resid_post.1", 2.0)
+    example = registry.load("tasks", "toy")().parse({"question": "Is rye bread sour?", "good": "Often.", "bad": "No."})
+    assert example.chosen == "Often."
