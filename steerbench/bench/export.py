@@ -9,7 +9,7 @@ from steerbench.bench.protocol import FitSettings
 from steerbench.bench.setup import Options, Setup
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.exchange.folded_checkpoint import write_folded
-from steerbench.exchange.formats import FORMATS, write_vectors
+from steerbench.exchange.formats import FORMATS, check_format, write_vectors
 from steerbench.files import write_whole
 from steerbench.records.identity import asset
 from steerbench.version import __version__
@@ -28,6 +28,7 @@ def export(
     known = [*FORMATS, "folded", "steering"]
     if form not in known:
         raise SteerbenchError(suggest("format", form, known))
+    check_format(form)
     methods = methods_of(method)
     if len(methods) != 1:
         raise SteerbenchError(f"{method!r} are {len(methods)} methods; export one at a time.")

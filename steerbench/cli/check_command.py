@@ -7,7 +7,8 @@ import typer
 from rich.console import Console
 
 from steerbench.cli.console import err, note, out
-from steerbench.cli.options import Plugins, add_plugins
+from steerbench.cli.imports import import_swiftly
+from steerbench.cli.options import Plugins, add_plugins, check_names
 from steerbench.errors import SteerbenchError
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ def check(
 ) -> None:
     """Run the contract suite on a method and say which invariant it breaks."""
     add_plugins(plugin)
+    if not file.endswith(".py"):
+        check_names(methods=file)
+    import_swiftly("steerbench.contract.check")
     from steerbench.cli import stages
     from steerbench.contract.check import check_method, families
     from steerbench.plugins.registry import add_plugin

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from steerbench.cli.console import err, say
-from steerbench.cli.options import Data, Device, Dtype, Model, NTrain, Plugins, Threads, add_plugins
+from steerbench.cli.imports import import_swiftly
+from steerbench.cli.options import Data, Device, Dtype, Model, NTrain, Plugins, Threads, add_plugins, check_names
 from steerbench.testbed import NAME as TESTBED
 
 
@@ -34,6 +35,8 @@ def export(
 ) -> None:
     """Fit a method and write what it learned for other programs; folders and safetensors hold the recipe, too."""
     add_plugins(plugin)
+    check_names(methods=method, tasks=task)
+    import_swiftly("steerbench.bench.export")
     from steerbench.bench import export as exporting
     from steerbench.bench.protocol import FitSettings
     from steerbench.bench.setup import Options

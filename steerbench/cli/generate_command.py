@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steerbench.cli.console import err, out
+from steerbench.cli.imports import import_swiftly
 from steerbench.cli.options import (
     Data,
     Device,
@@ -17,6 +18,7 @@ from steerbench.cli.options import (
     ThinkingOption,
     Threads,
     add_plugins,
+    check_names,
     strengths,
 )
 from steerbench.plugins.spec import UNSTEERED
@@ -49,6 +51,8 @@ def generate(
 ) -> None:
     """Show what methods make of prompts, beside the unsteered model, and how far they move it."""
     add_plugins(plugin)
+    check_names(methods=methods, tasks=task)
+    import_swiftly("steerbench.bench.try_out")
     from steerbench.bench.protocol import FitSettings
     from steerbench.bench.setup import Options
     from steerbench.bench.try_out import sample
@@ -77,4 +81,4 @@ def generate(
         else:
             replies.show_below(out, shown)
         for one in shown if show_pairs else []:
-            tables.show_pairs(out, one.report)
+            tables.show_pairs(out, one.method, one.report)

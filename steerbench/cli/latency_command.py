@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from steerbench.cli.console import complain, err, out, say
+from steerbench.cli.imports import import_swiftly
 from steerbench.cli.options import (
     Data,
     Device,
@@ -18,6 +19,7 @@ from steerbench.cli.options import (
     ThinkingOption,
     Threads,
     add_plugins,
+    check_names,
     words,
 )
 from steerbench.errors import SteerbenchError
@@ -59,6 +61,8 @@ def latency(
     if config is not None and model != TESTBED:
         raise SteerbenchError("--config makes a model of its own; leave out --model.")
     add_plugins(plugin)
+    check_names(methods=methods, tasks=task)
+    import_swiftly("steerbench.latency.measurement")
     from steerbench.bench.protocol import FitSettings
     from steerbench.bench.setup import Options
     from steerbench.cli import stages

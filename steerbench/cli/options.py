@@ -58,6 +58,16 @@ def add_plugins(paths: list[Path] | None) -> None:
         add_plugin(path)
 
 
+def check_names(*, methods: str | None = None, tasks: str | None = None) -> None:
+    """Raise SteerbenchError for a list that cannot be read, or an unknown name in it. Nothing heavy is imported."""
+    from steerbench.plugins.spec import check_names
+
+    if methods is not None:
+        check_names("methods", methods)
+    if tasks is not None:
+        check_names("tasks", tasks)
+
+
 def words(text: str, what: str, example: str) -> list[str]:
     """Return the words of an option, separated by commas, each once. Raises SteerbenchError if there is none."""
     found = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))

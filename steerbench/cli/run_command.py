@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steerbench.cli.console import complain, err, out, say
+from steerbench.cli.imports import import_swiftly
 from steerbench.cli.options import (
     BatchSize,
     Data,
@@ -23,6 +24,7 @@ from steerbench.cli.options import (
     Threads,
     Tune,
     add_plugins,
+    check_names,
     numbers,
 )
 from steerbench.cli.study_file import read_study, write_study
@@ -87,6 +89,8 @@ def run(
 ) -> None:
     """Measure methods on tasks, write records, and print the leaderboard. Without options, on the testbed."""
     add_plugins(plugin)
+    check_names(methods=methods, tasks=tasks)
+    import_swiftly("steerbench.bench.run")
     from steerbench.bench.protocol import Protocol
     from steerbench.bench.setup import Options
     from steerbench.decoding import Decoding

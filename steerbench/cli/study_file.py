@@ -26,7 +26,9 @@ def read_study(ctx: Any, path: Path | None) -> Path | None:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         fault = error.strerror if isinstance(error, OSError) else error
-        raise SteerbenchError(f"{path} is no study file: {fault}. A run writes one into --out.") from error
+        raise SteerbenchError(
+            f"{path} is no study file: {fault}. A run writes one into --out; names of methods go behind --methods."
+        ) from error
     options = _options(ctx)
     ctx.default_map = {}
     for name, value in values.items():

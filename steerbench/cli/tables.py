@@ -148,8 +148,10 @@ def _notes(record: Record, rows: pd.DataFrame, has_gains: bool) -> Iterator[str]
         yield f"{record.truncated} texts were too long for the reward model, which read their end."
 
 
-def show_pairs(console: Console, report: Mapping[str, Any]) -> None:
+def show_pairs(console: Console, method: str, report: Mapping[str, Any]) -> None:
     """Print the first pairs that the parts of a method wrote, and how many could not be used."""
+    if method != UNSTEERED and not any(part.get("self_generated") for part in report.values()):
+        note(console, f"  {method} wrote no pairs: its card says what it learns from.", "dim")
     for label, written in ((label, part.get("self_generated")) for label, part in report.items()):
         if not written:
             continue

@@ -19,7 +19,7 @@ def write_control_vector(path: Path, vectors: LayerVectors, model_type: str) -> 
     """Write vectors with the model type of their language model, such as `llama`, as a hint for readers."""
     if 0 in vectors:
         raise SteerbenchError("llama.cpp adds no control vector to the first block; fit it at another layer.")
-    writer = _gguf().GGUFWriter(path, _ARCHITECTURE)
+    writer = gguf().GGUFWriter(path, _ARCHITECTURE)
     writer.add_string(f"{_ARCHITECTURE}.model_hint", model_type)
     writer.add_uint32(f"{_ARCHITECTURE}.layer_count", len(vectors))
     for layer, vector in sorted(vectors.items()):
@@ -33,7 +33,7 @@ def write_control_vector(path: Path, vectors: LayerVectors, model_type: str) -> 
 def read_control_vector(path: Path) -> dict[int, Tensor]:
     """Read the vectors of a file. Raises SteerbenchError if it holds none."""
     try:
-        reader = _gguf().GGUFReader(path)
+        reader = gguf().GGUFReader(path)
         field = reader.get_field("general.architecture")
         architecture = field and field.contents()
         named = {tensor.name: tensor.data for tensor in reader.tensors}
@@ -47,7 +47,8 @@ def read_control_vector(path: Path) -> dict[int, Tensor]:
     return checked({int(layer): torch.tensor(data) for layer, data in directions.items()}, str(path))
 
 
-def _gguf() -> Any:
+def gguf() -> Any:
+    """Return the package that reads and writes the files. Raises SteerbenchError where it is missing."""
     try:
         import gguf
     except ImportError as error:

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from steerbench.errors import SteerbenchError
-from steerbench.exchange.control_vector import read_control_vector, write_control_vector
+from steerbench.exchange.control_vector import gguf, read_control_vector, write_control_vector
 from steerbench.exchange.layer_vectors import LayerVectors, checked, layer_vectors, steering_of
 from steerbench.files import write_whole
 from steerbench.models.language_model import LanguageModel
@@ -27,6 +27,12 @@ def write_vectors(path: Path, form: str, steering: Steering, lm: LanguageModel, 
     FORMATS[form](path, layer_vectors(steering), lm, recipe)
 
 
+def check_format(form: str) -> None:
+    """Raise SteerbenchError if what writes a format is not installed: before a fit, that may take long."""
+    if form == "gguf":
+        gguf()
+
+
 def read_steering(path: Path) -> Steering:
     """Read a saved steering or a file of vectors, whichever it is. Files are data and never code.
 
@@ -35,7 +41,7 @@ def read_steering(path: Path) -> Steering:
     if path.is_dir():
         return Steering.load(path)
     if not path.is_file():
-        raise SteerbenchError(f"there is no file {path}.")
+        raise SteerbenchError(f"there is no file {path}; check the path.")
     read = _READERS.get(path.suffix)
     if read is None:
         raise SteerbenchError(f"{path} is of no known kind; vectors are in {', '.join(sorted(_READERS))} files.")
@@ -86,7 +92,7 @@ def _read_safetensors(path: Path) -> dict[int, Tensor]:
         with safe_open(path, "pt") as file:
             named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except (SafetensorError, OSError) as error:
-        raise SteerbenchError(f"{path} is no safetensors file: {error}") from error
+        raise SteerbenchError(f"{path} is no safetensors file ({error}); write it again.") from error
     return checked({_layer(name, path): tensor for name, tensor in named.items()}, str(path))
 
 

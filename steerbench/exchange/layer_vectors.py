@@ -21,7 +21,10 @@ def layer_vectors(steering: Steering) -> dict[int, Tensor]:
     Raises SteerbenchError where it does anything else: another library would leave that out without a word.
     """
     if steering.prompt or steering.logits or steering.decode or not steering.edits:
-        raise SteerbenchError("only edits of activations can be written as vectors; this steering is not made of them.")
+        raise SteerbenchError(
+            "only edits of activations can be written as vectors, and this steering is not made of them; "
+            "--format steering keeps all of it."
+        )
     found: dict[int, Tensor] = {}
     for placed in steering.edits:
         layer, vector = _vector(placed)

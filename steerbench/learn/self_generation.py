@@ -78,6 +78,7 @@ def self_generated(
     leave no room in the context, and pairs with an empty answer or two equal ones. The first pairs and the counts go
     into the report of the method. Raises SteerbenchError if no pair is left.
     """
+    _check(n_queries)
     key = ("self-generated", good, bad, n_queries, context.seed if context.decoding.temperature > 0 else None)
     found = context.once(key, lambda: _write(context, sides(good, bad), context.queries[:n_queries]))
     if not found.kept:
@@ -95,8 +96,14 @@ def self_generated(
     return found
 
 
+def _check(n_queries: int) -> None:
+    if n_queries < 1:
+        raise SteerbenchError(f"n_queries={n_queries} leaves no prompt to write pairs for; give 1 or more.")
+
+
 def personas(context: FitContext, good: str = "helpful", bad: str = "useless", n_queries: int = 200) -> list[Pair]:
     """Return the prompts of the first `n_queries` queries under both personas, without a reply."""
+    _check(n_queries)
     positive, negative = sides(good, bad)
     room, lm = context.lm.context_length, context.lm
     told = [[lm.tokens(under(q, side.persona)) for side in (positive, negative)] for q in context.queries[:n_queries]]

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoTokenizer
@@ -74,6 +76,8 @@ def find(name: str) -> Source:
 def check_path(name: str) -> None:
     """Raise SteerbenchError if `name` is a path and no model is there; says nothing about the Hub."""
     path = Path(name).expanduser()
+    if path.is_file() and path.suffix != ".gguf":
+        raise SteerbenchError(f"{name!r} is a file; give the folder of a model, a .gguf file, or a name on the Hub.")
     if not is_folder(name) or (path.is_file() and path.suffix == ".gguf"):
         return
     if not path.is_dir():
@@ -105,6 +109,11 @@ def _fetch(name: str, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:  # all errors of huggingface_hub are one of the two
+        if HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError):
+            raise SteerbenchError(
+                f"model {name!r} is no local folder, and HF_HUB_OFFLINE lets nothing be fetched. Check the name, unset "
+                "HF_HUB_OFFLINE, or pass the path of a downloaded folder."
+            ) from error
         raise SteerbenchError(
             f"model {name!r} is neither a local folder nor could it be fetched from the Hub ({brief(error)}). "
             "Check the name, the network and, for a gated model, HF_TOKEN; or pass the path of a downloaded folder."

@@ -59,7 +59,7 @@ def sources(kind: Kind) -> list[Source]:
 
 def load(kind: Kind, name: str) -> type[Any]:
     """Import a method or a task and return its class. Raises SteerbenchError that says what to mend."""
-    return _load(_find(kind, name))
+    return _load(find(kind, name))
 
 
 def add_plugin(plugin: str | Path | type[Any]) -> tuple[Kind, str]:
@@ -140,7 +140,7 @@ def resolve(reference: str) -> type[Any]:
     if match is None:
         raise SteerbenchError(f"{reference!r} is no class of steerbench or of a plugin; was the file edited?")
     kind = next(kind for kind in KINDS if kind == match[1])
-    module, name = _import(_find(kind, match[2])), match[3]
+    module, name = _import(find(kind, match[2])), match[3]
     cls = vars(module).get(name)
     if not isinstance(cls, type) or cls.__module__ != module.__name__:
         raise SteerbenchError(f"{reference!r}: {module.__name__} defines no class {name!r}; was it renamed?")
@@ -176,9 +176,12 @@ def _entry_points(kind: Kind) -> list[Source]:
     return found
 
 
-def _find(kind: Kind, name: str) -> Source:
-    """Return the only source of a name."""
+def find(kind: Kind, name: str) -> Source:
+    """Return the only source of a name. Raises SteerbenchError if there is none, or more than one."""
     found = [source for source in sources(kind) if source.name == name]
+    for other in KINDS:
+        if not found and name in names(other):
+            raise SteerbenchError(f"{name!r} is a {_singular(other)} and no {_singular(kind)}; give it with --{other}.")
     if not found:
         raise SteerbenchError(suggest(_singular(kind), name, names(kind)) + " A file of yours: --plugin FILE.")
     if len(found) > 1:

@@ -48,6 +48,13 @@ def parse(text: str) -> list[MethodSpec]:
     return list({str(spec): spec for spec in _Reader(text, "methods").methods()}.values())
 
 
+def check_names(kind: Kind, text: str) -> None:
+    """Read a list of methods or tasks and look for each. Raises SteerbenchError; imports none of them."""
+    parts = parse_tasks(text) if kind == "tasks" else [part for spec in parse(text) for part in spec.parts]
+    for part in parts:
+        registry.find(kind, part.name)
+
+
 def part_labels(names: Sequence[str]) -> list[str]:
     """Return what tells the parts of a method apart: their names, as `name[0]`, `name[1]` where one is there twice."""
     return [f"{n}[{names[:i].count(n)}]" if names.count(n) > 1 else n for i, n in enumerate(names)]

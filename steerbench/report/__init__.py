@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from steerbench.errors import SteerbenchError
 from steerbench.files import write_asked
 from steerbench.records.damage import LeftOut
 from steerbench.records.store import records_in
@@ -27,10 +28,21 @@ def write_report(
     `plot` is where `write_plot` writes to; what `left_out` is for stands at `Store.records`. Raises SteerbenchError if
     there are no records, or a file cannot be written.
     """
+    _check(out, ".html")
+    if plot:
+        _check(plot, ".svg")
     groups = grouped(records_in(folders, left_out))
     write_asked(out, page(groups, timings_in(folders), n_examples))
     if plot:
         write_plot(groups, plot)
+
+
+def _check(path: Path, suffix: str) -> None:
+    """Raise SteerbenchError for what a page or plot cannot be written to, before records are read."""
+    if path.is_dir():
+        raise SteerbenchError(f"cannot write {path}: Is a directory; choose another file.")
+    if path.suffix.lower() != suffix:
+        raise SteerbenchError(f"{path} would hold {suffix[1:].upper()}; give it a name that ends in {suffix}.")
 
 
 def write_plot(groups: Sequence[Group], path: Path) -> None:

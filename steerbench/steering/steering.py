@@ -79,7 +79,10 @@ class Steering:
             tensors = load_file(folder / cls.TENSORS)
             schema = record["schema_version"]
         except (OSError, ValueError, TypeError, KeyError, SafetensorError, RecursionError) as error:
-            raise SteerbenchError(f"{folder} holds no saved steering: {error!r}") from error
+            raise SteerbenchError(
+                f"{folder} holds no saved steering that can be read ({error!r}); give a folder that "
+                "`steerbench export` or `Steering.save` wrote."
+            ) from error
         if schema != SCHEMA_VERSION:
             raise SteerbenchError(f"{folder} has schema {schema}, not {SCHEMA_VERSION}; fit it again.")
         try:
