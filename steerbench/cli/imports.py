@@ -6,7 +6,7 @@ from importlib import import_module
 
 
 def import_swiftly(module: str) -> None:
-    """Import a module without the garbage collector, which then leaves alone what is there.
+    """Import a module without the garbage collector.
 
     torch and transformers make a million objects that stay. Looking through them again and again is a sixth of the
     time, and finds nothing.
@@ -20,4 +20,5 @@ def import_swiftly(module: str) -> None:
     finally:
         if collecting:
             gc.freeze()
+            gc.unfreeze()  # the two make them old unseen, so that the next collection does not begin with them
             gc.enable()

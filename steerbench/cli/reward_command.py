@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from steerbench.cli.console import complain, err, out, say
+from steerbench.cli.imports import import_swiftly
 from steerbench.cli.layout import Columns, print_table
-from steerbench.cli.options import Device, Plugins, Threads, add_plugins
+from steerbench.cli.options import Device, Plugins, Threads, add_plugins, check_names
 from steerbench.cli.repetition import Commands
 
 app = Commands(help="Reward models for a task's preference pairs.", no_args_is_help=True)
@@ -51,6 +52,8 @@ def train(
     The folder is used as --reward-model. It says how good the reward is on held-out prompts, beside "longer wins".
     """
     add_plugins(plugin)
+    check_names(tasks=task)
+    import_swiftly("steerbench.reward_training.reward_run")
     from steerbench.cli import stages
     from steerbench.reward_training.reward_folder import verdicts
     from steerbench.reward_training.reward_run import RewardTraining, train_reward

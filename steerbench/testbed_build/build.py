@@ -57,9 +57,10 @@ def build(
     Raises SteerbenchError if the folder holds something or cannot be made, or torch is too old to train.
     """
     check_torch()
+    chosen = pick_device(device)
     out = out.expanduser().absolute()
     partial_out = _empty(out)
-    builder = _Builder(partial_out, World(seed), pick_device(device), progress, recipes)
+    builder = _Builder(partial_out, World(seed), chosen, progress, recipes)
     builder.all()
     sections = {
         "steerbench": __version__,

@@ -134,8 +134,10 @@ ANSWERS = {
     "directory')); give a folder that `steerbench export` or `Steering.save` wrote.",
     # reward, testbed
     "reward train --backbone ./nowhere --out r": "there is no model folder at './nowhere'; check the path.",
-    "reward train --backbone testbed --data nowhere --out r": "no data file in nowhere: it must hold files that end in "
-    ".jsonl, .jsonl.gz, .json, .json.gz, .parquet, .csv.",
+    "reward train --backbone testbed --task sph --out r": "unknown task 'sph'. Did you mean 'shp'? Known: {tasks}. A "
+    "file of yours: --plugin FILE.",
+    "reward train --backbone testbed --data nowhere --out r": "no data at nowhere: No such file or directory. Check "
+    "the path given to --data.",
     "reward train --backbone testbed --out notes.txt": "cannot write notes.txt: File exists; choose another --out.",
     "testbed info nowhere": "there is no testbed at 'nowhere'; `steerbench testbed build --out DIR` makes one.",
     "testbed verify folder": "there is no testbed at 'folder'; `steerbench testbed build --out DIR` makes one.",
@@ -198,6 +200,10 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def known(here: Path) -> dict[str, str]:
     """Return the lists of names that answers end with, and the folder."""
     from steerbench.records.columns import METRIC_COLUMNS
@@ -214,13 +220,13 @@ def known(here: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("command", ANSWERS)
 def test_a_mistake_is_answered_in_one_line(cli: Cli, here: Path, command: str) -> None:
-    before = sorted(here.rglob("*"))
+    before = files(here)
     done = cli(*shlex.split(command))
     assert done.stderr == f"error: {ANSWERS[command].format(**known(here))}\n"
     assert done.exit_code == 2
     assert isinstance(done.exception, SystemExit), "no traceback"
     assert "written" not in done.stdout
-    assert sorted(here.rglob("*")) == before
+    assert files(here) == before
 
 
 @pytest.mark.parametrize("command", USAGE)
