@@ -80,5 +80,5 @@ def generate(
             replies.show_beside(out, prompts, shown)
         else:
             replies.show_below(out, shown)
-        for one in shown if show_pairs else []:
-            tables.show_pairs(out, one.method, one.report)
+        if show_pairs:
+            tables.show_pairs(out, [part for one in shown for part in one.report.items()])

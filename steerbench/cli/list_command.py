@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from steerbench.plugins.registry import Source
 
 _TOUCHES = ("prompt", "activations", "logits", "choice of responses", "nothing")
+_NARROW = len("reward at test")
+"""Characters for what a method learns from, on a terminal: it is one word or two, and seldom more."""
 _SILENT, _BROKEN = "not said in the card", "broken"
 
 
@@ -54,8 +56,9 @@ def _show_list(kind: "Kind", found: Sequence["Source"]) -> None:
     order = [*(_TOUCHES if kind == "methods" else ()), _SILENT, _BROKEN]
     shown.sort(key=lambda row: order.index(row[1]) if row[1] in order else len(_TOUCHES))
     table = Table.grid(padding=(0, 2, 0, 0))
-    for wraps in (False, False, True):
-        table.add_column(no_wrap=not wraps, overflow="fold")
+    table.add_column(no_wrap=True)
+    table.add_column(max_width=_NARROW if out.is_terminal else None)  # what it does needs the room
+    table.add_column(overflow="fold")
     for touches, rows in groupby(shown, key=lambda row: row[1]):
         if kind == "methods" or touches == _BROKEN:
             table.add_row(plain(f"  {touches}", "italic"))

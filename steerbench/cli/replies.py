@@ -9,6 +9,7 @@ from rich.table import Table
 
 from steerbench.bench.try_out import Sample
 from steerbench.cli.console import note, plain
+from steerbench.cli.layout import remark
 from steerbench.plugins.spec import UNSTEERED
 
 NARROWEST = 28
@@ -35,13 +36,19 @@ def show_beside(console: Console, prompts: Sequence[str], shown: Sequence[Sample
     columns = [list(_replies(one, shown[0])) for one in shown]
     for prompt, row in zip(prompts, zip(*columns, strict=True), strict=True):
         table = Table(title=plain(prompt), title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for one, (kl, _) in zip(shown, row, strict=True):
-            head = "\n".join(filter(None, (one.method, one.strength, kl)))
+        for head in _heads([(one.method, one.strength, kl) for one, (kl, _) in zip(shown, row, strict=True)]):
             table.add_column(plain(head), ratio=1, overflow="fold", vertical="top")
         table.add_row(*(plain(reply) for _, reply in row))
         console.print(table)
         console.print()
     _explain(console, shown)
+
+
+def _heads(texts: Sequence[Sequence[str]]) -> list[str]:
+    """Return the head of each column: texts below each other, without empty ones, names side by side at the top."""
+    heads = [[text for text in of_one if text] for of_one in texts]
+    most = max(map(len, heads))
+    return ["\n".join(head + [""] * (most - len(head))) for head in heads]
 
 
 def _replies(one: Sample, plain: Sample) -> Iterator[tuple[str, str]]:
@@ -57,4 +64,4 @@ def _replies(one: Sample, plain: Sample) -> Iterator[tuple[str, str]]:
 
 def _explain(console: Console, shown: Sequence[Sample]) -> None:
     if len(shown) > 1:
-        note(console, KL, "dim")
+        remark(console, KL)

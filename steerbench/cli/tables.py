@@ -148,11 +148,12 @@ def _notes(record: Record, rows: pd.DataFrame, has_gains: bool) -> Iterator[str]
         yield f"{record.truncated} texts were too long for the reward model, which read their end."
 
 
-def show_pairs(console: Console, method: str, report: Mapping[str, Any]) -> None:
-    """Print the first pairs that the parts of a method wrote, and how many could not be used."""
-    if method != UNSTEERED and not any(part.get("self_generated") for part in report.values()):
-        note(console, f"  {method} wrote no pairs: its card says what it learns from.", "dim")
-    for label, written in ((label, part.get("self_generated")) for label, part in report.items()):
+def show_pairs(console: Console, reports: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Print the first pairs that parts of methods wrote, by their labels, and how many could not be used."""
+    found = [(label, part.get("self_generated")) for label, part in reports]
+    if not any(written for _, written in found):
+        note(console, "no pairs to show: none of the methods writes its own.", "dim")
+    for label, written in found:
         if not written:
             continue
         dropped = "".join(f", {reason}: {n}" for reason, n in written["dropped"].items() if n)

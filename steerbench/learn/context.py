@@ -104,8 +104,7 @@ class FitContext:
 
         Drawn and scored once per run and shared by all methods. Raises SteerbenchError where there is no reward.
         """
-        sampled = self.decoding.temperature > 0  # greedy responses are the same for every seed
-        return self.once(("rollouts", self.seed if sampled else None), self._roll_out)
+        return self.once(("rollouts", seed_of_draws(self)), self._roll_out)
 
     def activations(self, site: Site, tokens: Sequence[Tokens], pool: Pool) -> list[Tensor]:
         """Return float32 CPU activations, one tensor per sequence: (width,) when pooled, (tokens, width) for `all`.
@@ -169,8 +168,9 @@ class FitContext:
         self.reward.check()
         prompts = [e.prompt for e in self.examples]
         self.reward.check_prompts(prompts)
+        seed, size = seed_of_draws(self), self.batch_size
         responses = generate(
-            self.lm, prompts, decoding=self.decoding, seed=self.seed, batch_size=self.batch_size, progress=self.progress
+            self.lm, prompts, decoding=self.decoding, seed=seed, batch_size=size, progress=self.progress
         )
         rewards = self.reward.score(prompts, [r.text for r in responses], progress=self.progress).tolist()
         tokens = [self._read(p, r) for p, r in zip(prompts, responses, strict=True)]
@@ -181,3 +181,11 @@ class FitContext:
         """Return a response as methods read it: a thought before the answer belongs to what the answer follows."""
         ids, start = response.ids, response.thought
         return Tokens(self.lm.tokens(prompt).prompt + ids[:start], ids[start:])
+
+
+def seed_of_draws(context: FitContext) -> int:
+    """Return the seed that responses are drawn by, which greedy ones do without.
+
+    So a fit on greedy responses has not asked for the seed, whoever was first to need them.
+    """
+    return context.seed if context.decoding.temperature > 0 else 0

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from steerbench.data.dialogue import Dialogue, Turn
 from steerbench.engine.generate import generate
 from steerbench.errors import SteerbenchError
-from steerbench.learn.context import FitContext, Pair
+from steerbench.learn.context import FitContext, Pair, seed_of_draws
 from steerbench.models.language_model import LanguageModel, Tokens
 from steerbench.models.response import Response
 
@@ -79,7 +79,7 @@ def self_generated(
     into the report of the method. Raises SteerbenchError if no pair is left.
     """
     _check(n_queries)
-    key = ("self-generated", good, bad, n_queries, context.seed if context.decoding.temperature > 0 else None)
+    key = ("self-generated", good, bad, n_queries, seed_of_draws(context))
     found = context.once(key, lambda: _write(context, sides(good, bad), context.queries[:n_queries]))
     if not found.kept:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in found.dropped.items())
@@ -160,7 +160,9 @@ def _fitting(lm: LanguageModel, dialogues: Sequence[Sequence[Dialogue]], new: in
 def _answers(context: FitContext, dialogues: Sequence[Dialogue], new: int) -> list[Response]:
     decoding = replace(context.decoding, max_new_tokens=new)
     size, progress = context.batch_size, context.progress
-    return generate(context.lm, dialogues, decoding=decoding, seed=context.seed, batch_size=size, progress=progress)
+    return generate(
+        context.lm, dialogues, decoding=decoding, seed=seed_of_draws(context), batch_size=size, progress=progress
+    )
 
 
 def _usable(generated: Generated, dropped: Counter[str]) -> bool:

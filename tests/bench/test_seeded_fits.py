@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from steerbench import FitContext, Steerer, Steering
+from steerbench import Decoding, FitContext, Steerer, Steering
 from steerbench.contract import tiny
+from steerbench.learn import self_generated
 from steerbench.learn.fitting import joined
 
 
@@ -27,6 +28,28 @@ class Drawing(Steerer):
         """Draw one."""
         context.generator("one")
         return Steering()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Steerer):
+    """Reads rollouts, and pairs that the model writes."""
+
+    def fit(self, context: FitContext) -> Steering:
+        """Read them."""
+        assert context.rollouts()
+        assert self_generated(context).dropped
+        return Steering()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_responses_hang_on_the_seed_where_they_are_sampled_whoever_reads_them_first(temperature: float) -> None:
+    decoding = Decoding(max_new_tokens=4, temperature=temperature)
+    lm, reward = tiny.language_model(), tiny.VowelReward()
+    context = FitContext(lm=lm, examples=tiny.examples()[:2], reward=reward, decoding=decoding, seed=3)
+    for _ in range(2):  # the second one finds what the first one drew
+        context.seeded = False
+        joined([Reading()], ["reading"], context)
+        assert context.seeded is (temperature > 0)
 
 
 @pytest.mark.parametrize(
