@@ -109,7 +109,7 @@ def test_replies_beside_each_other() -> None:
         "unsteered                               caa:strength=2",
         "                                        strength 2",
         "                                        KL 0.012",
-        "────────────────────────────────────────────────────────────────────────────────",
+        "──────────────────────────────────────────────────────────────────────",
         "Mix flour with water and let it rise.   (equal to the unsteered reply)",
         "",
         "KL: of the steered against the unsteered model, mean over the tokens of the",
