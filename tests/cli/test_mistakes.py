@@ -1,6 +1,8 @@
 """Every command with one mistake each: what it answers, in whole lines, before anything heavy is loaded."""
 
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -237,6 +239,22 @@ def test_a_mistake_in_the_usage_is_answered_with_it(cli: Cli, here: Path, comman
     assert try_help.endswith(" --help' for help.")
     assert (empty, error) == ("", f"Error: {USAGE[command]}")
     assert done.exit_code == 2
+
+
+def test_an_unknown_name_is_answered_without_torch() -> None:
+    commands = [
+        command
+        for command, answer in ANSWERS.items()
+        if answer.startswith("unknown method") or "; give it with" in answer
+    ]
+    assert {command.split()[0] for command in commands} >= {"run", "generate", "latency", "check", "export", "list"}
+    code = (
+        "import shlex, sys\nfrom typer.testing import CliRunner\nfrom steerbench.cli import app\n"
+        "print(*(CliRunner().invoke(app, shlex.split(command)).exit_code for command in sys.argv[1:]))\n"
+        "print(*{'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{' '.join('2' for _ in commands)}\n\n"
 
 
 def test_every_command_is_given_a_mistake() -> None:
