@@ -377,3 +377,13 @@ def test_choices_that_do_not_fit_are_left_out(llama: LanguageModel) -> None:
 def test_an_unknown_source_is_told_with_the_nearest_name(llama: LanguageModel) -> None:
     with pytest.raises(SteerbenchError, match=r"unknown source of pairs 'persona'\. Did you mean 'personas'\?"):
         pairs_from(context(llama), "persona")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_no_prompt_to_write_pairs_for_is_a_mistake(llama: LanguageModel, n: int) -> None:
+    """As a slice, -1 would be all but one."""
+    for write in (self_generated, personas):
+        with pytest.raises(
+            SteerbenchError, match=rf"^n_queries={n} leaves no prompt to write pairs for; give 1 or more"
+        ):
+            write(context(llama, ["Hi"]), n_queries=n)

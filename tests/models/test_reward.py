@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -438,6 +439,23 @@ def test_an_unreachable_hub_is_one_sentence_with_the_fix(monkeypatch: pytest.Mon
     with pytest.raises(
         SteerbenchError, match=r"'org/x' is neither a local folder nor .* \(no network whatever\)\. Check"
     ):
+        RewardModel.load("org/x")
+
+
+def test_a_hub_that_may_not_be_asked_is_told_by_the_name_of_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder")
+
+    monkeypatch.setattr(pretrained, "snapshot_download", download)
+    monkeypatch.setattr(pretrained, "HF_HUB_OFFLINE", True)
+    says = (
+        r"^model 'org/x' is no local folder, and HF_HUB_OFFLINE lets nothing be fetched\. Check the name, unset "
+        r"HF_HUB_OFFLINE, or pass the path of a downloaded folder\.$"
+    )
+    with pytest.raises(SteerbenchError, match=says):
+        RewardModel.load("org/x")
+    monkeypatch.setattr(pretrained, "HF_HUB_OFFLINE", False)
+    with pytest.raises(SteerbenchError, match=r"could it be fetched from the Hub \(Cannot find"):
         RewardModel.load("org/x")
 
 
