@@ -102,7 +102,7 @@ def _show_one(name: str) -> None:
     found = [source for kind in KINDS for source in sources(kind) if source.name == name]
     if not found:
         known = [*KINDS, "all", *(known for kind in KINDS for known in names(kind))]
-        raise SteerbenchError(suggest("method or task", name, known))
+        raise SteerbenchError(suggest("method or task", name, known) + " A file of yours: --plugin FILE.")
     for source in found:
         _show_card(source)
         _show_settings(source)

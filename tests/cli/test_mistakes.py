@@ -115,7 +115,7 @@ ANSWERS = {
     "check t.py": "t.py is a task; the contract suite checks methods.",
     "check caa --family lama": "unknown family 'lama'. Did you mean 'llama'? Known: falcon, gemma2, gpt2, gpt_neo, "
     "gpt_neox, llama, mistral, opt, phi3, qwen2, qwen3.",
-    "list cae": "unknown method or task 'cae'. Did you mean 'caa'? Known: {all}.",
+    "list cae": "unknown method or task 'cae'. Did you mean 'caa'? Known: {all}. A file of yours: --plugin FILE.",
     "list --plugin nowhere.py": "plugin {here}/nowhere.py does not exist; check the path.",
     "new method caa": "caa exists; choose another name.",
     "new method my_method.py": "'my_method.py' cannot name a method; use letters, digits and underscores, a letter "

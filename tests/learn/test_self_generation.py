@@ -383,7 +383,5 @@ def test_an_unknown_source_is_told_with_the_nearest_name(llama: LanguageModel) -
 def test_no_prompt_to_write_pairs_for_is_a_mistake(llama: LanguageModel, n: int) -> None:
     """As a slice, -1 would be all but one."""
     for write in (self_generated, personas):
-        with pytest.raises(
-            SteerbenchError, match=rf"^n_queries={n} leaves no prompt to write pairs for; give 1 or more"
-        ):
+        with pytest.raises(SteerbenchError, match=rf"^n_queries={n} leaves no prompt to write pairs for; give 1"):
             write(context(llama, ["Hi"]), n_queries=n)
