@@ -28,6 +28,7 @@ from steerbench.cli.options import (
     numbers,
 )
 from steerbench.cli.study_file import read_study, write_study
+from steerbench.errors import SteerbenchError
 from steerbench.testbed import NAME as TESTBED
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def _foretell(protocols: "list[Protocol]", methods: str, swept: bool, options: "
     from steerbench.cli import stages, tables
 
     units(protocols, methods, swept=swept)
+    if options.out.is_file():
+        raise SteerbenchError(f"{options.out} is a file; choose another folder with --out.")
     with stages.shown(err) as progress:
         ahead = [forecast(one, methods, replace(options, progress=progress), swept=swept) for one in protocols]
     tables.show_forecasts(out, ahead)

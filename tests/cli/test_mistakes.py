@@ -62,6 +62,7 @@ ANSWERS = {
     "--methods.",
     "run --dry-run --methods ca": "unknown method 'ca'. Did you mean 'caa'? Known: {methods}. A file of yours: "
     "--plugin FILE.",
+    "run --dry-run --out notes.txt": "notes.txt is a file; choose another folder with --out.",
     # generate
     "generate --methods ca Hi": "unknown method 'ca'. Did you mean 'caa'? Known: {methods}. A file of yours: --plugin "
     "FILE.",
