@@ -19,6 +19,12 @@ def import_swiftly(module: str) -> None:
         import_module(module)
     finally:
         if collecting:
-            gc.freeze()
-            gc.unfreeze()  # the two make them old unseen, so that the next collection does not begin with them
+            _make_old()
             gc.enable()
+
+
+def _make_old() -> None:
+    """Let the next collection not begin with what was imported. What somebody froze stays so."""
+    if not gc.get_freeze_count():
+        gc.freeze()
+        gc.unfreeze()

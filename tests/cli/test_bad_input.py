@@ -118,7 +118,7 @@ OPTIONS = {
         "64 x missing field. The last one has the fields chosen, rejected. Give records in",
     ),
     "no model there": (["--model", "./nowhere"], "there is no model folder at './nowhere'; check the path"),
-    "no model of that name": (["--model", "nobody/nothing"], "Check the name, the network"),
+    "no model of that name": (["--model", "nobody/nothing"], "Check the name, "),
     "no name": (["--model", ""], "--model is empty; give it a value, or leave it out."),
     "no folder": (["--out", ""], "--out is empty; give it a value, or leave it out."),
     "no reward there": (["--reward-model", "./nowhere"], "there is no model folder"),
