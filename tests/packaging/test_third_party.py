@@ -16,6 +16,7 @@ from typer.testing import Result
 from steerbench import FitContext, Steering, Store
 from steerbench.contract import tiny
 from steerbench.plugins import registry, spec
+from steerbench.plugins.plugin import KINDS
 
 PLUGIN = Path(__file__).parents[1] / "plugin_dist"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--isolated"]
@@ -72,7 +73,7 @@ def test_it_is_run_from_the_command_line(
 
 def test_its_steering_is_saved_and_loaded(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(site)
-    found = [source for kind in registry.KINDS for source in registry.sources(kind) if source.origin != "built in"]
+    found = [source for kind in KINDS for source in registry.sources(kind) if source.origin != "built in"]
     assert list(map(str, found)) == [f"method 'constant_shift' ({ORIGIN})", f"task 'toy' ({ORIGIN})"]
     (method,) = spec.build(spec.parse("constant_shift:strength=2")[0])
     assert spec.hyperparameters(method) == {"strength": 2.0, "layer": None}
