@@ -4,20 +4,26 @@ A guide and the truth may agree on what the unsteered model writes, and hardly a
 reward model is trusted where it has not been looked at. The mean gains do not show that.
 """
 
+from typing import Any
+
 import numpy as np
-import pandas as pd
-from pandas.api.types import is_numeric_dtype
+
+from steerbench.records.scores import Table, scores_of
 
 
-def agreement(table: pd.DataFrame, one: str, other: str) -> float | None:
+def agreement(table: Table, one: str, other: str) -> float | None:
     """Return the rank correlation (Spearman, ties with their mean rank) of two scores over the responses of a table.
 
     None where one of them is not there, is not a number for every response, or does not vary.
     """
-    if not all(name in table and is_numeric_dtype(table[name]) for name in (one, other)):
+    scores = [scores_of(table).numbers(name) for name in (one, other)]
+    if not all(score is not None and np.isfinite(score).all() for score in scores):
         return None
-    scores = [table[name] for name in (one, other)]
-    if not all(np.isfinite(score.to_numpy(float)).all() for score in scores):
-        return None
-    ranks = [score.rank().to_numpy() for score in scores]
-    return float(np.corrcoef(ranks)[0, 1]) if all(len(set(rank)) > 1 for rank in ranks) else None
+    ranks = [_ranks(score) for score in scores]
+    return float(np.corrcoef(ranks)[0, 1]) if all(len(rank) and np.ptp(rank) > 0 for rank in ranks) else None
+
+
+def _ranks(score: Any) -> Any:
+    """Return the rank of each number, from 1, (responses,); of equal ones the mean of their ranks."""
+    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]

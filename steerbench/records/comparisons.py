@@ -7,13 +7,14 @@ theirs count where a raw score or the unsteered record is not there, and there a
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
 from steerbench.records.record import Record
-from steerbench.records.statistics import TOLERANCE, aligned
+from steerbench.records.scores import aligned, scores_of
+from steerbench.records.statistics import TOLERANCE
 
 WINS = {"win_rate": "reward", "held_out_win_rate": "held_out_reward"}
 """The wins by each reward."""
@@ -30,11 +31,15 @@ def wins(scores: Sequence[float], baseline: Sequence[float], tolerance: float = 
     """Return 1 for a win, 0 for a loss, 0.5 for a tie (at most `tolerance` apart), NaN where a score is not finite."""
     if len(scores) != len(baseline):
         raise ValueError(f"{len(scores)} scores and {len(baseline)} to hold them against")
-    with np.errstate(invalid="ignore"):
-        gaps = np.asarray(scores, float) - np.asarray(baseline, float)
-    won = np.where(np.abs(gaps) <= tolerance, 0.5, (gaps > 0).astype(float))
-    found: list[float] = np.where(np.isfinite(gaps), won, np.nan).tolist()
+    found: list[float] = _won(np.asarray(scores, float), np.asarray(baseline, float), tolerance).tolist()
     return found
+
+
+def _won(scores: Any, baseline: Any, tolerance: float = TOLERANCE) -> Any:
+    with np.errstate(invalid="ignore"):
+        gaps = scores - baseline
+    won = np.where(np.abs(gaps) <= tolerance, 0.5, (gaps > 0).astype(float))
+    return np.where(np.isfinite(gaps), won, np.nan)
 
 
 def compared(record: Record, unsteered: Record | None) -> pd.DataFrame:
@@ -43,28 +48,33 @@ def compared(record: Record, unsteered: Record | None) -> pd.DataFrame:
     `unsteered` is the record of the unsteered model with the same protocol and seed, which may be the record itself.
     Raises SteerbenchError if the two do not hold the same prompts.
     """
-    return record.examples.assign(**_derived(record.examples, None if unsteered is None else unsteered.examples))
+    return record.examples.assign(**_derived(record, unsteered))
 
 
 def comparisons(record: Record, unsteered: Record | None) -> dict[str, float]:
     """Return the mean of each comparison over the responses of a record: derived, or else as the record keeps it."""
-    derived = _derived(record.examples, None if unsteered is None else unsteered.examples)
+    derived = _derived(record, unsteered)
     kept = {name: value for name, value in record.metrics.items() if name in COMPARISONS}
-    return kept | {name: float(pd.Series(values).mean()) for name, values in derived.items()}
+    return kept | {name: _mean(values) for name, values in derived.items()}
 
 
-def _derived(table: pd.DataFrame, unsteered: pd.DataFrame | None) -> dict[str, list[float]]:
-    beside = aligned(unsteered, table) if unsteered is not None and "id" in unsteered and "id" in table else None
-    derived: dict[str, list[float]] = {}
+def _mean(values: Any) -> float:
+    """Return the mean of the numbers that are known, NaN where there is none: pandas' own, without its detours."""
+    known = ~np.isnan(values)
+    return float(np.where(known, values, 0.0).sum() / known.sum()) if known.any() else float("nan")
+
+
+def _derived(record: Record, unsteered: Record | None) -> dict[str, Any]:
+    table, beside = scores_of(record), None if unsteered is None else scores_of(unsteered)
+    beside = aligned(beside, table) if beside is not None and "id" in beside and "id" in table else None
+    derived: dict[str, Any] = {}
     for win, reward in WINS.items():
-        if _has(table, reward) and beside is not None and _has(beside, reward):
-            derived[win] = wins(table[reward].to_numpy(), beside[reward].to_numpy())
-        if _has(table, reward) and _has(table, preferred(reward)):
-            derived[f"{win}_preferred"] = wins(table[reward].to_numpy(), table[preferred(reward)].to_numpy())
+        own, chosen = table.numbers(reward), table.numbers(preferred(reward))
+        plain = None if beside is None else beside.numbers(reward)
+        if own is not None and plain is not None:
+            derived[win] = _won(own, plain)
+        if own is not None and chosen is not None:
+            derived[f"{win}_preferred"] = _won(own, chosen)
     if "win_rate" in derived:
-        derived["worse"] = [float(win == 0) for win in derived["win_rate"]]
+        derived["worse"] = (derived["win_rate"] == 0).astype(float)
     return derived
-
-
-def _has(table: pd.DataFrame, column: str) -> bool:
-    return column in table and is_numeric_dtype(table[column])

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
 from steerbench import testbed
 from steerbench.errors import SteerbenchError
@@ -19,6 +18,7 @@ from steerbench.records.comparisons import COMPARISONS, compared, comparisons
 from steerbench.records.identity import Difference, differences, fingerprint
 from steerbench.records.ranks import ranks_of
 from steerbench.records.record import METRICS, Record
+from steerbench.records.scores import Scored, scores_of
 from steerbench.records.search_range import ends_chosen
 from steerbench.records.side_effects import side_effects
 from steerbench.records.statistics import (
@@ -68,7 +68,7 @@ def method_gaps(records: Sequence[Record], metric: str) -> dict[tuple[str, str],
     found: dict[tuple[str, str], Gaps] = {}
     for task, group in by_task(records).items():
         beside = _unsteered(group)
-        told = [replace(r, examples=compared(r, beside.get(r.seed))) for r in group]
+        told = [Scored.of(replace(r, examples=compared(r, beside.get(r.seed)))) for r in group]
         over = _over_unsteered(rows_of(told), _unsteered(told), metric, {})
         found |= {(task, name): gap for name, gap in over.items()}
     return found
@@ -119,8 +119,8 @@ def rows_of(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _ranked(records: Sequence[Record]) -> list[dict[Hashable, object]]:
-    rows = rows_of(records)
-    unsteered = _unsteered(records)
+    rows = rows_of([Scored.of(record) for record in records])
+    unsteered = _unsteered([record for group in rows.values() for record in group])
     gains, beside = _gains(rows, unsteered), side_effects(rows, unsteered)
     derived = {name: gains[name] | beside[name] for name in rows}
     whole = {name: group for name, group in rows.items() if len(group) == len(records[0].protocol["seeds"])}
@@ -169,7 +169,7 @@ def _unsteered(records: Sequence[Record]) -> dict[int, Record]:
 def over_first(variants: Mapping[str, list[Record]]) -> dict[str, Gaps]:
     """Return how far the rewards of each row are from those of the first one, for the rows that have rewards."""
     groups = {
-        key: [r.examples for r in group] for key, group in variants.items() if all(_has(r, "reward") for r in group)
+        key: [scores_of(r) for r in group] for key, group in variants.items() if all(_has(r, "reward") for r in group)
     }
     first = next(iter(groups.values()), [])
     order = order_of(first[0]) if first else None
@@ -211,10 +211,10 @@ def _over_unsteered(
     for key, group in variants.items():
         if not all(r.seed in known and _has(r, name) for r in group):
             continue
-        beside = [unsteered[r.seed].examples for r in group]
+        beside = [scores_of(unsteered[r.seed]) for r in group]
         if (seed := group[0].seed) not in orders:
             orders[seed] = order_of(beside[0])
-        tables = [r.examples for r in group]
+        tables = [scores_of(r) for r in group]
         found[key] = gaps(tables, beside, name, seeded=fits_of(group) != 1, order=orders[seed])
     return found
 
@@ -234,10 +234,8 @@ def _corrected(p: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], floa
 
 def _has(record: Record | None, name: str) -> bool:
     """Tell whether a record has a number for every prompt, and the groups of the prompts."""
-    if record is None or not {"id", "group", name} <= {*record.examples}:
-        return False
-    column = record.examples[name]
-    return bool(is_numeric_dtype(column) and column.notna().all())
+    scores = None if record is None else scores_of(record)
+    return scores is not None and "id" in scores and "group" in scores and scores.has(name)
 
 
 def _n_clusters(record: Record) -> int:

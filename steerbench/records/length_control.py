@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from steerbench.records.regression import coefficients, interval_ends, moments, resampled_coefficients
-from steerbench.records.statistics import Interval, aligned, settled
+from steerbench.records.scores import Scores, Table, aligned, scores_of
+from steerbench.records.statistics import Interval, settled
 
 NEEDED = ("id", "group", "reward", "length")
 """Columns without which there is no such gain."""
@@ -15,7 +16,7 @@ NEEDED = ("id", "group", "reward", "length")
 _TOGETHER = 100
 """Methods whose resamples are held at once."""
 
-Pairs = Sequence[tuple[pd.DataFrame, pd.DataFrame]]
+Pairs = Sequence[tuple[Table, Table]]
 """The examples of a method and of the unsteered model, for each seed."""
 
 
@@ -35,8 +36,8 @@ def length_controlled(found: Mapping[str, Pairs]) -> dict[str, Interval | None]:
     """
     if not found:
         return {}
-    like = next(iter(found.values()))[0][1]
-    codes = pd.factorize(like["group"])[0]
+    like = scores_of(next(iter(found.values()))[0][1])
+    codes = pd.factorize(like.table["group"])[0]
     fits = {name: sum(_moments(*pair, like, codes) for pair in pairs) for name, pairs in found.items()}
     gains = {name: float(coefficients(fit.sum(axis=0))[0]) for name, fit in fits.items()}
     known = [name for name, gain in gains.items() if np.isfinite(gain)]
@@ -50,8 +51,8 @@ def length_controlled(found: Mapping[str, Pairs]) -> dict[str, Interval | None]:
     return {name: Interval(gain, *ends[name]) if name in ends else None for name, gain in gains.items()}
 
 
-def _moments(steered: pd.DataFrame, unsteered: pd.DataFrame, like: pd.DataFrame, codes: Any) -> Any:
+def _moments(steered: Table, unsteered: Table, like: Scores, codes: Any) -> Any:
     one, other = aligned(steered, like), aligned(unsteered, like)
-    gains = settled(one["reward"].to_numpy(float) - other["reward"].to_numpy(float))
-    longer = np.log1p(one["length"].to_numpy(float)) - np.log1p(other["length"].to_numpy(float))
+    gains = settled(one.numbers("reward") - other.numbers("reward"))
+    longer = np.log1p(one.numbers("length")) - np.log1p(other.numbers("length"))
     return moments(np.ones(len(gains)), longer, gains, codes)

@@ -6,10 +6,11 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from steerbench.records.statistics import TOLERANCE, aligned
+from steerbench.records.scores import Table, aligned
+from steerbench.records.statistics import TOLERANCE
 
 
-def worse_floor(tables: Sequence[pd.DataFrame]) -> float | None:
+def worse_floor(tables: Sequence[Table]) -> float | None:
     """Return the share of prompts with a lower reward in one of two draws of the unsteered model than in the other.
 
     The draws are the samples in the tables of the unsteered model, one table per seed; every two of them are compared,
@@ -17,7 +18,7 @@ def worse_floor(tables: Sequence[pd.DataFrame]) -> float | None:
     of `worse`: near one half where responses are sampled, 0 where they are greedy. None where there is one draw alone.
     Raises SteerbenchError if the tables do not hold the same prompts.
     """
-    alike = [aligned(table, tables[0]) for table in tables]
+    alike = [aligned(table, tables[0]).table for table in tables]
     draws = [rewards for table in alike for rewards in _draws(table)]
     apart = [float((np.abs(one - other) > TOLERANCE).mean()) for one, other in combinations(draws, 2)]
     return sum(apart) / len(apart) / 2 if apart else None

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from math import exp
 
 import numpy as np
-import pandas as pd
+
+from steerbench.records.scores import Table, scores_of
 
 
 def over_tokens(columns: Mapping[str, Sequence[float]], n_tokens: Sequence[int]) -> dict[str, float]:
@@ -16,26 +17,27 @@ def over_tokens(columns: Mapping[str, Sequence[float]], n_tokens: Sequence[int])
     return {name: float(np.average(v, weights=weights[some])) for name, v in known.items()}
 
 
-def pooled_perplexity(tables: Sequence[pd.DataFrame]) -> float | None:
+def pooled_perplexity(tables: Sequence[Table]) -> float | None:
     """Return exp of the mean of -log p over all tokens of all responses; None where a table does not have them.
 
     Tables hold `nll`, the mean over a response's tokens in nats, and `tokens`, their number. A mean of the perplexities
     of responses would be that of their worst few: the exponential of one bad response outweighs all others.
     """
-    if not all({"nll", "tokens"} <= {*table} for table in tables):
+    pairs = [[scores_of(table).numbers(name) for name in ("nll", "tokens")] for table in tables]
+    if any(column is None for pair in pairs for column in pair):
         return None
-    nll, tokens = (np.concatenate([table[name].to_numpy(float) for table in tables]) for name in ("nll", "tokens"))
+    nll, tokens = (np.concatenate(columns) for columns in zip(*pairs, strict=True))
     found = over_tokens({"nll": nll.tolist()}, tokens.tolist())
     return exp(found["nll"]) if found else None
 
 
-def per_response(table: pd.DataFrame, column: str) -> float | None:
+def per_response(table: Table, column: str) -> float | None:
     """Return the mean over responses of a column's sum over their tokens; one without tokens has 0.
 
     None where the table does not have the column, or a response with tokens no finite value.
     """
-    if not {column, "tokens"} <= {*table}:
+    values, tokens = (scores_of(table).numbers(name) for name in (column, "tokens"))
+    if values is None or tokens is None:
         return None
-    tokens = table["tokens"].to_numpy(float)
-    sums = np.where(tokens > 0, tokens * table[column].to_numpy(float), 0.0)
+    sums = np.where(tokens > 0, tokens * values, 0.0)
     return float(sums.mean()) if np.isfinite(sums).all() else None

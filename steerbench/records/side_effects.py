@@ -7,9 +7,6 @@ what theirs cannot tell is None.
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-import pandas as pd
-from pandas.api.types import is_numeric_dtype
-
 from steerbench.plugins.spec import UNSTEERED
 from steerbench.records.agreement import agreement
 from steerbench.records.columns import SIDE_EFFECTS
@@ -18,6 +15,7 @@ from steerbench.records.ngrams import repetition_of
 from steerbench.records.noise_floor import worse_floor
 from steerbench.records.per_token import per_response, pooled_perplexity
 from steerbench.records.record import Record
+from steerbench.records.scores import Scores, scores_of
 
 Numbers = dict[str, float | None]
 AGREEMENTS = {"agreement": "held_out_reward", "agreement_gold": "gold"}
@@ -29,10 +27,10 @@ def side_effects(rows: Mapping[str, Sequence[Record]], unsteered: Mapping[int, R
 
     `unsteered` is the record of the unsteered model for each seed.
     """
-    beside = [record.examples for _, record in sorted(unsteered.items())]
+    beside = [scores_of(record) for _, record in sorted(unsteered.items())]
     floor = worse_floor(beside) if beside and all(_has(table, ("id", "reward")) for table in beside) else None
     gains = length_controlled(_pairs(rows, unsteered))
-    plain = {seed: _agreements_in(record.examples) for seed, record in unsteered.items()}
+    plain = {seed: _agreements_in(scores_of(record)) for seed, record in unsteered.items()}
     found: dict[str, Numbers] = {}
     for name, records in rows.items():
         gain = gains.get(name)
@@ -44,7 +42,7 @@ def side_effects(rows: Mapping[str, Sequence[Record]], unsteered: Mapping[int, R
 
 
 def _of_records(records: Sequence[Record]) -> Numbers:
-    tables = [record.examples for record in records]
+    tables = [scores_of(record) for record in records]
     derived: Numbers = {"kl_response": _over_seeds(per_response(table, "kl") for table in tables)}
     for name, value in (
         ("repetition", _over_seeds(map(_repetition, tables))),
@@ -54,19 +52,19 @@ def _of_records(records: Sequence[Record]) -> Numbers:
     return derived
 
 
-def _repetition(table: pd.DataFrame) -> float | None:
+def _repetition(table: Scores) -> float | None:
     if "repetition" in table:
-        return float(table["repetition"].mean())
-    return fmean(map(repetition_of, table["response"])) if len(table) and "response" in table else None
+        return float(table.table["repetition"].mean())
+    return fmean(map(repetition_of, table.table["response"])) if len(table) and "response" in table else None
 
 
 def _pairs(rows: Mapping[str, Sequence[Record]], unsteered: Mapping[int, Record]) -> dict[str, Pairs]:
     """Return the tables of each row beside those of the unsteered model, where both have all that is needed."""
-    beside = {seed: record.examples for seed, record in unsteered.items() if _has(record.examples, NEEDED)}
+    beside = {seed: scores_of(record) for seed, record in unsteered.items() if _has(scores_of(record), NEEDED)}
     return {
-        name: [(record.examples, beside[record.seed]) for record in records]
+        name: [(scores_of(record), beside[record.seed]) for record in records]
         for name, records in rows.items()
-        if records[0].method != UNSTEERED and all(r.seed in beside and _has(r.examples, NEEDED) for r in records)
+        if records[0].method != UNSTEERED and all(r.seed in beside and _has(scores_of(r), NEEDED) for r in records)
     }
 
 
@@ -75,7 +73,7 @@ def _agreements(records: Sequence[Record], plain: Mapping[int, Numbers]) -> Numb
 
     `plain` has the agreements of the unsteered model for each seed.
     """
-    steered = [_agreements_in(record.examples) for record in records]
+    steered = [_agreements_in(scores_of(record)) for record in records]
     found: Numbers = {}
     for name in AGREEMENTS:
         mean = _over_seeds(numbers[name] for numbers in steered)
@@ -84,7 +82,7 @@ def _agreements(records: Sequence[Record], plain: Mapping[int, Numbers]) -> Numb
     return found
 
 
-def _agreements_in(table: pd.DataFrame) -> Numbers:
+def _agreements_in(table: Scores) -> Numbers:
     return {name: agreement(table, "reward", other) for name, other in AGREEMENTS.items()}
 
 
@@ -95,9 +93,7 @@ def _over_seeds(values: Iterable[float | None]) -> float | None:
     return fmean(known) if known and len(known) == len(seeds) else None
 
 
-def _has(table: pd.DataFrame, names: Sequence[str]) -> bool:
+def _has(table: Scores, names: Sequence[str]) -> bool:
     """Tell whether a table has columns, and numbers for every response in those that are scores."""
-    if not {*names} <= {*table}:
-        return False
-    scores = [table[name] for name in names if name not in ("id", "group")]
-    return all(is_numeric_dtype(column) and column.notna().all() for column in scores)
+    scores = [name for name in names if name not in ("id", "group")]
+    return all(name in table for name in names) and table.has(*scores)

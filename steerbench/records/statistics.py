@@ -1,6 +1,5 @@
 """How sure a gain over the unsteered model is: differences on the same prompts, of clusters of prompts and of seeds."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from math import sqrt
 from statistics import NormalDist
@@ -9,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from steerbench.errors import SteerbenchError
 from steerbench.records.crossed_effects import Crossed, claimed_p, critical, crossed, crossed_p
+from steerbench.records.scores import Scores, Table, aligned, by_id, check_same, scores_of
 
 N_RESAMPLES = 10_000
 TOLERANCE = 1e-4
@@ -79,17 +78,17 @@ class Order(NamedTuple):
     """For each sample which responses are of it, (responses,) bool."""
 
 
-def order_of(table: pd.DataFrame) -> Order:
+def order_of(table: Table) -> Order:
     """Return the order in which the prompts of a table, and of all that hold the same prompts, are compared."""
-    first = _by_id(table.reset_index(drop=True))
+    first = by_id(scores_of(table).table.reset_index(drop=True))
     samples = first["sample"].to_numpy() if "sample" in first else np.zeros(len(first), int)
     of_sample = [samples == k for k in np.unique(samples)]
     return Order(first.index.to_numpy(), list(first["id"]), list(first["group"]), of_sample)
 
 
 def gaps(
-    steered: Sequence[pd.DataFrame],
-    unsteered: Sequence[pd.DataFrame],
+    steered: Sequence[Table],
+    unsteered: Sequence[Table],
     column: str,
     *,
     seeded: bool = False,
@@ -102,7 +101,7 @@ def gaps(
     equal, as in the win rate: that is the rounding of a batch, and would break ties. Raises SteerbenchError if the
     tables do not hold the same prompts.
     """
-    like = unsteered[0]
+    like = scores_of(unsteered[0])
     order = order or order_of(like)
     seeds = [
         _values(s, like, order.rows, column) - _values(u, like, order.rows, column)
@@ -126,7 +125,7 @@ def intervals(found: Sequence[Gaps], n_resamples: int = N_RESAMPLES) -> list[Int
     """
     for one in found:
         if one.ids is not found[0].ids:
-            _check_same(one.ids, found[0].ids)
+            check_same(one.ids, found[0].ids)
     both_ways = [by_seeds(one) for one in found]
     plain = iter(_resampled([one for one, ways in zip(found, both_ways, strict=True) if ways is None], n_resamples))
     return [next(plain) if ways is None else _student(ways) for ways in both_ways]
@@ -297,45 +296,14 @@ def standard_error(found: Gaps) -> float | None:
     return sqrt(float(residuals @ residuals) * n / (n - 1)) / float(sizes.sum())
 
 
-def _by_id(table: pd.DataFrame) -> pd.DataFrame:
-    return table.sort_values(["id", *(["sample"] if "sample" in table else [])], kind="stable")
-
-
-def aligned(table: pd.DataFrame, like: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a table in the order of another one, by prompt and by number of the sample.
-
-    Its own index is of no account. Raises SteerbenchError if the tables do not hold the same prompts.
-    """
-    if table is like or _alike(table, like):  # nearly always, and far cheaper than sorting
-        return table
-    found, wanted = _by_id(table), _by_id(like.reset_index(drop=True))
-    _check_same(list(found["id"]), list(wanted["id"]))
-    return found.set_axis(wanted.index).sort_index()
-
-
-def _alike(table: pd.DataFrame, like: pd.DataFrame) -> bool:
-    """Tell whether two tables have the same prompts and samples in the same order."""
-    names = [name for name in ("id", "sample") if name in table or name in like]
-    return all(name in table and name in like and table[name].array.equals(like[name].array) for name in names)
-
-
-def _values(table: pd.DataFrame, like: pd.DataFrame, order: Any, column: str) -> Any:
+def _values(table: Table, like: Scores, order: Any, column: str) -> Any:
     """Return a column in the order of the rows `order` of a table like it."""
-    return aligned(table, like)[column].to_numpy(float)[order]
+    return aligned(table, like).numbers(column)[order]
 
 
 def settled(differences: Any) -> Any:
     """Return differences of rewards without those that are the rounding of a batch, at most `TOLERANCE`."""
     return np.where(np.abs(differences) <= TOLERANCE, 0.0, differences)
-
-
-def _check_same(ids: list[str], others: list[str]) -> None:
-    if ids != others:
-        alone = min((Counter(ids) - Counter(others)) + (Counter(others) - Counter(ids)))
-        raise SteerbenchError(
-            f"two records of one protocol hold different test prompts: {alone!r} is not in both as often. "
-            f"One of them is damaged; delete its folder and run again."
-        )
 
 
 def _clusters(found: Sequence[Gaps]) -> tuple[Any, Any]:

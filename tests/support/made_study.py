@@ -133,7 +133,14 @@ def _protocol(study: Study, task: int) -> dict[str, Any]:
 def _tuning(method: int, chosen: float) -> dict[str, Any]:
     strengths = [chosen * (1 + i) for i in range(TRIALS)]
     trials = [
-        {"hyperparameters": {"strength": s}, "score": s, "reward": s, "diversity": 0.8, "coherence": 0.9, "length": 50.0}
+        {
+            "hyperparameters": {"strength": s},
+            "score": s,
+            "reward": s,
+            "diversity": 0.8,
+            "coherence": 0.9,
+            "length": 50.0,
+        }
         for s in strengths
     ]
     return {
