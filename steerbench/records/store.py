@@ -117,13 +117,14 @@ def read(path: Path) -> Record:
     table = path.parent / "examples.parquet"
     # of itself, Parquet reads flipped bits as they are; pandas' own reader takes twice the time
     with reading(table), ParquetFile(table, page_checksum_verification=True) as file:
-        examples = file.read(use_threads=False).to_pandas(use_threads=False)
+        whole = file.read(use_threads=False)
+        examples = whole.to_pandas(use_threads=False)
     with reading(path):
         record = Record(**{name: value for name, value in values.items() if name != "seal"}, examples=examples)
         check_kinds(record)
         if not (record.labels.keys() >= LABELS and path.parent.name.endswith(f"--{record.identity[:12]}")):
             raise ValueError("it was edited, or its folder renamed")
-        check_seal(values, examples)
+        check_seal(values, examples, whole)
     return record
 
 

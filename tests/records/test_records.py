@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 from made_records import make
 from typer.testing import Result
@@ -18,6 +20,7 @@ from typer.testing import Result
 from steerbench import SteerbenchError, Store
 from steerbench.records.packing import pack
 from steerbench.records.record import identity
+from steerbench.records.seal import seal, seal_of
 from steerbench.records.store import read
 
 
@@ -217,6 +220,33 @@ def test_a_seal_is_of_values_not_of_bytes(tmp_path: Path) -> None:
     record = json.loads((folder / "record.json").read_text())
     (folder / "record.json").write_text(json.dumps(dict(reversed(record.items()))))
     assert Store(tmp_path).records() == [make()]
+
+
+WHOLE, NUMBERS, TEXTS = [1, 2, 3], [0.1, float("nan"), -0.0], ["a", None, "\u00e9\ud7ff"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"i": WHOLE, "f": NUMBERS, "t": TEXTS, "b": [True, False, True]},
+        {"i": pd.array([1, None, 3], "Int64"), "f": pd.array([0.1, None, 2.0], "Float64")},
+        {"b": pd.array([True, None, False], "boolean"), "o": pd.Series([True, None, False], dtype=object)},
+        {"f": np.array(NUMBERS, "float32"), "i": np.array(WHOLE, "uint8")},
+        {"c": pd.Categorical(["x", "y", "x"]), "n": [None, None, None], "i": WHOLE},
+        {"s": pd.Series(["x", None, "y"], dtype=object)},
+        {"f": [float("inf"), 1e-300, 5e-324], "t": pd.Series(["", "x", "\0"], dtype="string")},
+    ],
+)
+@pytest.mark.parametrize("index", [True, False])
+def test_a_seal_is_the_same_from_arrow(columns: dict[str, Any], index: bool) -> None:
+    table = pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=index)
+    found = table.to_pandas()
+    values = {"metrics": {"reward": 1.0}, "seal": "of another"}
+    assert seal_of(values, table, found) == seal(values, found)
+    renamed = table.rename_columns(["same"] * table.num_columns)
+    if table.num_columns > 1 and index is False:
+        twice = found.set_axis(["same"] * table.num_columns, axis=1)
+        assert seal_of(values, renamed, twice) == seal(values, twice)
 
 
 def test_an_older_record_needs_no_seal(tmp_path: Path) -> None:
