@@ -37,7 +37,9 @@ def generations(groups: Sequence[Group], n_examples: int) -> list[dict[str, Any]
 def as_json(value: Any) -> str:
     """Return JSON for a script element: ASCII alone, and no character that HTML could read as its own."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return "".join(_ESCAPES.get(character, character) for character in text)
+    for character, escape in _ESCAPES.items():  # one by one: a page of many records has 100 million characters
+        text = text.replace(character, escape)
+    return text
 
 
 _ESCAPES = {character: f"\\u{ord(character):04x}" for character in "<>&'"}
@@ -82,9 +84,10 @@ def _runs(record: Record, ids: Sequence[str], pool: _Pool) -> list[dict[str, Any
     if not {"id", "prompt", "response"} <= {*table}:
         return []
     found: dict[int, dict[str, list[Any]]] = {}
+    wanted = frozenset(ids)
     columns = [table[name].tolist() if name in table else [None] * len(table) for name in ("sample", *SCORES)]
     for key, text, sample, *scores in zip(table["id"], table["response"], *columns, strict=True):
-        if str(key) in ids:
+        if str(key) in wanted:
             cells = [pool.number(str(text)), *map(_rounded, scores)]
             found.setdefault(int(finite(sample) or 0), {})[str(key)] = cells
     return [
