@@ -5,19 +5,18 @@ Wolf et al., Tradeoffs Between Alignment and Helpfulness in Language Models with
 of what is added. A curve is summed up so, by `gain(s) = a s - b s^2`, for each score.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
 from steerbench.records.columns import COLUMNS, GAINS
 from steerbench.records.regression import coefficients, interval_ends, moments, resampled_coefficients
+from steerbench.records.scores import Scores
 from steerbench.records.statistics import Gaps, Interval, clusters_of, gaps
 from steerbench.report.curves import Curve
 from steerbench.report.details import Table
-from steerbench.report.groups import Group, Row
+from steerbench.report.groups import Group
 
 STRENGTHS = ("strength", "relative_norm")
 """Hyperparameters that are strengths: the length of what is added grows with them from zero, where nothing is."""
@@ -47,7 +46,7 @@ def tradeoffs(group: Group, found: Sequence[Curve]) -> list[list[Tradeoff]]:
     Least squares over all prompts and strengths, through zero at strength zero, with 95 % intervals from prompts
     resampled in clusters. None is there where the hyperparameter is no strength (`STRENGTHS`).
     """
-    unsteered = {r.seed: r.examples for row in group.rows if row.is_unsteered for r in row.records}
+    unsteered = {r.seed: Scores(r.examples) for row in group.rows if row.is_unsteered for r in row.records}
     measured = [(i, m) for i, one in enumerate(found) if _is_strength(one) for m in _measured(one, unsteered)]
     draws = resampled_coefficients([m.cells for _, m in measured]) if measured else None  # at once: that takes the time
     fits: list[list[Tradeoff]] = [[] for _ in found]
@@ -69,8 +68,9 @@ def _is_strength(found: Curve) -> bool:
     return found.dial.rpartition(".")[2] in STRENGTHS
 
 
-def _measured(found: Curve, unsteered: dict[int, pd.DataFrame]) -> list[_Measured]:
-    scores = {score: [_gaps(row, unsteered, score) for row in found.rows] for score in GAINS}
+def _measured(found: Curve, unsteered: Mapping[int, Scores]) -> list[_Measured]:
+    rows = [{record.seed: Scores(record.examples) for record in row.records} for row in found.rows]
+    scores = {score: [_gaps(row, unsteered, score) for row in rows] for score in GAINS}
     known = {score: [gap for gap in row if gap is not None] for score, row in scores.items()}
     return [_of_score(score, found.values, row) for score, row in known.items() if len(row) == len(found.values)]
 
@@ -82,16 +82,15 @@ def _of_score(score: str, strengths: Sequence[float], found: Sequence[Gaps]) -> 
     return _Measured(score, np.array(strengths), np.array([gap.values.mean() for gap in found]), cells)
 
 
-def _gaps(row: Row, unsteered: dict[int, pd.DataFrame], score: str) -> Gaps | None:
-    steered = [record.examples for record in row.records]
-    beside = [unsteered[record.seed] for record in row.records if record.seed in unsteered]
+def _gaps(row: Mapping[int, Scores], unsteered: Mapping[int, Scores], score: str) -> Gaps | None:
+    steered = list(row.values())
+    beside = [unsteered[seed] for seed in row if seed in unsteered]
     known = len(beside) == len(steered) and all(_has(table, score) for table in (*steered, *beside))
     return gaps(steered, beside, score) if known else None
 
 
-def _has(table: pd.DataFrame, score: str) -> bool:
-    there = {"id", "group", score} <= {*table}
-    return there and bool(is_numeric_dtype(table[score]) and table[score].notna().all())
+def _has(table: Scores, score: str) -> bool:
+    return "id" in table and "group" in table and table.has(score)
 
 
 def _fitted(found: _Measured, draws: Any) -> Tradeoff:
