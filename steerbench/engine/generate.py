@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor
 
 from steerbench.data.dialogue import Dialogue, dialogues_of
 from steerbench.decoding import Decoding
 from steerbench.engine.bias_folding import folded
+from steerbench.engine.continuation import Continuation
 from steerbench.engine.decode import check_choice, choosing
 from steerbench.engine.guidance import Given, Passes, rows_at_once
 from steerbench.engine.install import steered
@@ -19,13 +20,12 @@ from steerbench.engine.last_pass import LastPass
 from steerbench.engine.logits import not_finite, origin_of
 from steerbench.engine.positions import Positions
 from steerbench.engine.prompting import prompted
-from steerbench.engine.sampling import sampling
 from steerbench.engine.search import Processors, Search, Select, Stream
 from steerbench.engine.sequences import Sequences, can_repeat
 from steerbench.engine.twin_rows import TwinRows
 from steerbench.models.batching import halving
 from steerbench.models.language_model import Batch, LanguageModel
-from steerbench.models.modes import evaluating, generating
+from steerbench.models.modes import evaluating
 from steerbench.models.response import Response
 from steerbench.progress import Progress, silent
 from steerbench.seeds import generator_for
@@ -106,7 +106,7 @@ def generate_fixed(
             _search_batch(lm, batch, steering, decoding, (0, 0), given, True, endless=True)
         else:
             given = Given(dialogues, reward, [generator_for(0, "guide", d) for d in dialogues])
-            _generate_batch(lm, batch, steering, decoding, [], True, given, new_tokens)
+            _generate_batch(lm, batch, steering, decoding, [], True, given, endless=True)
 
 
 def _draw(  # noqa: PLR0913, PLR0917
@@ -147,9 +147,9 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
     generators: Sequence[torch.Generator],
     use_cache: bool,
     given: Given = Given(),
-    min_new_tokens: int = 0,
+    endless: bool = False,
 ) -> list[list[int]]:
-    """Return the new ids of each row; what follows an end token is still there."""
+    """Return the new ids of each row, up to its end token at least."""
     twins = TwinRows.of(lm, batch, steering, given)
     batch, whole, more = (twins.own, twins.whole, twins.edits) if twins else (batch, batch, [])
     positions = Positions(whole, lm.end_ids, cached=use_cache)
@@ -160,28 +160,20 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
         passes = Passes(lm, steering.edits, batch.input_ids.shape[1], positions, steering.prompt)
         last = passes.last = LastPass.wanted(lm, steering.logits)
         processors += [*_guides(lm, batch, steering, given, passes), watches[1]]
-    processors += sampling(decoding, generators)
     if twins:
         processors = [twins.processor(processors, passes)]
+    staying, rows = bool(steering.logits), len(batch.input_ids)
+    continuation = Continuation(lm, decoding, processors, generators, staying=staying, endless=endless)
     with (
         evaluating(lm.model),
-        generating(lm.model, lm.generation_config),
         folded(lm.anatomy, steering.edits) as edits,
         steered(lm.model, lm.anatomy, [*edits, *more], positions),
         last.followed() if last else nullcontext(),
     ):
-        ids = lm.model.generate(
-            input_ids=whole.input_ids,
-            attention_mask=whole.attention_mask,
-            max_new_tokens=decoding.max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            do_sample=False,
-            use_cache=use_cache,
-            logits_processor=LogitsProcessorList(processors),
-        )
+        new = continuation.run(whole, rows, positions, use_cache=use_cache)
     for watch in watches:
         watch.check()
-    return [row[batch.input_ids.shape[1] :] for row in ids[: len(batch.input_ids)].tolist()]
+    return new
 
 
 def _prompts_at_once(steering: Steering, lm: LanguageModel, batch_size: int) -> int:

@@ -47,7 +47,7 @@ class Editor:
         self._constant = None if observe or learning else self._sum()
         # which torch would spread over the whole state
         self._narrow = any(isinstance(p.edit, Add) and len(p.edit.vector) == 1 for p in edits)
-        positions.follow(self._rearrange)
+        positions.follow(self._rearrange, self._can_follow)
 
     def _rearrange(self, change: Rearrangement) -> None:
         """Let the state of each edit, and where its gate is open, follow its rows."""
@@ -57,6 +57,10 @@ class Editor:
         self._states = [
             _follow_rows(edit, state, change) for (edit, _), state in zip(self._edits, self._states, strict=False)
         ]
+
+    def _can_follow(self) -> bool:
+        """Tell whether the states of all edits say which row each of their values is of."""
+        return all(_says_rows(state, self._positions.rows) for state in self._states)
 
     def _sum(self) -> Tensor | None:
         """Return what a decoding step adds, (width,), if it is the same for every state."""
@@ -177,11 +181,7 @@ def _follow_rows(edit: Edit, state: Any, change: Rearrangement) -> Any:
     if isinstance(state, PerPosition):
         return PerPosition(change.of_columns(state.values))
     leaves, form = tree_flatten(state)
-    known = [
-        leaf is None or (isinstance(leaf, Tensor) and (leaf.ndim == 0 or len(leaf) in {1, change.old_rows}))
-        for leaf in leaves
-    ]
-    if not all(known):
+    if not _says_rows(state, change.old_rows):
         raise SteerbenchError(
             f"{type(edit).__name__} keeps a state that cannot follow its rows; let `start` return tensors that have "
             f"the rows first, and nothing else."
@@ -192,6 +192,14 @@ def _follow_rows(edit: Edit, state: Any, change: Rearrangement) -> Any:
         for leaf in leaves
     ]
     return tree_unflatten(moved, form)
+
+
+def _says_rows(state: Any, rows: int) -> bool:
+    """Tell whether a state has the rows first in each of its tensors, or one value for all, and nothing else."""
+    return isinstance(state, PerPosition) or all(
+        leaf is None or (isinstance(leaf, Tensor) and (leaf.ndim == 0 or len(leaf) in {1, rows}))
+        for leaf in tree_flatten(state)[0]
+    )
 
 
 def _laid_out_like(activation: Tensor, edited: Tensor) -> Tensor:

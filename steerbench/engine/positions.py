@@ -84,11 +84,16 @@ class Positions:
         self._known_end_ids = frozenset(end_ids)
         self._going_on = [True] * self.rows
         self._masks: dict[Scope, Tensor] = {}
-        self._followers: list[Callable[[Rearrangement], None]] = []
+        self._followers: list[tuple[Callable[[Rearrangement], None], Callable[[], bool]]] = []
 
-    def follow(self, follower: Callable[[Rearrangement], None]) -> None:
-        """Have `follower` called whenever rows are rearranged."""
-        self._followers.append(follower)
+    def follow(self, follower: Callable[[Rearrangement], None], able: Callable[[], bool]) -> None:
+        """Have `follower` called whenever rows are rearranged; `able` says whether it can follow."""
+        self._followers.append((follower, able))
+
+    @property
+    def movable(self) -> bool:
+        """Whether rows can be rearranged: whether all that keep something of them can follow."""
+        return all(able() for _, able in self._followers)
 
     def rearrange(self, change: Rearrangement, mask: Tensor) -> None:
         """Go on with other rows, all of which go on: copies of those there are, moved and cut.
@@ -101,7 +106,7 @@ class Positions:
         self.low, self.high = int(self.ends.min()), int(self.ends.max())
         self.past, self.width = 0, change.width
         self._going_on, self.whole, self._masks = [True] * self.rows, False, {}
-        for follower in self._followers:
+        for follower, _ in self._followers:
             follower(change)
 
     def advance(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, past: int | None = None) -> None:

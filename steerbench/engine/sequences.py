@@ -90,6 +90,11 @@ class Sequences:
             if layer.is_initialized:
                 layer.keys, layer.values = change.of_cache(layer.keys), change.of_cache(layer.values)
 
+    @property
+    def movable(self) -> bool:
+        """Whether all that is kept of the rows can follow them."""
+        return self._positions.movable
+
     def _pass(self, ids: Tensor) -> None:
         positions = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
         chosen = {"position_ids": positions, "past_key_values": self._cache, "logits_to_keep": 1}

@@ -19,7 +19,7 @@ from steerbench.data import Dialogue, Turn, user
 from steerbench.edits import Add, DecodePart, Edit, LogitsPart, PlacedEdit, PromptPart, Site
 from steerbench.engine.activations import activations
 from steerbench.engine.generate import generate_fixed
-from steerbench.engine.sampling import sampling
+from steerbench.engine.sampling import drawn, uniforms, warpers
 from steerbench.learn import Tokens, log_probs, response_logits
 from steerbench.models.sites import SITE_NAMES
 from steerbench.progress import Progress, silent
@@ -220,10 +220,10 @@ def test_sampling_follows_its_law(settings: dict[str, Any]) -> None:
     decoding = Decoding(**{"temperature": 1.0} | settings)
     n = 20_000
     rows = LOGITS.expand(n, -1)
-    for processor in sampling(decoding, [generator_for(0, i) for i in range(n)]):
-        rows = processor(torch.zeros(n, 1, dtype=torch.long), rows)
-    assert (rows.isfinite().sum(1) == 1).all()
-    counts = torch.bincount(rows.argmax(-1), minlength=len(LOGITS)).double()
+    for warper in warpers(decoding):
+        rows = warper(torch.zeros(n, 1, dtype=torch.long), rows)
+    tokens = drawn(rows, torch.cat([uniforms(generator_for(0, i), 1) for i in range(n)]))
+    counts = torch.bincount(tokens, minlength=len(LOGITS)).double()
     expected = law(decoding).double() * n
     possible = expected > 0
     assert counts[~possible].sum() == 0

@@ -12,11 +12,11 @@ import pytest
 import torch
 from thorough import mostly_slow
 from torch import Tensor
-from transformers import AutoModelForCausalLM, OpenAIGPTConfig
+from transformers import AutoModelForCausalLM, LogitsProcessor, OpenAIGPTConfig
 
 from steerbench import Decoding, LanguageModel, Steering
 from steerbench.contract import tiny
-from steerbench.edits import Add, PlacedEdit, Site
+from steerbench.edits import Add, LogitsPart, PlacedEdit, Site
 from steerbench.engine import generate as generation
 from steerbench.engine import logits as scoring
 from steerbench.engine.generate import _generate_batch
@@ -45,6 +45,19 @@ class Shift(Add):
     def constant(self) -> Any:
         return None
 
+
+class Same(LogitsPart, LogitsProcessor):
+    """Changes nothing."""
+
+    def processor(self, lm: LanguageModel, prompt_ids: Tensor, mask: Tensor) -> LogitsProcessor:
+        return self
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores
+
+
+STAYING = Steering(logits=(Same(),))
+"""Rows that have ended stay in the batch where there is a logits part."""
 
 Trace = list[list[Tensor]]
 """Of each edit, for each forward pass, which positions it changed."""
@@ -123,7 +136,7 @@ def test_generation_edits_exactly_the_declared_positions(
 
         def run(batch: Any = batch, generators: Any = generators) -> list[list[int]]:
             decoding = Decoding(max_new_tokens=NEW, temperature=1.5)
-            return _generate_batch(lm, batch, steering, decoding, generators, use_cache)
+            return _generate_batch(lm, batch, steering + STAYING, decoding, generators, use_cache)
 
         trace, new = traced(lm, steering, run, len(prompts), monkeypatch)
         expected = declared(prompts, new, scope, lm.end_ids)
@@ -165,7 +178,7 @@ def test_finished_rows_occur_in_the_trace() -> None:
         generators = [generator_for(0, i) for i in range(len(RAGGED))]
         decoding = Decoding(max_new_tokens=NEW, temperature=1.5)
         new = _generate_batch(lm, batch, Steering(), decoding, generators, True)
-        finishes += [any(t in lm.end_ids for t in row[:-1]) for row in new]
+        finishes += [row[-1] in lm.end_ids and len(row) < NEW for row in new]
     assert any(finishes)
 
 
