@@ -34,7 +34,7 @@ from steerbench.edits import Reweighting, Step
 class GuideAhead(Reweighting):
     """The guiding reward of the response so far and each candidate behind it; nothing in rows that have ended."""
 
-    only = True
+    only = asks_reward = True
 
     def __init__(self, beta: float, top: int) -> None:
         self.beta, self.top = beta, top

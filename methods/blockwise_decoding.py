@@ -58,6 +58,11 @@ class BestBlock(DecodePart):
         """Where the network reads states."""
         return Site("final") if self.weights else None
 
+    @property
+    def asks_reward(self) -> bool:  # type: ignore[override]
+        """Whether there is no network."""
+        return not self.weights
+
     def choice_kl(self, draws: Sequence[int]) -> float:
         """Upper bound of KL(chosen || drawn), in nats."""
         return bound_of(draws)

@@ -48,7 +48,7 @@ class ValueAhead(Reweighting):
     `weights[i]` is (out, in), `biases[i]` (out,), the last map has one output.
     """
 
-    reads_states = True
+    reads_states = looks_ahead = True
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor], beta: float, top: int) -> None:
         self.weights, self.biases, self.beta, self.top = list(weights), list(biases), beta, top

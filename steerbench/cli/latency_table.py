@@ -10,7 +10,7 @@ from steerbench.cli.layout import Cell, Columns, between, print_table, remark
 from steerbench.latency.grid import AGAIN, FEWEST, RATIOS
 from steerbench.plugins.spec import UNSTEERED
 
-_YIELDS = ("MB", "prompt", "prefill ms", "prefill ×", "decode ×", "ms/token")
+_YIELDS = ("MB", "prompt", "prefill ms", "prefill ×", "floor ×", "decode ×", "ms/token")
 """What a narrow terminal does not show, the first one first."""
 
 
@@ -40,6 +40,7 @@ def _problems(cell: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _cells(arms: Sequence[Mapping[str, Any]]) -> Columns:
+    floors = ["" if arm.get("decode_floor") is None else f"{arm['decode_floor']:.2f}" for arm in arms]
     prefill, decode, total = ([_ratio(arm["ratios"].get(name)) for arm in arms] for name in RATIOS)
     return {
         "method": [arm["method"] for arm in arms],
@@ -48,6 +49,7 @@ def _cells(arms: Sequence[Mapping[str, Any]]) -> Columns:
         "prefill ×": prefill,
         "ms/token": [f"{arm['decode_ms_per_token']:.2f}" for arm in arms],
         "decode ×": decode,
+        **({"floor ×": floors} if any(floors) else {}),
         "total ×": total,
         "MB": [f"{arm['peak_memory_mb']:.0f}" for arm in arms],
     }
@@ -72,6 +74,8 @@ def _notes(record: Mapping[str, Any]) -> Iterator[str]:
     enough = grid["rounds"] >= FEWEST
     ends = "and 95 % interval by bootstrap" if enough else f"alone: an interval needs {FEWEST} rounds"
     yield f"×: beside {UNSTEERED} in the same round, median {ends}. MB: peak of {memory}."
+    if any("decode_floor" in arm for cell in record["cells"] for arm in cell["arms"]):
+        yield "Floor: the least that decoding could take if moving bytes took all the time (docs/latency.md)."
     if noise := _noise(record):
         yield f"Noise: {UNSTEERED} beside itself came out {noise}, intervals of all cells; less than that says nothing."
     if model["weights"] == "random":

@@ -28,6 +28,7 @@ _SHOWN = (
     "coherence",
     "length",
     "decode_ratio",
+    "decode_floor",
     "matched",
 )
 """What the terminal shows; the CSV has all columns."""
@@ -35,6 +36,7 @@ _YIELDS = (
     "matched",
     "coherence",
     "diversity",
+    "decode_floor",
     "length",
     "decode_ratio",
     "win_rate",

@@ -41,7 +41,7 @@ class Given(NamedTuple):
             lm=lm,
             prompt_ids=prompts.input_ids,
             mask=prompts.attention_mask,
-            models={role: _loaded(name, lm.device, lm.dtype, lm.format.thinking) for role, name in part.models.items()},
+            models={role: loaded(name, lm.device, lm.dtype, lm.format.thinking) for role, name in part.models.items()},
             generators=self.generators,
             steered=passes.steered,
             unsteered=passes.unsteered,
@@ -61,7 +61,7 @@ def identified(name: str) -> str:
 
 
 @cache
-def _loaded(name: str, device: torch.device, dtype: torch.dtype, thinking: Thinking) -> LanguageModel:
+def loaded(name: str, device: torch.device, dtype: torch.dtype, thinking: Thinking) -> LanguageModel:
     """Load a model once per process: all parts that name it share it."""
     return LanguageModel.load(name, device=device, dtype=dtype, thinking=thinking)
 
@@ -69,5 +69,5 @@ def _loaded(name: str, device: torch.device, dtype: torch.dtype, thinking: Think
 def rows_at_once(parts: Sequence[GuidingPart], lm: LanguageModel, batch_size: int) -> int:
     """Return `batch_size`, or 1 where a model that one of the parts names takes one row at a time."""
     names = [name for part in parts for name in part.models.values()]
-    guides = [_loaded(name, lm.device, lm.dtype, lm.format.thinking) for name in names]
+    guides = [loaded(name, lm.device, lm.dtype, lm.format.thinking) for name in names]
     return min([batch_size, *(guide.largest_batch for guide in guides if guide.largest_batch)])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from steerbench.data.dialogue import Dialogue
+from steerbench.engine.floor import decode_floor
 from steerbench.engine.generate import generate_fixed
 from steerbench.models.language_model import LanguageModel
 from steerbench.models.machine import device_label, peak_memory_mb
@@ -46,6 +47,7 @@ def latency(
 
     In each round both run, in changing order. Every run makes `new_tokens` tokens, whatever it would like to end with.
     Times are medians over rounds; ratios are medians of the ratios within rounds, so that a drifting clock cancels.
+    Beside them stands the least that decoding could take.
     """
     timings: tuple[list[Timing], list[Timing]] = ([], [])
     arms = (Steering(), steering)
@@ -60,6 +62,7 @@ def latency(
         "unsteered": figures(base, new_tokens),
         "prefill_ratio": median(s.first / b.first for s, b in zip(steered, base, strict=True)),
         "decode_ratio": median(s.decode / b.decode for s, b in zip(steered, base, strict=True)),
+        "decode_floor": decode_floor(lm, steering, [dialogue], reward, new_tokens),
         "rounds": rounds,
         "new_tokens": new_tokens,
         "prompt_tokens": len(lm.tokens(dialogue).prompt),

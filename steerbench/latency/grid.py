@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from steerbench.data.dialogue import Dialogue
+from steerbench.engine.floor import decode_floor
 from steerbench.engine.prompting import prompted
 from steerbench.engine.timing import Timing, figures, timed
 from steerbench.errors import SteerbenchError
@@ -85,6 +86,8 @@ class _Arm:
     steering: Steering
     prompt_tokens: int | None = None
     timings: list[Timing] = field(default_factory=list)
+    floor: float | None = None
+    """The least that decoding could take beside the unsteered model."""
     problem: str | None = None
 
     def attempt(self, work: Callable[[], None], device: torch.device) -> None:
@@ -100,14 +103,15 @@ class _Arm:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def prepare(self, lm: LanguageModel, dialogues: Sequence[Dialogue], new_tokens: int) -> None:
-        """Find out how long the prompts are. Raises SteerbenchError if they do not fit the context."""
+    def prepare(self, lm: LanguageModel, dialogues: Sequence[Dialogue], reward: Reward, new_tokens: int) -> None:
+        """Find out how long the prompts are, and the floor. Raises SteerbenchError if they do not fit the context."""
         self.prompt_tokens = max(len(lm.tokens(d).prompt) for d in prompted(lm, self.steering, dialogues))
         if self.prompt_tokens + new_tokens > lm.context_length:
             raise SteerbenchError(
                 f"{self.prompt_tokens} prompt tokens and {new_tokens} new ones do not fit the context of "
                 f"{lm.context_length}"
             )
+        self.floor = decode_floor(lm, self.steering, dialogues, reward, new_tokens)
 
     def run(self, lm: LanguageModel, dialogues: Sequence[Dialogue], reward: Reward, new_tokens: int) -> None:
         """Time one round."""
@@ -126,6 +130,7 @@ class _Arm:
             **known,
             **figures(kept, new_tokens, rows),
             "ratios": {} if self is base else ratios,
+            "decode_floor": self.floor,
             "seconds": {"first": [t.first for t in kept], "all": [t.all for t in kept]},
         }
 
@@ -181,7 +186,7 @@ def _time_cell(
 ) -> None:
     """Time all arms on one batch. The first is the unsteered model, without which nothing can be compared."""
     for arm in arms:
-        arm.attempt(partial(arm.prepare, lm, dialogues, grid.new_tokens), lm.device)
+        arm.attempt(partial(arm.prepare, lm, dialogues, reward, grid.new_tokens), lm.device)
     label = f"batch {len(dialogues)}, {arms[0].prompt_tokens} prompt tokens"
     with progress(label, grid.rounds + 1) as advance:
         for order in orders(len(arms), grid.rounds + 1, seed_for(grid.seed, label)):

@@ -18,6 +18,7 @@ from steerbench.models.pooled_block import PooledHead, is_pooled, load_pooled, w
 from steerbench.models.reward_text import RewardText
 from steerbench.models.self_check import scorer_batch, trial_rows
 from steerbench.models.training_prompts import TrainedOn, read_trained_on
+from steerbench.models.weights import weight_bytes
 from steerbench.progress import Progress, silent
 
 _ULTRA_HEAD = "regression_head.weight"
@@ -36,6 +37,8 @@ class Reward(ABC):
     """Whether it reads a date, which is a fixed one."""
     largest_batch: int | None = None
     """How many texts it takes at once: 1 if padding changes its scores, None for any number."""
+    weight_bytes: int = 0
+    """Bytes of weights that each call reads; 0 where that is not known."""
     trained_on: TrainedOn | None = None
     """The prompts that it was trained on, where it says so."""
 
@@ -71,6 +74,7 @@ class RewardModel(Reward):
     ) -> None:
         self.name, self.revision, self.limit = source.name, source.revision, position_limit(model, tokenizer)
         self.device, self.batch_size = device, batch_size
+        self.weight_bytes = weight_bytes(model)
         self._tokenizer, self._model, self._forward = tokenizer, model, forward
         self._writer = RewardText(tokenizer, self.name)
         self.shows_date = self._writer.shows_date

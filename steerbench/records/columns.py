@@ -213,6 +213,13 @@ _LATENCY_COLUMNS = (
         digits=2,
         better=-1,
     ),
+    Column(
+        "decode_floor",
+        "floor ×",
+        "the least that `time ×` could be where moving bytes takes all the time; empty in records from before it",
+        digits=2,
+        better=-1,
+    ),
     Column("prefill_ratio", "prefill ×", "time of the prefill beside that of the unsteered model", digits=2, better=-1),
     Column("prefill_ms", "prefill", "time of the prefill", "ms", digits=1, better=-1),
     Column("decode_ms_per_token", "decode", "decoding time", "ms per token", digits=1, better=-1),

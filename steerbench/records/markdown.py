@@ -17,7 +17,7 @@ _AT_THE_END = (
     "\n† Tuning chose a value at an end of its range, with one seed at least: a better one may lie beyond; the column "
     "`at_the_end` of the CSV says which."
 )
-_MEANS = ("win_rate", "worse", "kl", "diversity", "length", "decode_ratio")
+_MEANS = ("win_rate", "worse", "kl", "diversity", "length", "decode_ratio", "decode_floor")
 """What a README shows beside the gains."""
 
 

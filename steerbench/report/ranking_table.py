@@ -60,6 +60,7 @@ _SHOWN = (
     "matched",
     "perplexity",
     "decode_ratio",
+    "decode_floor",
     "reward_gain_fit_sd",
     "reward_gain_sampling_sd",
     "fit_seconds",

@@ -68,4 +68,5 @@ def _ratio(arm: Mapping[str, Any] | None, part: str) -> str:
     if found is None:
         return ""
     ends = "" if found["low"] is None else f" ({found['low']:.2f} to {found['high']:.2f})"
-    return f"{found['median']:.2f}{ends}"
+    least = arm.get("decode_floor") if part == "decode" else None
+    return f"{found['median']:.2f}{ends}{'' if least is None else f', floor {least:.2f}'}"

@@ -147,6 +147,9 @@ class GuidingPart(Part):
         """
         return {}
 
+    asks_reward: bool = False
+    """Whether the guide is asked about each token, or each choice: for the least that it costs."""
+
 
 class LogitsPart(GuidingPart):
     """A factory of transformers logits processors. A subclass has one of the two functions.
@@ -199,6 +202,8 @@ class DecodePart(GuidingPart):
         `sequence_kl`, if there is a choice.
         """
         return self.sequence_kl if any(n > 1 for n in draws) else 0.0
+
+    asks_reward = True
 
     kl_is: Literal["bound", "estimate"] = "bound"
     """What `choice_kl` returns: an upper bound, or an estimate."""

@@ -38,6 +38,8 @@ class Reweighting(LogitsPart, ABC):
 
     reads_states: bool = False
     """Whether the score looks at states: then those of each decoding step are kept at hand."""
+    looks_ahead: bool = False
+    """Whether it looks at states behind the next tokens, which takes another pass: for the least that it costs."""
 
     @abstractmethod
     def score(self, step: Step, tokens: Tensor) -> Tensor:

@@ -192,10 +192,10 @@ class Expert(LogitsPart):
 
 @pytest.fixture
 def fresh() -> Any:
-    guidance._loaded.cache_clear()
+    guidance.loaded.cache_clear()
     guidance.identified.cache_clear()
     yield
-    guidance._loaded.cache_clear()
+    guidance.loaded.cache_clear()
     guidance.identified.cache_clear()
 
 

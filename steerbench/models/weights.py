@@ -1,0 +1,17 @@
+"""How large the weights of a model are."""
+
+from torch import nn
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of weights that a pass reads: all, but of a table of embeddings that is no head, next to none.
+
+    A table that is shared with the head counts once, for the head.
+    """
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    maps = {id(m.weight) for m in model.modules() if not isinstance(m, nn.Embedding) and _has_weight(m)}
+    return sum(p.nbytes for p in model.parameters() if id(p) not in tables - maps)
+
+
+def _has_weight(module: nn.Module) -> bool:
+    return getattr(module, "weight", None) is not None
