@@ -6,13 +6,15 @@ below one line of it for each kind of part. Arithmetic counts nothing, and neith
 next in a processor's own memory.
 """
 
+import inspect
 from collections.abc import Sequence
 from math import ceil
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from steerbench.data.dialogue import Dialogue
 from steerbench.engine.forward_passes import run
@@ -25,8 +27,9 @@ from steerbench.models.reward import Reward
 from steerbench.models.weights import weight_bytes
 from steerbench.steering.parts import DecodePart, LogitsPart, Part, PlacedEdit
 from steerbench.steering.reweighting import Reweighting
-from steerbench.steering.saving import pack
 from steerbench.steering.steering import Steering
+
+_columns: "WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, float]]" = WeakKeyDictionary()
 
 
 class _Batch(NamedTuple):
@@ -111,15 +114,24 @@ def _reward_bytes(reward: Reward | None) -> int:
 
 
 def _tensor_bytes(part: Part) -> int:
-    tensors: dict[str, Tensor] = {}
-    pack(part, "part", tensors)
-    return sum(tensor.nbytes for tensor in tensors.values())
+    """Return the bytes of the tensors among a part's arguments, which are its whole state."""
+    values = [getattr(part, name, None) for name in inspect.signature(type(part)).parameters]
+    several = [value if isinstance(value, list | tuple) else [value] for value in values]
+    return sum(one.nbytes for value in several for one in value if isinstance(one, Tensor))
 
 
 def _column_bytes(lm: LanguageModel) -> float:
-    """Return the bytes of the keys and values of one column of one row; 0 where a model keeps something else."""
-    if not can_repeat(lm.model):
-        return 0.0
+    """Return the bytes of the keys and values of one column of one row; 0 where a model keeps something else.
+
+    Read off a short pass, once for each data type: what of its configuration says it differs between families.
+    """
+    known = _columns.setdefault(lm.model, {})
+    if lm.dtype not in known:
+        known[lm.dtype] = _measured(lm) if can_repeat(lm.model) else 0.0
+    return known[lm.dtype]
+
+
+def _measured(lm: LanguageModel) -> float:
     cache, ids = DynamicCache(), torch.tensor([lm.text_tokens("Why?").prompt], device=lm.device)
     with evaluating(lm.model):
         run(lm.model, ids, torch.ones_like(ids), past_key_values=cache, use_cache=True, logits_to_keep=1)

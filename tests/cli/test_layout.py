@@ -28,6 +28,7 @@ RANKED = pd.DataFrame(
         "coherence": [0.4567, 0.5, 0.55],
         "length": [31.25, 28.0, 30.5],
         "decode_ratio": [1.7512, 1.0312, 1.0],
+        "decode_floor": [None, None, None],
         "matched": [None, None, None],
         "fits": [2, 1, 1],
         "device": "cpu",
@@ -191,6 +192,17 @@ unsteered                                   128        12.3                     
 re_control:td_lambda=0.95+static_prompt     160        15.0  1.937 (1.925 to 1.949)     11.00  1.937 (1.925 to 1.949)  1.937 (1.925 to 1.949)  512
 """,  # noqa: E501 - whole lines
 }
+
+
+def test_the_floor_stands_beside_the_time_where_it_is_known() -> None:
+    console = console_of(200)
+    arms = [{**one, "decode_floor": least} for one, least in zip(TIMED["cells"][0]["arms"], (1.0, 1.234), strict=True)]
+    show_latency(console, {**TIMED, "cells": [{**TIMED["cells"][0], "arms": arms}]})
+    lines = lines_of(console)
+    assert "decode ×  floor ×" in lines[1]
+    end = lines[1].index("floor ×") + len("floor ×")
+    assert [line[end - 4 : end] for line in lines[3:5]] == ["1.00", "1.23"]
+    assert any(line.startswith("Floor: the least") for line in lines)
 
 
 @pytest.mark.parametrize("width", LATENCY)
