@@ -14,10 +14,10 @@ from steerbench.decoding import Decoding
 from steerbench.engine.bias_folding import folded
 from steerbench.engine.continuation import Continuation
 from steerbench.engine.decode import check_choice, choosing
+from steerbench.engine.finiteness import not_finite, origin_of
 from steerbench.engine.guidance import Given, Passes, rows_at_once
 from steerbench.engine.install import steered
 from steerbench.engine.last_pass import LastPass
-from steerbench.engine.logits import not_finite, origin_of
 from steerbench.engine.positions import Positions
 from steerbench.engine.prompting import prompted
 from steerbench.engine.search import Processors, Search, Select, Stream

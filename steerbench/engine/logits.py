@@ -10,6 +10,7 @@ from torch import Tensor
 from steerbench.data.dialogue import Dialogue
 from steerbench.engine.activations import drawn_from
 from steerbench.engine.bias_folding import folded
+from steerbench.engine.finiteness import check_finite, origin_of
 from steerbench.engine.guidance import Given, Passes
 from steerbench.engine.install import Observer, steered
 from steerbench.engine.positions import Positions
@@ -128,20 +129,3 @@ def _processed(lm: LanguageModel, tokens: Tokens, steering: Steering, logits: Te
         steps = [processor(ids[:, : end + t], row[None])[0] for t, row in enumerate(logits)]
         logits = torch.stack(steps)
     return logits
-
-
-def check_finite(logits: Tensor, source: str) -> None:
-    """Raise `not_finite` if any row of logits has NaN, or no token left; a single token may be forbidden with -inf."""
-    if not bool(torch.isfinite(logits.amax(-1)).all()):
-        raise not_finite(source)
-
-
-def origin_of(steering: Steering) -> str:
-    """Say what makes the states that the logits come from."""
-    edits = [f"{type(p.edit).__name__} at {p.site}" for p in steering.edits]
-    return f"the edit {', '.join(edits)}" if edits else "the language model itself"
-
-
-def not_finite(source: str) -> SteerbenchError:
-    """Return the error that names what made the logits."""
-    return SteerbenchError(f"{source} gave NaN or infinite logits; lower its strength, or use a wider --dtype.")

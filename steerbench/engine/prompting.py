@@ -1,12 +1,16 @@
 """The prompt parts of a steering, applied: those that ask the model about a dialogue get their answers here."""
 
 from collections.abc import Sequence
+from functools import partial
 
-from torch import Tensor
+import torch
 
 from steerbench.data.dialogue import Dialogue
-from steerbench.engine.logits import log_probs
-from steerbench.models.language_model import LanguageModel
+from steerbench.engine.activations import drawn_from
+from steerbench.engine.finiteness import check_finite
+from steerbench.models.batching import halving
+from steerbench.models.language_model import LanguageModel, Tokens
+from steerbench.models.modes import evaluating
 from steerbench.steering.instructions import AskedPart
 from steerbench.steering.steering import Steering
 
@@ -36,6 +40,23 @@ def label_scores(
     questions = [part.question(dialogue) for dialogue in dialogues]
     tokens = [lm.tokens(question, label) for question in questions for label in part.labels]
     lm.check_fit(tokens, 0)
-    found: list[Tensor] = log_probs(lm, tokens, batch_size=batch_size)
-    means, n = [float(row.mean()) for row in found], len(part.labels)
-    return [means[i : i + n] for i in range(0, len(means), n)]
+    found = dict(
+        pair for _, some in halving(lm.batches(tokens, batch_size), partial(_means, lm, tokens)) for pair in some
+    )
+    n = len(part.labels)
+    return [[found[i + k] for k in range(n)] for i in range(0, len(tokens), n)]
+
+
+@torch.no_grad()
+def _means(lm: LanguageModel, tokens: Sequence[Tokens], rows: Sequence[int]) -> dict[int, float]:
+    """Return the mean log-probability of the response's tokens, for some of the texts."""
+    batch = lm.right_padded([tokens[i] for i in rows])
+    with evaluating(lm.model):
+        out = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    means = {}
+    for i, row in zip(rows, out, strict=True):
+        logits = row[drawn_from(tokens[i])].float()
+        check_finite(logits, "the language model itself")
+        target = torch.tensor(tokens[i].response, device=logits.device, dtype=torch.long)[:, None]
+        means[i] = float(logits.log_softmax(-1).gather(-1, target).mean())
+    return means

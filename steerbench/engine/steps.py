@@ -11,12 +11,14 @@ from steerbench.engine.branches import can_branch, states_behind
 from steerbench.engine.companions import Companion, check_vocabulary, forced_logits, same_size
 from steerbench.engine.forward_passes import continued, final_states, places
 from steerbench.engine.passes import Passes
+from steerbench.engine.prompting import prompted
 from steerbench.errors import SteerbenchError
 from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.reward import Reward
 from steerbench.steering.decoding_context import DecodingContext
 from steerbench.steering.parts import GuidingPart, PromptPart
 from steerbench.steering.reweighting import Reweighting, Twin
+from steerbench.steering.steering import Steering
 from steerbench.steering.step import Step
 
 _AT_ONCE = 1024
@@ -61,7 +63,8 @@ class _TwinRows:
         self._lm, self._passes = context.lm, passes
         self._width = context.prompt_ids.shape[1]
         self._edits = passes.edits if twin.edits is None else twin.edits
-        self._prompts = twin_prompts(context, passes.prompt, twin)
+        with passes.unsteered():
+            self._prompts = twin_prompts(context, passes.prompt, twin)
         self._companion = Companion(context.lm)
 
     def logits(self, ids: Tensor) -> Tensor:
@@ -88,14 +91,14 @@ def twin_prompts(context: DecodingContext, prompt: Sequence[PromptPart], twin: T
     """Return the prompts of a twin, left padded: those of the rows, unless the twin has another."""
     if not twin.prompt:
         return Batch(context.prompt_ids, context.mask, [context.prompt_ids.shape[1]] * len(context.mask))
-    return context.lm.left_padded([twin_tokens(context.lm, d, prompt, twin) for d in context.dialogues])
+    return context.lm.left_padded(twin_tokens(context.lm, context.dialogues, prompt, twin))
 
 
-def twin_tokens(lm: LanguageModel, dialogue: Dialogue, prompt: Sequence[PromptPart], twin: Twin) -> Tokens:
-    """Return the prompt of a twin; `prompt` are the steering's own parts."""
-    for part in (*prompt, *twin.prompt):
-        dialogue = part(dialogue)
-    return lm.tokens(dialogue)
+def twin_tokens(
+    lm: LanguageModel, dialogues: Sequence[Dialogue], prompt: Sequence[PromptPart], twin: Twin
+) -> list[Tokens]:
+    """Return the prompts of a twin; `prompt` are the steering's own parts. Those that ask, ask the model as it is."""
+    return [lm.tokens(d) for d in prompted(lm, Steering(prompt=(*prompt, *twin.prompt)), dialogues)]
 
 
 class _DecodingStep(Step):
@@ -228,7 +231,8 @@ class GivenStep(Step):
         """Return those of one pass behind the twin's prompt, under its edits."""
         twin, prompt = twin_of(self._part), self._tokens.prompt
         if twin.prompt:
-            prompt = twin_tokens(self.lm, self._context.dialogues[0], self._passes.prompt, twin).prompt
+            (whole,) = twin_tokens(self.lm, self._context.dialogues, self._passes.prompt, twin)
+            prompt = whole.prompt
         tokens = Tokens(prompt, self._tokens.response)
         edits = self._passes.edits if twin.edits is None else twin.edits
         ids = torch.tensor([tokens.prompt + tokens.response], device=self.lm.device)

@@ -56,7 +56,7 @@ class TwinRows:
             twin = part.twin
             assert twin is not None
             dialogues = given.dialogues or ()
-            prompts += [twin_tokens(lm, d, steering.prompt, twin) for d in dialogues] if twin.prompt else prompts[:n]
+            prompts += twin_tokens(lm, dialogues, steering.prompt, twin) if twin.prompt else prompts[:n]
             for placed in twin.edits or ():
                 edits.append(PlacedEdit(placed.site, OnRows(placed.edit, i * n, (i + 1) * n), placed.scope))
         whole = lm.left_padded(prompts)

@@ -8,9 +8,9 @@ import torch
 from steerbench import Decoding, FitContext, LanguageModel, SteerbenchError, Steering, generate, load
 from steerbench.contract import tiny
 from steerbench.data import Dialogue, Turn, user
-from steerbench.edits import AskedPart, Routed, Shown
+from steerbench.edits import Add, AskedPart, PlacedEdit, Routed, Shown, Site
 from steerbench.engine.prompting import prompted
-from steerbench.learn import label_scores, log_probs
+from steerbench.learn import Tokens, label_scores, log_probs
 
 PROMPTS: list[Dialogue] = [user("Hi"), user("How do I bake a cake?"), (Turn("system", "Be brief."), *user("Why?"))]
 GREEDY = Decoding(max_new_tokens=4)
@@ -143,6 +143,30 @@ def test_a_router_sees_what_the_parts_before_it_made_and_is_asked_in_one_batch(l
     assert ByLength.asked == [before.apply_prompt(p) for p in PROMPTS[:2]]
     assert passes == [4]
     assert all(len(dialogue[-1].text.split()) == 2 for dialogue in seen)
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_what_was_asked_stands_behind_a_twin_too(llama: LanguageModel, batch_size: int) -> None:
+    """With scale 1, what guidance makes of a routed prompt is the model behind it and the text; steered as it is."""
+    scores = label_scores(llama, Routed("Is it bad?", ["No.", "Yes."], [0.0, 0.0], ["", ""]), PROMPTS)
+    bias = sorted(no - yes for no, yes in scores)[1]  # the prompts part ways
+    router = Steering(prompt=(Routed("Is it bad?", ["No.", "Yes."], [0.0, bias + 1e-2], ["", "Decline."]),))
+    routed = prompted(llama, router, PROMPTS)
+    assert 0 < sum("Decline." in dialogue[0].text for dialogue in routed) < len(PROMPTS)
+    edits = Steering(edits=(PlacedEdit(Site("resid_post", 1), Add(torch.linspace(-2, 2, 32)), "all"),))
+    guided = fit(llama, "classifier_free", scale=1.0, text="Be kind.")
+    text = fit(llama, "static_prompt", text="Be kind.")
+    few = Decoding(max_new_tokens=6)
+    for more in (Steering(), edits):
+        found = generate(llama, PROMPTS, router + guided + more, few, batch_size=batch_size)
+        assert found == generate(llama, PROMPTS, router + text + more, few, batch_size=batch_size)
+        given = [Tokens(llama.tokens(d).prompt, r.ids) for d, r in zip(routed, found, strict=True)]
+        told = [
+            Tokens(llama.tokens(text.apply_prompt(d)).prompt, t.response) for d, t in zip(routed, given, strict=True)
+        ]
+        steered = log_probs(llama, given, router + guided + more, dialogues=PROMPTS, batch_size=batch_size)
+        for row, expected in zip(steered, log_probs(llama, told, more), strict=True):
+            torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_prime_guard_is_calibrated_on_training_prompts(llama: LanguageModel) -> None:
