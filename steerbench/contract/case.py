@@ -131,14 +131,15 @@ class Case:
 
     def logits(self, steering: Steering) -> list[Tensor]:
         """Return the logits of fixed responses under a steering, each (tokens, vocabulary)."""
-        given = [Tokens(t.prompt, (5, 6, 7)) for t in self.prompts(steering)]
+        letters = self.lm.text_tokens("toe").prompt  # which the guide finds in some of the prompts
+        given = [Tokens(t.prompt, letters) for t in self.prompts(steering)]
         return self.forced([*given, Tokens((9,), (5, 6))], steering)
 
     def forced(self, tokens: Sequence[Tokens], steering: Steering) -> list[Tensor]:
         """Return the logits of given responses to given prompts, each (tokens, vocabulary)."""
         dialogues = [*_PROMPTS, user("")][: len(tokens)]
         given = replace(steering, decode=None)
-        found = dict(response_logits(self.lm, tokens, given, dialogues=dialogues, reward=tiny.VowelReward()))
+        found = dict(response_logits(self.lm, tokens, given, dialogues=dialogues, reward=tiny.SharedLetters()))
         return [found[i] for i in range(len(found))]
 
     def generate(self, steering: Steering, *, batch_size: int = 16, use_cache: bool = True) -> list[Response]:
@@ -148,7 +149,7 @@ class Case:
             _PROMPTS,
             steering,
             _DECODING,
-            reward=tiny.VowelReward(),
+            reward=tiny.SharedLetters(),
             batch_size=batch_size,
             use_cache=use_cache,
         )

@@ -155,6 +155,24 @@ class VowelReward(Reward):
         return torch.tensor([sum(c in "aeiou" for c in r.lower()) / max(len(r), 1) for r in responses])
 
 
+class SharedLetters(Reward):
+    """A reward that reads the dialogue: the share of a response's characters that its last turn has, too.
+
+    What guides decoding meets it in the contract suite: one that forgot whose response it reads would show.
+    """
+
+    name = "shared letters"
+    revision = "1"
+
+    def score(
+        self, dialogues: Sequence[Dialogue], responses: Sequence[str], progress: Progress = silent
+    ) -> torch.Tensor:
+        """Return the share in each response, (N,); 0 where it is empty."""
+        last = [set(dialogue[-1].text.lower()) for dialogue in dialogues]
+        pairs = zip(last, responses, strict=True)
+        return torch.tensor([sum(c in known for c in r.lower()) / max(len(r), 1) for known, r in pairs])
+
+
 def build(folder: Path) -> None:
     """Write `lm/`, `reward/`, `encoder/` and `hh_rlhf.jsonl` into a folder."""
     lm = language_model()

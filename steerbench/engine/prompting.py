@@ -40,9 +40,9 @@ def label_scores(
     questions = [part.question(dialogue) for dialogue in dialogues]
     tokens = [lm.tokens(question, label) for question in questions for label in part.labels]
     lm.check_fit(tokens, 0)
-    found = dict(
-        pair for _, some in halving(lm.batches(tokens, batch_size), partial(_means, lm, tokens)) for pair in some
-    )
+    found: dict[int, float] = {}
+    for _, means in halving(lm.batches(tokens, batch_size), partial(_means, lm, tokens)):
+        found |= means
     n = len(part.labels)
     return [[found[i + k] for k in range(n)] for i in range(0, len(tokens), n)]
 

@@ -92,6 +92,27 @@ def overriding(base: str, bodies: dict[str, str]) -> str:
     return f"class Own({base}):\n" + textwrap.indent("\n".join(functions) or "pass", "    ")
 
 
+def guided(dialogue: str) -> str:
+    """Return a method whose logits processor asks the guide about each response so far, behind some dialogue."""
+    more = """
+        class Guided(LogitsPart):
+            def __init__(self, strength):
+                self.strength = strength
+            def processor_in(self, context):
+                return Asking(self.strength, context)
+
+        class Asking(LogitsProcessor):
+            def __init__(self, strength, context):
+                self.strength, self.context = strength, context
+            def __call__(self, ids, scores):
+                new = ids[:, self.context.prompt_ids.shape[1]:].tolist()
+                texts = [self.context.lm.cut(row).text for row in new]
+                rewards = self.context.reward.score([WHOSE for i in range(len(texts))], texts)
+                return scores + self.strength * rewards[:, None] * torch.arange(scores.shape[-1]).remainder(7)
+        """
+    return method("return Steering(logits=(Guided(self.strength),))", more.replace("WHOSE", dialogue))
+
+
 RIGHT = "return self.place(Shift(self.vector(context), self.strength))"
 CHOICE = """
     class Choice(DecodePart):
@@ -121,6 +142,7 @@ GOOD = {
         CANDIDATES,
     ),
     "logits_bias": bias(),
+    "guide_on_prefixes": guided("self.context.dialogues[i]"),
     "logits_of_the_prompt": bias(
         "return scores - self.strength * self.seen",
         processor="""
@@ -295,6 +317,7 @@ BROKEN: dict[str, dict[str, str]] = {
             "return h + self.strength * (h.mean(0, keepdim=True) if len(h) > 4 else self.vector)"
         ),
         "start_reads_padding": edit("return h + self.strength * state", start="return prompt.mean(1, keepdim=True)"),
+        "guide_of_the_first_dialogue": guided("self.context.dialogues[0]"),
     },
     "cached_equals_recomputed": {
         "single_token_is_generated": edit(
