@@ -1,25 +1,26 @@
 """What re-weighting of tokens adds to decoding on the testbed, in turns with the unsteered model: `make bench`.
 
-The ratio is in `extra_info`: the median over rounds of steered beside unsteered within a round. Batch 8, two threads.
-What the networks are does not change what they cost.
+The ratios are printed side by side in the end: steered beside unsteered within a round. Batch 8, two threads. What the
+networks are does not change what they cost. About two minutes on two idle cores.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from statistics import median
 from typing import Any
 
 import pytest
 import torch
+from side_by_side import Ratios, side_by_side
 
 from steerbench import LanguageModel, Steering, load
 from steerbench.data import user
 from steerbench.edits import Reweighting
+from steerbench.engine.floor import decode_floor
 from steerbench.engine.generate import generate_fixed
 from steerbench.models.reward import RewardModel
 from steerbench.testbed import Testbed, named
 
-NEW_TOKENS, ROUNDS = 64, 12
+NEW_TOKENS, ROUNDS = 48, 7
 PROMPTS = [user(f"How do I bake bread for {n} people, and what do I need?") for n in range(3, 11)]
 
 
@@ -73,6 +74,11 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def ratios(request: pytest.FixtureRequest) -> Iterator[Ratios]:
+    yield from side_by_side(request)
+
+
+@pytest.fixture(scope="module")
 def lm() -> LanguageModel:
     return LanguageModel.load(part_of_testbed("lm"))
 
@@ -88,14 +94,25 @@ def seconds(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
+def in_turn(run: Callable[[], None], base: Callable[[], None], i: int) -> tuple[float, float]:
+    """Time both, in an order that changes from round to round."""
+    if i % 2:
+        return seconds(run), seconds(base)
+    plain = seconds(base)
+    return seconds(run), plain
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_decoding_beside_unsteered(benchmark: Any, lm: LanguageModel, reward: RewardModel, kind: str) -> None:
+def test_decoding_beside_unsteered(
+    benchmark: Any, lm: LanguageModel, reward: RewardModel, ratios: Ratios, kind: str
+) -> None:
     benchmark.group = f"{NEW_TOKENS} tokens of the testbed, batch 8"
     torch.manual_seed(0)
     part = KINDS[kind](lm)
     steering = Steering(logits=(part,)) if part else Steering()
     tokens = NEW_TOKENS if benchmark.enabled else 2  # the default suite only asks whether it runs
     run, base = (lambda s=s: generate_fixed(lm, PROMPTS, s, tokens, reward) for s in (steering, Steering()))
-    pairs = [(seconds(run), seconds(base)) for _ in range(ROUNDS if benchmark.enabled else 1)]
-    benchmark.extra_info["ratio"] = round(median(a / b for a, b in pairs[-ROUNDS + 1 :]), 2)
+    pairs = [in_turn(run, base, i) for i in range(-1, ROUNDS if benchmark.enabled else 0)]
+    found = [steered / plain for steered, plain in pairs]
+    ratios.note(benchmark, kind, found[1:] or found, decode_floor(lm, steering, PROMPTS, reward, tokens))
     benchmark.pedantic(run, rounds=1)

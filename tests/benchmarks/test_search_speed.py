@@ -1,18 +1,21 @@
 """What choices among candidates add to decoding on the testbed, in turns with the unsteered model: `make bench`.
 
-`-k batch` for one of them; `ratio` is in `extra_info`, the median over rounds of the time beside that of the unsteered
-model within a round. Every row makes 48 tokens, and the guide, the testbed's own, is asked.
+The ratios are printed side by side in the end: of a whole generation, the choice included, beside that of the
+unsteered model in the same round. Every row makes 48 tokens, and the guide, the testbed's own, is asked. About two
+minutes on two idle cores.
 """
 
 import time
-from statistics import median
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from side_by_side import Ratios, side_by_side
 
 from steerbench import FitContext, LanguageModel, Steering
 from steerbench.data import Dialogue, user
+from steerbench.engine.floor import decode_floor
 from steerbench.engine.generate import generate_fixed
 from steerbench.models.reward import RewardModel
 from steerbench.plugins.spec import build, parse
@@ -30,6 +33,24 @@ PROMPTS: list[Dialogue] = [user(f"How do I {verb} bread, and what do I need for 
 )]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def ratios(request: pytest.FixtureRequest) -> Iterator[Ratios]:
+    yield from side_by_side(request)
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def testbed() -> tuple[LanguageModel, RewardModel]:
+    return of_the_testbed()
+
+
 def of_the_testbed() -> tuple[LanguageModel, RewardModel]:
     home = named("testbed")
     assert isinstance(home, Testbed)
@@ -37,10 +58,11 @@ def of_the_testbed() -> tuple[LanguageModel, RewardModel]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_searching_beside_unsteered(benchmark: Any, name: str) -> None:
+def test_searching_beside_unsteered(
+    benchmark: Any, testbed: tuple[LanguageModel, RewardModel], ratios: Ratios, name: str
+) -> None:
     benchmark.group = f"{NEW_TOKENS} tokens of the testbed, batch {BATCH}"
-    torch.set_num_threads(2)
-    lm, reward = of_the_testbed()
+    lm, reward = testbed
     (method,) = build(parse(name)[0])
     arms = (Steering(), method.fit(FitContext(lm=lm, examples=[], reward=reward)))
     new = NEW_TOKENS if benchmark.enabled else 2
@@ -54,8 +76,6 @@ def test_searching_beside_unsteered(benchmark: Any, name: str) -> None:
         times = {arm: seconds(arm) for arm in ((0, 1) if i % 2 else (1, 0))}
         return times[1] / times[0]
 
-    ratios = [in_turn(i) for i in range(-1, ROUNDS if benchmark.enabled else 0)]
-    benchmark.extra_info["ratio"] = median(ratios[1:] or ratios)
-    print(f"\n{name}: {benchmark.extra_info['ratio']:.2f} times the unsteered model")
+    found = [in_turn(i) for i in range(-1, ROUNDS if benchmark.enabled else 0)]
+    ratios.note(benchmark, name, found[1:] or found, decode_floor(lm, arms[1], PROMPTS, reward, new))
     benchmark.pedantic(seconds, args=(1,), rounds=1)
-    torch.set_num_threads(1)
