@@ -136,4 +136,4 @@ def _measured(lm: LanguageModel) -> float:
     with evaluating(lm.model):
         run(lm.model, ids, torch.ones_like(ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
     held = [layer for layer in cache.layers if layer.is_initialized]
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in held) / ids.shape[1]
+    return float(sum(layer.keys.nbytes + layer.values.nbytes for layer in held)) / ids.shape[1]

@@ -84,7 +84,7 @@ def plug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 def forget() -> None:
     """What a new process would not know."""
     guidance.identified.cache_clear()
-    guidance._loaded.cache_clear()
+    guidance.loaded.cache_clear()
 
 
 def test_the_revision_is_in_the_record_and_in_its_identity(

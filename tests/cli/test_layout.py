@@ -144,7 +144,7 @@ def arm(method: str, prompt: int, prefill: float, token: float, ratio: float | N
     }
 
 
-TIMED = {
+TIMED: dict[str, Any] = {
     "model": {"name": "small", "parameters": 1e6, "dtype": "float32", "attention": "sdpa", "weights": "trained"},
     "memory": "process",
     "device": "cpu",

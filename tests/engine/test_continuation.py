@@ -225,7 +225,12 @@ def test_a_model_that_prepares_its_inputs_is_tried_out(monkeypatch: pytest.Monke
     lm = tiny.language_model("phi3")
     tried: list[str] = []
     original = continuation._agrees
-    monkeypatch.setattr(continuation, "_agrees", lambda lm: tried.append(lm.name) or original(lm))
+
+    def agrees(lm: LanguageModel) -> bool:
+        tried.append(lm.name)
+        return original(lm)
+
+    monkeypatch.setattr(continuation, "_agrees", agrees)
     assert can_continue(lm)
     assert can_continue(lm)
     assert can_continue(tiny.language_model("llama"))

@@ -1,5 +1,7 @@
 """The floor of decoding is the formula of docs/latency.md, worked out by hand for each kind of part."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -59,8 +61,15 @@ def columns(lm: LanguageModel, text: str = "") -> float:
 
 def plain(lm: LanguageModel) -> float:
     """All weights but the rows of the embedding, and the cache."""
-    weights = sum(p.numel() for p in lm.model.parameters()) - 259 * tiny.WIDTH
+    weights: int = sum(p.numel() for p in lm.model.parameters()) - 259 * tiny.WIDTH
     return 4 * weights + COLUMN * columns(lm)
+
+
+def part(name: str, **fields: Any) -> Steering:
+    """Return the steering of a method that learns nothing."""
+    method: Any = load("methods", name)
+    steering: Steering = method(**fields).fit(None)
+    return steering
 
 
 def floor(lm: LanguageModel, steering: Steering) -> float:
@@ -85,21 +94,21 @@ def test_a_prompt_moves_its_cache(llama: LanguageModel) -> None:
 
 def test_a_second_model_of_the_same_size_is_twice(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("steerbench.engine.floor.loaded", lambda *_: tiny.language_model(seed=1))
-    assert floor(llama, load("methods", "dexperts")(expert="x").fit(None)) == 2.0
-    assert floor(llama, load("methods", "dexperts")(expert="x", anti="y").fit(None)) == 3.0
-    assert floor(llama, load("methods", "dexperts")(expert="x", alpha=0.0).fit(None)) == 1.0
-    assert floor(llama, load("methods", "nudging")(guide="x").fit(None)) == 1.0  # which may never ask
+    assert floor(llama, part("dexperts", expert="x")) == 2.0
+    assert floor(llama, part("dexperts", expert="x", anti="y")) == 3.0
+    assert floor(llama, part("dexperts", expert="x", alpha=0.0)) == 1.0
+    assert floor(llama, part("nudging", guide="x")) == 1.0  # which may never ask
 
 
 def test_re_weighting_moves_what_its_score_reads(llama: LanguageModel) -> None:
     base, table = plain(llama), torch.ones(7)
-    for part, more in (
+    for score, more in (
         (Tilt(table), 0),
         (Tilt(table, text=TEXT), COLUMN * columns(llama, TEXT)),
         (Tilt(table, ahead=True), base),
         (Tilt(table, guide=True), Guide.weight_bytes),
     ):
-        assert floor(llama, Steering(logits=(part,))) == pytest.approx(1 + (28 + more) / base)
+        assert floor(llama, Steering(logits=(score,))) == pytest.approx(1 + (28 + more) / base)
     prompted = Steering(prompt=(Instruction(TEXT),), logits=(Tilt(table, ahead=True),))
     longer = base + COLUMN * (columns(llama, TEXT) - columns(llama))
     assert floor(llama, prompted) == pytest.approx((2 * longer + 28) / base)
@@ -107,14 +116,14 @@ def test_re_weighting_moves_what_its_score_reads(llama: LanguageModel) -> None:
 
 def test_candidates_share_all_but_their_block(llama: LanguageModel) -> None:
     base = plain(llama)
-    for part, own, drawn, asked in (
+    for choice, own, drawn, asked in (
         (Choice(4), NEW, 1, 0),
         (Choice(4, block=4), 4, 1, 2),  # the first choice of three is in the time to the first token
         (Choice(3, block=2, lookahead=3), 5, 2.5, 4),
     ):
-        step = base + COLUMN * 2 * (part.candidates - 1) * own / 2
+        step = base + COLUMN * 2 * (choice.candidates - 1) * own / 2
         expected = (drawn * step + asked / (NEW - 1) * Guide.weight_bytes) / base
-        assert floor(llama, Steering(decode=part)) == pytest.approx(expected)
+        assert floor(llama, Steering(decode=choice)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "falcon", "gemma2"])

@@ -285,6 +285,11 @@ def test_timings_beside_the_records_are_shown(tmp_path: Path) -> None:
     page = Page(html(some(), tmp_path))
     for told in ("timed/lm on GPU", "7,000.0 M", "batch 2, prompt 32", "1.25 (1.12 to 1.38)", "out of memory"):
         assert told in page.text
+    assert "floor" not in page.text.partition("timed/lm on GPU")[2]
+    known = timing()
+    known["cells"][0]["arms"][1]["decode_floor"] = 1.0625
+    (folder / "one.json").write_text(json.dumps(known))
+    assert "1.25 (1.12 to 1.38), floor 1.06" in Page(html(some(), tmp_path)).text
     (folder / "two.json").write_text("{")
     with pytest.raises(SteerbenchError, match=r"two\.json is damaged"):
         html(some(), tmp_path)
