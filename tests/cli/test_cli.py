@@ -225,7 +225,7 @@ def test_a_pipe_gets_tables_as_wide_as_they_are(run_cli: Cli, monkeypatch: pytes
     assert set(shown) == set(records) == {"unsteered", method}
     for name, cells in shown.items():
         assert cells[0] == f"{records[name].metrics['reward']:.3f}"
-        assert cells[-1] == f"{records[name].latency['decode_ratio']:.3f}"
+        assert cells[-2:] == [f"{records[name].latency[what]:.3f}" for what in ("decode_ratio", "decode_floor")]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

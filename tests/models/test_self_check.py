@@ -162,7 +162,7 @@ def test_a_named_model_that_reads_its_padding_holds_the_batch_at_one(
     monkeypatch: pytest.MonkeyPatch, llama: LanguageModel
 ) -> None:
     guide = handed_over(ReadsPadding)
-    monkeypatch.setattr("steerbench.engine.guidance._loaded", lambda *_: guide)
+    monkeypatch.setattr("steerbench.engine.guidance.loaded", lambda *_: guide)
     assert rows_at_once([LogitsPart()], llama, 8) == 8
     with pytest.warns(UserWarning, match="theirs"):
         assert rows_at_once([Named()], llama, 8) == 1

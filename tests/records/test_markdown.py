@@ -25,6 +25,7 @@ def table() -> pd.DataFrame:
         "diversity": 0.8,
         "length": 46.6,
         "decode_ratio": 1.1,
+        "decode_floor": None,
         "matched": [True, False, False, None],
         "at_the_end": None,
     }
