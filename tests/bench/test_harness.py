@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from thorough import mostly_slow
 
 from steerbench import Decoding, Options, Protocol, Reward, Store, run
 from steerbench.bench import run as harness
@@ -341,7 +340,8 @@ def test_a_prompt_that_a_method_makes_too_long_fails_that_method_alone(protocol:
     assert "do not fit the context of 256" in outcome.failures[0].message
 
 
-@pytest.mark.parametrize("task", mostly_slow(["hh_rlhf", "shp"], "hh_rlhf".__eq__))
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["hh_rlhf", "shp"])
 def test_real_prompts_and_models(task: str, assets: Path, tmp_path: Path) -> None:
     """Real records, a real chat model and a real reward model: the responses are readable English."""
     protocol = Protocol(

@@ -16,7 +16,6 @@ import made_records
 import pandas as pd
 import pytest
 from given_options import last_of_each
-from thorough import mostly_slow
 from typer.testing import Result
 
 from steerbench import Decoding, Options, Protocol, Record, Store, run
@@ -222,12 +221,10 @@ def start(args: list[str], folder: Path) -> "subprocess.Popen[str]":
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sign", "code"),
-    mostly_slow(
-        [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 143)],
-        lambda case: case[0] == signal.SIGINT,
-    ),
+    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 143)],
 )
 def test_the_same_command_goes_on_where_it_was_ended(
     run_args: list[str], run_cli: Callable[..., Result], tmp_path: Path, sign: signal.Signals, code: int

@@ -163,6 +163,7 @@ def test_equal_generators_give_equal_probes_whatever_else_is_drawn() -> None:
 # What is found
 
 
+@pytest.mark.slow
 def test_raw_states_give_the_difference_of_means_up_to_its_sign(raw: list[tuple[Contrast, CCS]]) -> None:
     cosines = [cosine(probe.weight, difference_of_means(contrast)) for contrast, probe in raw]
     assert min(abs(c) for c in cosines) > 0.85

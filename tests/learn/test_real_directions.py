@@ -38,7 +38,7 @@ def context(assets: Path) -> FitContext:
     return FitContext(lm=lm, examples=examples, reward=reward, decoding=Decoding(max_new_tokens=16))
 
 
-@pytest.mark.parametrize("spec", mostly_slow(METHODS, lambda spec: spec.startswith(("repe", "iti", "act_add"))))
+@pytest.mark.parametrize("spec", mostly_slow(METHODS, lambda spec: spec.startswith("repe")))
 def test_a_direction_from_real_pairs_changes_real_answers(context: FitContext, spec: str) -> None:
     prompts = [e.prompt for e in context.examples[:6]] + [user("How do I bake bread?")]
     steering = build(parse(spec)[0])[0].fit(context)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from thorough import mostly_slow
 from torch import Tensor
 
 from steerbench import SteerbenchError
@@ -65,7 +66,12 @@ def shrunk(steps: int) -> Tensor:
     return solution
 
 
-@pytest.mark.parametrize("settings", [{}, {"td_lambda": 0.9}, {"td_lambda": 1.0}, {"layers": 3}, {"batch_size": 8}])
+@pytest.mark.parametrize(
+    "settings",
+    mostly_slow(
+        [{}, {"td_lambda": 0.9}, {"td_lambda": 1.0}, {"layers": 3}, {"batch_size": 8}], lambda given: not given
+    ),
+)
 def test_the_value_function_of_the_chain_is_found(settings: dict[str, Any]) -> None:
     walks = chain(4)
     value = trained(walks, **{"epochs": 500, **settings})
@@ -108,6 +114,7 @@ def test_training_has_a_limit_of_steps(rollouts: int, epochs: int | None, most: 
     assert training.most_epochs(Split(range(rollouts))) == (epochs or 100)
 
 
+@pytest.mark.slow
 def test_a_reward_at_the_first_state_tells_nothing_of_the_response() -> None:
     """Detached, what lies behind the first state is tied to nothing: no walk's value knows its reward."""
     walks = chain(8)

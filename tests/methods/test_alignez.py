@@ -222,7 +222,7 @@ def naive_rows(context: FitContext, fields: Mapping[str, Any], fitted: Mapping[i
     return rows
 
 
-@pytest.mark.parametrize("fields", mostly_slow(GATED, lambda fields: GATED.index(fields) % 2 == 0), ids=str)
+@pytest.mark.parametrize("fields", mostly_slow(GATED, lambda fields: fields in (GATED[0], GATED[-1])), ids=str)
 def test_version_2_is_its_formula(written: FitContext, fields: dict[str, Any]) -> None:
     fields = STRONG | fields
     steering, _ = fit(written, **fields)
@@ -264,7 +264,11 @@ def test_generation_is_the_formula_at_each_token(written: FitContext, edit: str)
     assert found != generate(written.lm, [user(p) for p in PROMPTS], decoding=GREEDY)
 
 
-@pytest.mark.parametrize("fields", [{}, {"edit": "relu"}, {"identify": "ccs", "edit": "add"}, {"version": 1}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    mostly_slow(({}, {"edit": "relu"}, {"identify": "ccs", "edit": "add"}, {"version": 1}), lambda fields: not fields),
+    ids=str,
+)
 def test_a_batch_is_its_rows_and_off_is_off(written: FitContext, fields: dict[str, Any]) -> None:
     tokens = prompts(written.lm)
     steering, _ = fit(written, **(STRONG | fields))
@@ -353,7 +357,7 @@ ONE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("fields", mostly_slow(ONE, lambda fields: fields in (ONE[0], ONE[3])), ids=str)
+@pytest.mark.parametrize("fields", mostly_slow(ONE, lambda fields: fields == ONE[0]), ids=str)
 def test_version_1_is_its_formula(written: FitContext, fields: dict[str, Any]) -> None:
     context = replace(written, seed=fields.get("seed", 3))
     options = {name: value for name, value in fields.items() if name != "seed"}

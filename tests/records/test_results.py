@@ -29,44 +29,63 @@ STUDIED = {
 }
 """The methods of the committed records; `docs/methods.md` says which came later."""
 READMES = ("README.md", "docs/results.md", "results/README.md")
-COMMITTED = (*READMES, "results/leaderboard.csv", "results/matched.csv", "results/gains.svg")
-REPORT = "results/report.html"
+TABLES = (*READMES, "results/leaderboard.csv", "results/matched.csv")
+REPORT, PLOT = "results/report.html", "results/gains.svg"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run the commands of `make results` with everything they write in another folder."""
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the commands of `make results` that make tables, with everything they write in another folder."""
     there = tmp_path_factory.mktemp("made")
     for name in READMES:
         (there / name).parent.mkdir(exist_ok=True)
         (there / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
-    recipe = re.search(r"^results:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert recipe
-    for line in recipe[1].splitlines():
-        command, *arguments = shlex.split(line)
-        assert command == "$(BIN)/steerbench"
-        done = CliRunner().invoke(app, [_placed(text, there) for text in arguments])
-        assert done.exit_code == 0, done.output
+    _run("leaderboard", there)
     return there
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the command of `make results` that makes the report and its plot."""
+    there = tmp_path_factory.mktemp("drawn")
+    (there / "results").mkdir()
+    _run("report", there)
+    return there
+
+
+def _run(command: str, there: Path) -> None:
+    recipe = re.search(r"^results:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert recipe
+    lines = [shlex.split(line) for line in recipe[1].splitlines()]
+    assert all(line[:2] in (["$(BIN)/steerbench", "leaderboard"], ["$(BIN)/steerbench", "report"]) for line in lines)
+    for _, *arguments in (line for line in lines if line[1] == command):
+        done = CliRunner().invoke(app, [_placed(text, there) for text in arguments])
+        assert done.exit_code == 0, done.output
+
+
 def _placed(argument: str, there: Path) -> str:
-    if argument in (*COMMITTED, REPORT):
+    if argument in (*TABLES, REPORT, PLOT):
         return str(there / argument)
     return str(ROOT / argument) if (ROOT / argument).exists() else argument
 
 
-@pytest.mark.parametrize("name", COMMITTED)
-def test_what_is_committed_is_what_the_records_give(made: Path, name: str) -> None:
+@pytest.mark.parametrize("name", TABLES)
+def test_what_is_committed_is_what_the_records_give(tables: Path, name: str) -> None:
     if name.endswith(".csv"):  # another processor may round the last digit otherwise
-        one, other = (pd.read_csv(folder / name) for folder in (made, ROOT))
+        one, other = (pd.read_csv(folder / name) for folder in (tables, ROOT))
         pd.testing.assert_frame_equal(one, other, rtol=1e-9)
     else:
-        assert (made / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8")
+        assert (tables / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_the_report_names_every_row_of_the_leaderboard(made: Path) -> None:
-    page = unescape((made / REPORT).read_text(encoding="utf-8"))
+@pytest.mark.slow
+def test_the_plot_that_is_committed_is_what_the_records_give(drawn: Path) -> None:
+    assert (drawn / PLOT).read_text(encoding="utf-8") == (ROOT / PLOT).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_report_names_every_row_of_the_leaderboard(drawn: Path) -> None:
+    page = unescape((drawn / REPORT).read_text(encoding="utf-8"))
     methods = set(pd.read_csv(ROOT / "results" / "leaderboard.csv")["method"])
     assert not {method for method in methods if method not in page}
     assert "loss b per s²" in page  # of the sweeps

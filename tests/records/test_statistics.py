@@ -88,6 +88,7 @@ def test_clusters_of_several_sizes_have_the_interval_of_scipy() -> None:
     assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_about_95_of_100_intervals_hold_the_truth() -> None:
     """Of 400 samples of 60 clusters of two prompts, at most four standard errors below and above."""
     groups = np.repeat(np.arange(60), 2)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from report_pages import HOSTILE, N, Page, html, make, some, write
+from report_pages import HOSTILE, N, Page, html, make, some, usual, write
 from typer.testing import Result
 
 from steerbench import Record, SteerbenchError, Store, leaderboard
@@ -31,8 +31,8 @@ Cli = Callable[..., Result]
 # the numbers
 
 
-def test_the_ranking_is_the_leaderboard(tmp_path: Path) -> None:
-    page = Page(html(some(), tmp_path))
+def test_the_ranking_is_the_leaderboard() -> None:
+    page = Page(usual())
     table = leaderboard(some()).set_index("method")
     (head, *rows) = page.rankings[0]
     names = [text for _, text in head]
@@ -49,8 +49,8 @@ def test_the_ranking_is_the_leaderboard(tmp_path: Path) -> None:
             assert cells["reward gain"][1] == f"{values['reward_gain']:+.2f} {low:.2f} to {high:.2f}"
 
 
-def test_methods_that_cannot_be_told_apart_share_a_rank(tmp_path: Path) -> None:
-    page = Page(html(some(), tmp_path))
+def test_methods_that_cannot_be_told_apart_share_a_rank() -> None:
+    page = Page(usual())
     ranks = {row[1][0]: row[0][1] for row in page.rankings[0][1:]}
     assert ranks == {"iti": "1", "caa:layer=1": "=2", "caa:layer=2": "=2", "unsteered": "4"}
 
@@ -102,7 +102,7 @@ def test_protocols_are_never_ranked_together(tmp_path: Path) -> None:
 
 
 def test_the_warning_of_the_testbed_is_for_the_testbed(tmp_path: Path) -> None:
-    assert "no evidence about your model" in html(some(), tmp_path)
+    assert "no evidence about your model" in usual()
     assert "no evidence about your model" not in html([make("caa", task="shp")], tmp_path / "real")
 
 
@@ -147,8 +147,8 @@ def test_embedded_json_is_ascii_without_markup() -> None:
     assert json.loads(text) == {"a": [HOSTILE, "<!--", "]]>", "é\ud800"]}
 
 
-def test_nothing_is_fetched_and_only_the_own_script_runs(tmp_path: Path) -> None:
-    text = html(some(), tmp_path)
+def test_nothing_is_fetched_and_only_the_own_script_runs() -> None:
+    text = usual()
     page = Page(text)
     assert "://" not in text
     assert not {"link", "img", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
@@ -242,8 +242,8 @@ def test_a_seed_that_missed_its_kl_is_told(tmp_path: Path) -> None:
     assert "target 0.1 nats per token; not matched with seed 1. Unsteered: reward 1.000." in page.text
 
 
-def test_the_page_says_how_ranks_are_made(tmp_path: Path) -> None:
-    text = " ".join(Page(html(some(), tmp_path)).text.split())
+def test_the_page_says_how_ranks_are_made() -> None:
+    text = " ".join(Page(usual()).text.split())
     assert "by a test corrected for the number of pairs (Holm, 5 %)" in text
 
 
@@ -278,9 +278,9 @@ def timing() -> dict[str, Any]:
 
 
 def test_timings_beside_the_records_are_shown(tmp_path: Path) -> None:
-    assert "Timed apart from quality" not in html(some(), tmp_path)
+    assert "Timed apart from quality" not in usual()
     folder = tmp_path / "runs" / "latency"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "one.json").write_text(json.dumps(timing()))
     page = Page(html(some(), tmp_path))
     for told in ("timed/lm on GPU", "7,000.0 M", "batch 2, prompt 32", "1.25 (1.12 to 1.38)", "out of memory"):
@@ -295,7 +295,7 @@ def test_timings_beside_the_records_are_shown(tmp_path: Path) -> None:
         html(some(), tmp_path)
 
 
-def test_reported_numbers_are_marked_and_complete(tmp_path: Path) -> None:
+def test_reported_numbers_are_marked_and_complete() -> None:
     text = files("steerbench.report").joinpath("reported.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
     assert list(rows[0]) == ["paper", "model", "task", "method", "metric", "value", "setting"]
@@ -308,7 +308,7 @@ def test_reported_numbers_are_marked_and_complete(tmp_path: Path) -> None:
     judged = [cell for cell in cells.values() if "win - lose, points" in cell]
     assert len(judged) == 4 * 4 * 3
     assert all(abs(c["win, %"] - c["lose, %"] - c["win - lose, points"]) < 0.11 for c in judged)
-    page = Page(html(some(), tmp_path))
+    page = Page(usual())
     assert "Not comparable with the tables above." in page.text
     assert "80.3" in page.text
 

@@ -60,7 +60,7 @@ CASES = list(itertools.product((1, 2, 3), (1, 2, 3, 7), (1, 2, 30), (0.05, 0.5, 
 
 
 @pytest.mark.parametrize(
-    ("hidden", "flips_from"), mostly_slow(itertools.product((24, 96), (1, 1024)), {(24, 1024), (96, 1)}.__contains__)
+    ("hidden", "flips_from"), mostly_slow(itertools.product((24, 96), (1, 1024)), (24, 1024).__eq__)
 )
 def test_the_ascent_is_the_autograd_loop(hidden: int, flips_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLIPS_FROM", flips_from)
@@ -77,7 +77,7 @@ def test_the_ascent_is_the_autograd_loop(hidden: int, flips_from: int, monkeypat
     assert compared > 0.9 * sum(rows for _, rows, _, _ in CASES)
 
 
-@pytest.mark.parametrize("flips_from", [1, 1024])
+@pytest.mark.parametrize("flips_from", mostly_slow([1, 1024], (1).__eq__))
 def test_in_float64_they_agree_without_exception(flips_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLIPS_FROM", flips_from)
     for seed, (depth, rows, n_steps, relative) in enumerate(CASES):

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -84,6 +86,13 @@ def write(records: Sequence[Record], folder: Path) -> Path:
 def html(records: Sequence[Record], tmp_path: Path, n_examples: int = 64) -> str:
     write_report([write(records, tmp_path / "runs")], tmp_path / "report.html", n_examples)
     return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@cache
+def usual() -> str:
+    """Return the page of `some()`."""
+    with TemporaryDirectory() as folder:
+        return html(some(), Path(folder))
 
 
 class Page(HTMLParser):

@@ -79,6 +79,7 @@ def test_all_records_that_ship_can_be_used(task: str) -> None:
     assert len(found.test) >= 500
 
 
+@pytest.mark.slow
 def test_the_records_that_ship_are_what_the_seed_draws(tmp_path: Path) -> None:
     records.write(World(SHIPPED.manifest["seed"]), tmp_path)
     for path in tmp_path.rglob("*.gz"):

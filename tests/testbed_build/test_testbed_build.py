@@ -118,6 +118,7 @@ def test_judges_prefer_gold_with_the_odds_of_bradley_and_terry(data: tuple[Path,
         assert (band > 0).mean() == pytest.approx(expected, abs=4 * math.sqrt(0.25 / len(band)))
 
 
+@pytest.mark.slow
 def test_equal_seeds_write_equal_bytes(data: tuple[Path, set[str]], tmp_path: Path) -> None:
     records.write(World(0), tmp_path)
     for path in sorted(data[0].rglob("*.gz")):
