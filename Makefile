@@ -12,6 +12,9 @@ PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(BIN)/pytest
 SPREAD = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 INSTALLED = .venv/.installed
 
+# compiled files are kept, whatever the environment says: else every process compiles the package and the tests again
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test test-all check bench wheel results columns interface clean
 
 run: $(INSTALLED)
