@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from steerbench.bench.method import methods_of
 from steerbench.bench.protocol import FitSettings
@@ -52,14 +51,10 @@ def export(
         write_folded(out, steering, setup.lm)
     else:
         steering.save(out)
-    _write_recipe(out, recipe)
+    write_whole(out / RECIPE, json.dumps(recipe, indent=1, sort_keys=True))
 
 
 def fresh(path: Path) -> None:
     """Raise SteerbenchError if there is something already."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise SteerbenchError(f"{path} exists already; give a new name.")
-
-
-def _write_recipe(folder: Path, recipe: dict[str, Any]) -> None:
-    write_whole(folder / RECIPE, json.dumps(recipe, indent=1, sort_keys=True))

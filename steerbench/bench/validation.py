@@ -34,22 +34,14 @@ class Validation:
 
         Measured once per steering: many fits are the same for every seed, and greedy responses too.
         """
-        rewards = self._rewards(Steering(), context)
+        rewards: list[float] = self._details(Steering(), context)["rewards"]
         spread = float(np.std(rewards)) or 1.0
-        seen = self._measured(steering, context)
+        seen: dict[str, float] = self._details(steering, context)["means"]
         if self.objective == "sum":
             score = seen["coherence"] + seen["diversity"] + seen["reward"]
         else:
             score = (seen["reward"] - fmean(rewards)) / spread
         return {"score": score, **seen}
-
-    def _measured(self, steering: Steering, context: FitContext) -> dict[str, float]:
-        means: dict[str, float] = self._details(steering, context)["means"]
-        return means
-
-    def _rewards(self, steering: Steering, context: FitContext) -> list[float]:
-        rewards: list[float] = self._details(steering, context)["rewards"]
-        return rewards
 
     def _details(self, steering: Steering, context: FitContext) -> dict[str, Any]:
         sampled = context.decoding.temperature > 0  # greedy responses are the same for every seed
