@@ -53,7 +53,8 @@ def show(console: Console, table: pd.DataFrame, records: Sequence[Record], elsew
         first = next(r for r in records if r.labels["task"] == task)
         present = [name for name in _SHOWN if rows[name].notna().any()]
         yields = [COLUMNS[name].heading for name in _YIELDS]
-        print_table(console, str(task), _cells(rows, present), yields=yields, elsewhere=elsewhere)
+        cells: Columns = {COLUMNS[name].heading: [_cell(value) for value in rows[name]] for name in present}
+        print_table(console, str(task), cells, yields=yields, elsewhere=elsewhere)
         gains = _gains(rows)
         if not gains.empty:
             console.print()
@@ -88,10 +89,6 @@ def show_forecasts(console: Console, ahead: "Sequence[Forecast]") -> None:
     }
     print_table(console, "what is ahead", cells, names="task")
     remark(console, "Time: at the pace of the unsteered model here and now, fits, timing and costlier decoding apart.")
-
-
-def _cells(rows: pd.DataFrame, names: Sequence[str]) -> Columns:
-    return {COLUMNS[name].heading: [_cell(value) for value in rows[name]] for name in names}
 
 
 def _gains(rows: pd.DataFrame) -> pd.DataFrame:
