@@ -9,7 +9,7 @@ from torch import Tensor
 from steerbench.engine.hooks import read
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.models.batching import halving
-from steerbench.models.language_model import Batch, LanguageModel, Tokens
+from steerbench.models.language_model import LanguageModel, Tokens
 from steerbench.models.sites import Place, Site
 from steerbench.progress import Progress, silent
 
@@ -87,7 +87,8 @@ def response_states(
     place = lm.anatomy.place(site)
 
     def work(rows: list[int]) -> list[Tensor]:
-        states = _read(lm, place, lm.right_padded([tokens[i] for i in rows]))
+        batch = lm.right_padded([tokens[i] for i in rows])
+        states = read(lm.model, [place], batch, lambda states: states)[place]
         return [row[drawn_from(tokens[i])].to("cpu", copy=True) for i, row in zip(rows, states, strict=True)]
 
     waiting: dict[int, Tensor] = {}
@@ -112,11 +113,6 @@ def drawn_from(tokens: Tokens) -> slice:
     """Return the positions that the tokens of the response are drawn from."""
     first = len(tokens.prompt) - 1
     return slice(first, first + len(tokens.response))
-
-
-def _read(lm: LanguageModel, place: Place, batch: Batch) -> Tensor:
-    """Return the activations at a place, (batch, columns, width)."""
-    return read(lm.model, [place], batch, lambda states: states)[place]
 
 
 def _pooled(states: Tensor, tokens: Tokens, pool: Pool) -> Tensor:

@@ -63,7 +63,8 @@ class Continuation:
         rows = list(range(own))  # which of the own rows is where
         for step in range(1, self._most + 1):
             tokens = self._next(sequences.ids, sequences.logits, rows, step)
-            tokens = self._with_padding(tokens, [self._has_ended(found[i]) for i in rows])
+            if any(ended := [self._has_ended(found[i]) for i in rows]):
+                tokens = tokens.masked_fill(torch.tensor(ended, device=tokens.device), self._lm.pad_id)
             for i, token in zip(rows, tokens.tolist(), strict=True):
                 if not self._has_ended(found[i]):
                     found[i].append(token)
@@ -78,10 +79,6 @@ class Continuation:
 
     def _has_ended(self, ids: Sequence[int]) -> bool:
         return bool(ids) and ids[-1] in self._lm.end_ids
-
-    def _with_padding(self, tokens: Tensor, ended: Sequence[bool]) -> Tensor:
-        """Return the tokens, but padding in rows that have ended before."""
-        return tokens.masked_fill(torch.tensor(ended, device=tokens.device), self._lm.pad_id) if any(ended) else tokens
 
     def _next(self, ids: Tensor, scores: Tensor, rows: Sequence[int], step: int) -> Tensor:
         """Return the tokens of one step, counted from 1, (own rows that are left,)."""

@@ -25,7 +25,7 @@ from steerbench.models.language_model import LanguageModel
 from steerbench.models.modes import evaluating
 from steerbench.models.reward import Reward
 from steerbench.models.weights import weight_bytes
-from steerbench.steering.parts import DecodePart, LogitsPart, Part, PlacedEdit
+from steerbench.steering.parts import DecodePart, LogitsPart, Part
 from steerbench.steering.reweighting import Reweighting
 from steerbench.steering.steering import Steering
 
@@ -69,13 +69,9 @@ def decode_floor(
 
 def _moved(batch: _Batch) -> float:
     steering = batch.steering
-    total = batch.own + sum(map(_of_edit, steering.edits)) + sum(_of_logits(part, batch) for part in steering.logits)
+    edits = sum(_tensor_bytes(p.edit) for p in steering.edits if p.scope != "prompt")  # their tensors, once
+    total = batch.own + edits + sum(_of_logits(part, batch) for part in steering.logits)
     return total if steering.decode is None else _of_choice(steering.decode, total, batch)
-
-
-def _of_edit(placed: PlacedEdit) -> float:
-    """Its tensors, once: none where only the prompt is edited."""
-    return 0 if placed.scope == "prompt" else _tensor_bytes(placed.edit)
 
 
 def _of_logits(part: LogitsPart, batch: _Batch) -> float:
