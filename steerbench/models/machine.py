@@ -118,7 +118,9 @@ def device_label(device: torch.device) -> str:
     """Return the name of the hardware, with the threads in use where it is a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_model()}, {threads_label()}"
+    names = _cpu_info("model name")
+    model = names[0] if names else platform.processor() or platform.machine()
+    return f"{model}, {threads_label()}"
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -144,11 +146,6 @@ def environment(device: torch.device) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     """Return the versions of packages; finding them takes as long as a short fit."""
     return {name: version(name) for name in ("torch", "transformers", "datasets", "evaluate", "scikit-learn", "pandas")}
-
-
-def _cpu_model() -> str:
-    names = _cpu_info("model name")
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _cpu_flags() -> set[str]:

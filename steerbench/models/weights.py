@@ -8,10 +8,7 @@ def weight_bytes(model: nn.Module) -> int:
 
     A table that is shared with the head counts once, for the head.
     """
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    maps = {id(m.weight) for m in model.modules() if not isinstance(m, nn.Embedding) and _has_weight(m)}
+    weighted = [m for m in model.modules() if getattr(m, "weight", None) is not None]
+    tables = {id(m.weight) for m in weighted if isinstance(m, nn.Embedding)}
+    maps = {id(m.weight) for m in weighted if not isinstance(m, nn.Embedding)}
     return sum(p.nbytes for p in model.parameters() if id(p) not in tables - maps)
-
-
-def _has_weight(module: nn.Module) -> bool:
-    return getattr(module, "weight", None) is not None
