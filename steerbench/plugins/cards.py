@@ -34,12 +34,8 @@ class Head(NamedTuple):
 def head(source: Source) -> Head:
     """Return what a list shows of a card, which may say `Learns from: pairs. Touches: activations.`"""
     text = card(source)
-    return Head(text.partition("\n")[0], *(_said(what, text) for what in ("Learns from", "Touches")))
-
-
-def _said(what: str, text: str) -> str:
-    found = re.search(rf"\b{what}: ([\w ]+)", text)
-    return found[1].strip() if found else ""
+    said = (re.search(rf"\b{what}: ([\w ]+)", text) for what in ("Learns from", "Touches"))
+    return Head(text.partition("\n")[0], *(found[1].strip() if found else "" for found in said))
 
 
 def syntax_tree(source: Source) -> ast.Module:
