@@ -35,7 +35,8 @@ def power_table(
 
     Raises SteerbenchError for numbers out of range, and if no method has the metric beside the unsteered model.
     """
-    _check(power, alpha)
+    if not (0 < alpha < 1 and alpha < power < 1):
+        raise SteerbenchError(f"power {power} and alpha {alpha} must lie between 0 and 1, and power above alpha.")
     if difference is not None and not 0 < difference < inf:
         raise SteerbenchError(f"the difference is {difference}; it must be a number above 0, in units of {metric}.")
     rows = [
@@ -50,11 +51,6 @@ def power_table(
         )
     table = pd.DataFrame(rows)
     return table if difference is None else table.astype({"n_needed": "Int64"})
-
-
-def _check(power: float, alpha: float) -> None:
-    if not (0 < alpha < 1 and alpha < power < 1):
-        raise SteerbenchError(f"power {power} and alpha {alpha} must lie between 0 and 1, and power above alpha.")
 
 
 class _Seen:

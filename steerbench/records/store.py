@@ -119,7 +119,8 @@ def read(path: Path) -> Record:
     # of itself, Parquet reads flipped bits as they are; pandas' own reader takes twice the time
     with reading(table), ParquetFile(table, page_checksum_verification=True) as file:
         whole = file.read(use_threads=False)
-        examples = whole.to_pandas(use_threads=False, ignore_metadata=_is_plain(whole.schema.metadata))
+        described = (whole.schema.metadata or {}).get(b"pandas", b"{}")
+        examples = whole.to_pandas(use_threads=False, ignore_metadata=_has_plain_columns(described))
     with reading(path):
         record = Record(**{name: value for name, value in values.items() if name != "seal"}, examples=examples)
         check_kinds(record)
@@ -129,13 +130,9 @@ def read(path: Path) -> Record:
     return record
 
 
-def _is_plain(metadata: dict[bytes, bytes] | None) -> bool:
-    """Tell whether pandas needs nothing of a file's metadata to read it, which takes it half of the time."""
-    return _has_plain_columns((metadata or {}).get(b"pandas", b"{}"))
-
-
 @lru_cache(maxsize=16)  # records of a kind have the same
 def _has_plain_columns(described: bytes) -> bool:
+    """Tell whether pandas needs nothing of a file's metadata to read it, which takes it half of the time."""
     values = json.loads(described)
     kinds = {column["numpy_type"] for column in values.get("columns", [])}
     return not values.get("index_columns") and kinds <= {"str", "int64", "float64", "bool"}
