@@ -181,13 +181,9 @@ def _sweep_panel(group: Group, number: int, found: Curve, fitted: Sequence[Trade
     }
     known = {colour: [(v, y) for v, y in points if y is not None] for colour, points in values.items()}
     lines = [Line(points, colour) for colour, points in known.items() if points]
-    fits = [Line(_curve_of(one, max(found.values)), _COLOURS[f"{one.score}_gain"], True) for one in fitted]
+    strengths = [max(found.values) * i / _STEPS for i in range(_STEPS + 1)]
+    fits = [Line([(x, one.at(x)) for x in strengths], _COLOURS[f"{one.score}_gain"], True) for one in fitted]
     return Panel(f"{group.name}-sweep{number}", f"Gains of {found.label} over {found.dial}", [*lines, *fits], 0.0)
-
-
-def _curve_of(fitted: Tradeoff, highest: float) -> list[tuple[float, float]]:
-    strengths = [highest * i / _STEPS for i in range(_STEPS + 1)]
-    return [(strength, fitted.at(strength)) for strength in strengths]
 
 
 def _trial_panel(group: Group, trials: Trials) -> Panel:
