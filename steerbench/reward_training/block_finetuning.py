@@ -130,13 +130,10 @@ class _Finetuning:
         self.losses.append(float(-functional.logsigmoid(torch.cat(parts)).mean()))
         if self.losses[-1] <= min(self.losses):
             self.best = {name: weight.detach().clone() for name, weight in self.weights.items() if name != "length"}
-        self._write_best()
-        told = {"step": str(self.step), "losses": json.dumps(self.losses), "of": self.of}
-        write_whole(self.out / LATEST, save(self._state(), told))
-
-    def _write_best(self) -> None:
         write_weights(self.out, {**self.best, HEAD[1]: self.head.bias})
         write_whole(self.out / "config.json", self.form.write())
+        told = {"step": str(self.step), "losses": json.dumps(self.losses), "of": self.of}
+        write_whole(self.out / LATEST, save(self._state(), told))
 
     def _state(self) -> dict[str, Tensor]:
         moments = {
