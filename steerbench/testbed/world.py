@@ -183,7 +183,9 @@ def _persona(draw: Draw) -> tuple[str, Shift]:
     kind = draw.one(ADJECTIVES)
     count = draw.one((1, 2, 3)) if "{list}" in frame else 0
     words = draw.some(kind, count + ("{a}" in frame))
-    return _fill(draw, frame, words), _sum(words)
+    columns = zip(*(say.ADJECTIVES[word] for word in words), strict=True)
+    shift = _shift(max(-LARGEST_SHIFT, min(LARGEST_SHIFT, sum(column))) for column in columns)
+    return _fill(draw, frame, words), shift
 
 
 def characteristics(draw: Draw) -> tuple[Dialogue, str]:
@@ -216,11 +218,6 @@ def enumeration(words: Sequence[str]) -> str:
     if len(words) < 3:
         return " and ".join(words)
     return f"{', '.join(words[:-1])}, and {words[-1]}"
-
-
-def _sum(words: Sequence[str]) -> Shift:
-    columns = zip(*(say.ADJECTIVES[word] for word in words), strict=True)
-    return _shift(max(-LARGEST_SHIFT, min(LARGEST_SHIFT, sum(column))) for column in columns)
 
 
 # Replies
