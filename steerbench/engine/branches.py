@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from steerbench.engine.forward_passes import arguments, final_states, places
+from steerbench.engine.forward_passes import CACHE, arguments, final_states, left_cache, places
 from steerbench.models.language_model import LanguageModel
 from steerbench.models.modes import evaluating
 
@@ -34,7 +34,7 @@ def states_behind(lm: LanguageModel, cache: Any, mask: Tensor, tokens: Tensor, s
     dtype = lm.dtype
     hidden = torch.zeros(visible.shape, dtype=dtype, device=mask.device)
     hidden = hidden.masked_fill(~visible, torch.finfo(dtype).min)
-    states, _ = final_states(lm, tokens, hidden, position_ids=seen.sum(2), past_key_values=cache, use_cache=True)
+    states, _ = final_states(lm, tokens, hidden, position_ids=seen.sum(2), use_cache=True, **{CACHE: cache})
     cache.crop(-n)
     return states
 
@@ -50,7 +50,7 @@ def can_branch(lm: LanguageModel) -> bool:
 def _keeps_columns(model: PreTrainedModel) -> bool:
     """Tell whether all of the past is keys and values by column, which every column behind them may see."""
     config = model.config.get_text_config(decoder=True)
-    if not {"past_key_values", "position_ids"} <= arguments(model):
+    if not {CACHE, "position_ids"} <= arguments(model):
         return False
     layers = DynamicCache(config=config).layers
     return all(type(layer) is DynamicLayer for layer in layers) and not any(
@@ -68,7 +68,7 @@ def _agrees(lm: LanguageModel) -> bool:
     try:
         with evaluating(lm.model):
             _, out = final_states(lm, ids, mask, position_ids=places(mask), use_cache=True)
-            found = states_behind(lm, out.past_key_values, mask, tokens, stops)
+            found = states_behind(lm, left_cache(out), mask, tokens, stops)
             single = [_single(lm, ids, mask, tokens[:, i], int(stops[0, i])) for i in range(3)]
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
         return False

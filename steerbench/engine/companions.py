@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerbench.engine.forward_passes import continued, places, run
+from steerbench.engine.forward_passes import CACHE, continued, left_cache, places, run
 from steerbench.errors import SteerbenchError
 from steerbench.models.language_model import LanguageModel, Tokens
 from steerbench.models.modes import evaluating
@@ -34,11 +34,11 @@ class Companion:
                 ids[:, seen:],
                 mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{CACHE: cache},
             )
-        self._cache = getattr(out, "past_key_values", None)
+        self._cache = left_cache(out)
         self._ids = ids if self._cache is not None else None
         logits: Tensor = out.logits[:, -1].float()
         return logits

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from steerbench.data.dialogue import Dialogue
-from steerbench.engine.forward_passes import run
+from steerbench.engine.forward_passes import CACHE, run
 from steerbench.engine.guidance import loaded
 from steerbench.engine.prompting import prompted
 from steerbench.engine.sequences import can_repeat
@@ -130,6 +130,6 @@ def _column_bytes(lm: LanguageModel) -> float:
 def _measured(lm: LanguageModel) -> float:
     cache, ids = DynamicCache(), torch.tensor([lm.text_tokens("Why?").prompt], device=lm.device)
     with evaluating(lm.model):
-        run(lm.model, ids, torch.ones_like(ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        run(lm.model, ids, torch.ones_like(ids), use_cache=True, logits_to_keep=1, **{CACHE: cache})
     held = [layer for layer in cache.layers if layer.is_initialized]
     return float(sum(layer.keys.nbytes + layer.values.nbytes for layer in held)) / ids.shape[1]

@@ -1,17 +1,23 @@
 """One forward pass over rows of ids, with what the family takes besides them."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from steerbench.engine.hooks import watched
 from steerbench.models.language_model import LanguageModel
 from steerbench.models.sites import Site
+
+_CACHE_NAMES = ("cache", "past_key_values")
+CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in _CACHE_NAMES)
+"""What passes call the cache that they take and leave; transformers 5.24 renamed it, and knows both names till 5.40."""
 
 
 def continued(mask: Tensor, ids: Tensor) -> Tensor:
@@ -22,6 +28,16 @@ def continued(mask: Tensor, ids: Tensor) -> Tensor:
 def places(mask: Tensor) -> Tensor:
     """Return the position of each column in its row, padding not counted, (rows, columns)."""
     return (mask.cumsum(1) - 1).clamp_min(0)
+
+
+def given_cache(kwargs: Mapping[str, Any]) -> Any:
+    """Return the cache among the keyword arguments of a pass, by its old or its new name; None where it has none."""
+    return next((kwargs[name] for name in _CACHE_NAMES if kwargs.get(name) is not None), None)
+
+
+def left_cache(output: Any) -> Any:
+    """Return the cache that a pass left behind; None where it left none."""
+    return getattr(output, CACHE, None)
 
 
 def run(model: PreTrainedModel, ids: Tensor, mask: Tensor, **chosen: Any) -> Any:

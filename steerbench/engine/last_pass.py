@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from steerbench.engine.forward_passes import given_cache, left_cache
 from steerbench.engine.hooks import watched
 from steerbench.models.language_model import LanguageModel
 from steerbench.models.sites import Site
@@ -59,7 +60,7 @@ class LastPass:
         if self.resting:
             return
         ids: Tensor = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        cache = kwargs.get("past_key_values", kwargs.get("cache"))
+        cache = given_cache(kwargs)
         past = 0 if cache is None else int(cache.get_seq_length())
         continues = past and self._ids is not None and past == self._ids.shape[1] and len(ids) == len(self._ids)
         self._ids = torch.cat([self._ids, ids], dim=1) if continues and self._ids is not None else ids
@@ -67,7 +68,7 @@ class LastPass:
 
     def _end(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
         if not self.resting:
-            self.cache = getattr(output, "past_key_values", None)
+            self.cache = left_cache(output)
 
     def _read(self, activation: Tensor) -> None:
         if not self.resting and self._ids is not None:

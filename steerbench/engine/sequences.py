@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from steerbench.engine.forward_passes import CACHE
 from steerbench.engine.hooks import watched
 from steerbench.engine.positions import Positions, Rearrangement
 from steerbench.models.language_model import Batch
@@ -19,7 +20,7 @@ def can_repeat(model: PreTrainedModel) -> bool:
 
     Hybrids keep states of recurrent layers and convolutions besides, of which nothing can be cut off.
     """
-    if not {"past_key_values", "use_cache"} <= _arguments(model):
+    if not {CACHE, "use_cache"} <= _arguments(model):
         return False
     layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
     return all(type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in layers)
@@ -97,7 +98,7 @@ class Sequences:
 
     def _pass(self, ids: Tensor) -> None:
         positions = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        chosen = {"position_ids": positions, "past_key_values": self._cache, "logits_to_keep": 1}
+        chosen = {"position_ids": positions, CACHE: self._cache, "logits_to_keep": 1}
         more = {name: value for name, value in chosen.items() if name in self._takes and value is not None}
         if "use_cache" in self._takes:
             more["use_cache"] = self._cache is not None

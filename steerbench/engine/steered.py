@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from steerbench.engine.forward_passes import given_cache
 from steerbench.engine.hooks import hook
 from steerbench.engine.install import Editor
 from steerbench.engine.positions import Positions
@@ -126,7 +127,7 @@ class _Session:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
             raise SteerbenchError("a steered forward pass needs input_ids; embeddings do not say where a row ends.")
-        cache = kwargs.get("past_key_values", kwargs.get("cache"))  # transformers 5.24 renamed it
+        cache = given_cache(kwargs)
         past = 0 if cache is None else int(cache.get_seq_length())
         mask = kwargs.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None

@@ -9,7 +9,7 @@ from torch import Tensor
 from steerbench.data.dialogue import Dialogue
 from steerbench.engine.branches import can_branch, states_behind
 from steerbench.engine.companions import Companion, check_vocabulary, forced_logits, same_size
-from steerbench.engine.forward_passes import continued, final_states, places
+from steerbench.engine.forward_passes import continued, final_states, left_cache, places
 from steerbench.engine.passes import Passes
 from steerbench.engine.prompting import prompted
 from steerbench.errors import SteerbenchError
@@ -204,7 +204,7 @@ class GivenStep(Step):
             found = []
             for some, where in zip(torch.split(candidates, _AT_ONCE, 1), torch.split(stops, _AT_ONCE, 1), strict=True):
                 with positions.branching():
-                    found.append(states_behind(self.lm, out.past_key_values, mask, some, where)[0])
+                    found.append(states_behind(self.lm, left_cache(out), mask, some, where)[0])
         return torch.cat(found).reshape(*tokens.shape, -1)
 
     def _afresh(self, tokens: Tensor) -> Tensor:
