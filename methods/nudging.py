@@ -30,7 +30,7 @@ from transformers import LogitsProcessor
 
 from steerbench import FitContext, LanguageModel, SteerbenchError, Steerer, Steering
 from steerbench.data import Dialogue
-from steerbench.edits import DecodingContext, LogitsPart
+from steerbench.edits import Companion, DecodingContext, LogitsPart
 
 AHEAD = 16
 """Tokens of the guide that are looked at for a word."""
@@ -92,13 +92,11 @@ def next_word(lm: LanguageModel, guide: LanguageModel, dialogue: Dialogue, ids: 
     text = _text(lm, ids)
     behind = guide.tokens(dialogue, text) if text else guide.tokens(dialogue)
     start, said = [*behind.prompt, *behind.response], list[int]()
-    cache: Any = None
+    reading, real = Companion(guide), torch.ones(1, len(start), dtype=torch.long, device=guide.device)
     while len(said) < AHEAD:
-        new = torch.tensor([start if cache is None else said[-1:]], device=guide.device)
         with torch.no_grad():
-            out = guide.model(input_ids=new, past_key_values=cache, use_cache=True)
-        said.append(int(out.logits[0, -1].argmax()))
-        cache = out.past_key_values
+            logits = reading.logits(torch.tensor([start + said], device=guide.device), real)
+        said.append(int(logits[0].argmax()))
         if said[-1] in guide.end_ids or re.match(r"\s*\S+\s", _text(guide, said)):
             break
     found = re.match(r"\s*\S+", _text(guide, said))

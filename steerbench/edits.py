@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from steerbench.lazy_names import lazily
 
 if TYPE_CHECKING:
+    from steerbench.engine.companions import Companion as Companion
     from steerbench.models.sites import Site as Site
     from steerbench.steering.additions import Add as Add
     from steerbench.steering.additions import AddInFront as AddInFront

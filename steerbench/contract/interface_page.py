@@ -28,7 +28,7 @@ PAGES = {
         "steerbench.edits": (
             "Site PlacedEdit Scope Edit PerPosition RankedEdit Gate GatePool ConditionGate Add AddInFront Ablate Gated "
             "Transport Rotate PromptPart Instruction Shown AskedPart Routed LogitsPart Reweighting Step Twin "
-            "DecodePart Blocks Candidate rewards_of bound_of pick DecodingContext"
+            "DecodePart Blocks Candidate rewards_of bound_of pick DecodingContext Companion"
         ),
     },
     "writing_tasks.md": {

@@ -12,7 +12,7 @@ from steerbench.models.modes import evaluating
 
 
 class Companion:
-    """Reads the rows of a batch as they grow, each id once."""
+    """Reads the rows of a batch as they grow, each id once: `Companion(lm)`."""
 
     def __init__(self, lm: LanguageModel) -> None:
         self._lm = lm

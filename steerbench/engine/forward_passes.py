@@ -32,12 +32,21 @@ def places(mask: Tensor) -> Tensor:
 
 def given_cache(kwargs: Mapping[str, Any]) -> Any:
     """Return the cache among the keyword arguments of a pass, by its old or its new name; None where it has none."""
-    return next((kwargs[name] for name in _CACHE_NAMES if kwargs.get(name) is not None), None)
+    return _with_columns(next((kwargs[name] for name in _CACHE_NAMES if kwargs.get(name) is not None), None))
 
 
 def left_cache(output: Any) -> Any:
     """Return the cache that a pass left behind; None where it left none."""
-    return getattr(output, CACHE, None)
+    return _with_columns(getattr(output, CACHE, None))
+
+
+def _with_columns(cache: Any) -> Any:
+    """Return a cache, or None if it does not say how many columns it holds, as the states of Mamba and xLSTM."""
+    try:
+        cache.get_seq_length()
+    except (AttributeError, ValueError):
+        return None
+    return cache
 
 
 def run(model: PreTrainedModel, ids: Tensor, mask: Tensor, **chosen: Any) -> Any:

@@ -17,6 +17,7 @@ from steerbench.data import Dialogue, user
 from steerbench.edits import Add, DecodePart, DecodingContext, Edit, LogitsPart, PlacedEdit, Site
 from steerbench.engine import guidance
 from steerbench.engine.effect import effect
+from steerbench.engine.forward_passes import CACHE, left_cache
 from steerbench.engine.guidance import identified
 from steerbench.learn import Tokens, log_probs, response_logits
 from steerbench.models.response import Response
@@ -127,7 +128,7 @@ def test_lookahead_continues_a_steered_pass_with_its_cache(llama: LanguageModel,
                 first = lm.model(ids, torch.ones_like(ids), use_cache=True)
                 next_ids = torch.tensor([[5], [6]])
                 mask = torch.ones(2, len(prompt) + 1, dtype=torch.long)
-                out = lm.model(next_ids, mask, past_key_values=first.past_key_values, use_cache=True)
+                out = lm.model(next_ids, mask, use_cache=True, **{CACHE: left_cache(first)})
             found.append(out.logits[:, -1])
             return LogitsProcessor.__new__(_Same)
 

@@ -10,6 +10,7 @@ from steerbench import Decoding, LanguageModel, SteerbenchError, Steering, gener
 from steerbench.contract import tiny
 from steerbench.data import user
 from steerbench.edits import Add, PlacedEdit, Site
+from steerbench.engine.forward_passes import CACHE, left_cache
 from steerbench.engine.hooks import hook
 from steerbench.learn import Tokens
 from steerbench.steering.parts import Scope
@@ -81,8 +82,8 @@ def test_a_pass_of_one_column_more_than_seen_may_continue_a_cache(
     cache, found = None, []
     with steered(llama, adding("response")), torch.no_grad():
         for part in torch.split(ids, list(widths), dim=1):
-            out = llama.model(input_ids=part, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = llama.model(input_ids=part, use_cache=True, **{CACHE: cache})
+            cache = left_cache(out)
             found.append(out.logits)
     torch.testing.assert_close(torch.cat(found, dim=1), expected, rtol=1e-4, atol=1e-4)
 

@@ -17,6 +17,7 @@ from steerbench import Decoding, FitContext, LanguageModel, SteerbenchError, Ste
 from steerbench.contract import tiny
 from steerbench.data import user
 from steerbench.edits import Add, DecodePart, Edit, PlacedEdit, PromptPart, Site
+from steerbench.engine.forward_passes import CACHE, left_cache
 from steerbench.engine.hooks import watched
 from steerbench.engine.logits import response_logits
 from steerbench.learn import Tokens, activations
@@ -130,7 +131,7 @@ def test_plain_passes_edit_what_is_real(lm: LanguageModel, scope: Scope, padding
             out = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
             mask = torch.cat([batch.attention_mask, torch.ones(3, 1, dtype=torch.long)], 1)
             step = torch.tensor([[11], [12], [lm.end_ids[0]]])
-            lm.model(input_ids=step, attention_mask=mask, past_key_values=out.past_key_values)
+            lm.model(input_ids=step, attention_mask=mask, **{CACHE: left_cache(out)})
 
     real = batch.attention_mask.bool()
     last = torch.zeros_like(real)
@@ -198,9 +199,7 @@ def test_a_second_turn_with_the_cache_of_the_first(llama: LanguageModel) -> None
     with steered(llama.model, steering):
         first = llama.model.generate(input_ids=ids, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
         longer = torch.cat([first.sequences, torch.tensor([[9, 10, 11]])], 1)
-        cached = llama.model.generate(
-            input_ids=longer, past_key_values=first.past_key_values, max_new_tokens=4, do_sample=False
-        )
+        cached = llama.model.generate(input_ids=longer, max_new_tokens=4, do_sample=False, **{CACHE: left_cache(first)})
         assert torch.equal(cached, llama.model.generate(input_ids=longer, max_new_tokens=4, do_sample=False))
 
 
@@ -251,14 +250,14 @@ def test_other_parts_and_other_things_are_refused(llama: LanguageModel) -> None:
 
 def test_a_cache_from_elsewhere_is_refused(llama: LanguageModel) -> None:
     ids = torch.tensor([[5, 6, 7]])
-    before = llama.model(input_ids=ids).past_key_values
+    before = left_cache(llama.model(input_ids=ids))
     with steered(llama, steering_at(llama, "resid_post", "all")):
         with pytest.raises(SteerbenchError, match="not filled in this context"):
-            llama.model(input_ids=ids[:, :1], past_key_values=before)
+            llama.model(input_ids=ids[:, :1], **{CACHE: before})
         out = llama.model(input_ids=ids)
-        out.past_key_values.crop(-1)
+        left_cache(out).crop(-1)
         with pytest.raises(SteerbenchError, match="does not continue"):
-            llama.model(input_ids=ids[:, :1], past_key_values=out.past_key_values)
+            llama.model(input_ids=ids[:, :1], **{CACHE: left_cache(out)})
         with pytest.raises(SteerbenchError, match="input_ids"):
             llama.model(inputs_embeds=torch.zeros(1, 2, 32))
 

@@ -32,6 +32,7 @@ from steerbench.bench.setup import Options, load_bench
 from steerbench.contract import tiny
 from steerbench.data import user
 from steerbench.edits import Add, PlacedEdit, Site
+from steerbench.engine.forward_passes import given_cache
 from steerbench.engine.guidance import rows_at_once
 from steerbench.engine.steered import steered
 from steerbench.learn import activations
@@ -60,10 +61,11 @@ class ReadsPadding(LlamaForCausalLM):
 class LosesCount(LlamaForCausalLM):
     """Takes a decoding step to stand one position further."""
 
-    def forward(self, *args: Any, position_ids: Any = None, past_key_values: Any = None, **kwargs: Any) -> Any:
-        if past_key_values is not None and past_key_values.get_seq_length():
+    def forward(self, *args: Any, position_ids: Any = None, **kwargs: Any) -> Any:
+        cache = given_cache(kwargs)
+        if cache is not None and cache.get_seq_length():
             position_ids = position_ids + 1
-        return super().forward(*args, position_ids=position_ids, past_key_values=past_key_values, **kwargs)
+        return super().forward(*args, position_ids=position_ids, **kwargs)
 
 
 class NeedsMore(LlamaForCausalLM):
