@@ -26,6 +26,7 @@ from steerbench.models.self_check import (
     check_causal,
     check_decoder_only,
     check_in_memory,
+    check_unhashed,
     language_model_batch,
 )
 from steerbench.models.sites import Anatomy
@@ -72,6 +73,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name
         check_in_memory(model, name)
+        check_unhashed(model, name)
         self._revision = revision
         self.format = PromptFormat(tokenizer, thinking)
         self.anatomy = Anatomy(model)

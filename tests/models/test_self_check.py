@@ -21,6 +21,8 @@ from transformers import (
     FNetForSequenceClassification,
     FNetModel,
     LlamaForCausalLM,
+    ReformerConfig,
+    ReformerModelWithLMHead,
     RobertaConfig,
     RobertaForCausalLM,
     RobertaForSequenceClassification,
@@ -201,6 +203,16 @@ def test_the_decoder_of_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, BartForCausalLM(BartConfig(**BART)))
     with pytest.raises(SteerbenchError, match=r"is the decoder of an encoder-decoder: \S+encoder_attn attends"):
         LanguageModel.load(folder)
+
+
+@pytest.mark.parametrize("kinds", [["local", "lsh"], ["local", "local"]])
+def test_reformer_is_refused(kinds: list[str], tmp_path: Path) -> None:
+    sizes = dict(hidden_size=32, num_attention_heads=4, attention_head_size=8, feed_forward_size=64, num_buckets=2)
+    chunks = dict(local_attn_chunk_length=8, lsh_attn_chunk_length=8, axial_pos_shape=(8, 8))
+    more = dict(vocab_size=259, is_decoder=True, attn_layers=kinds, axial_pos_embds_dim=(16, 16), hash_seed=0)
+    model = ReformerModelWithLMHead(ReformerConfig(**sizes, **chunks, **more, max_position_embeddings=64))
+    with pytest.raises(SteerbenchError, match=r"^'?\S+'? is a Reformer: it pads a text .* use another model\.$"):
+        LanguageModel.load(saved(tmp_path, model))
 
 
 def test_weights_that_are_not_in_memory_are_refused() -> None:

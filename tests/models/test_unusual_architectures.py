@@ -16,6 +16,8 @@ from steerbench.contract import tiny
 from steerbench.data import user
 from steerbench.edits import Add, PlacedEdit, Site
 from steerbench.engine.hooks import hook, watched
+from steerbench.engine.logits import response_logits
+from steerbench.models.language_model import Tokens
 from steerbench.models.sites import Place
 
 IDS = torch.tensor([[5, 60, 7, 8, 200, 9]])
@@ -156,6 +158,23 @@ def test_the_text_part_of_a_vision_language_model_is_steered(kind: str, tmp_path
         both = generate(lm, PROMPTS, steering, FEW)
         assert both == [generate(lm, [p], steering, FEW)[0] for p in PROMPTS]
         assert both != generate(lm, PROMPTS, decoding=FEW)
+
+
+def test_xlstm_is_steered_though_it_keeps_states_and_no_columns(tmp_path: Path) -> None:
+    architectures.language_model("xlstm").model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="takes one sequence at a time"):
+        lm = LanguageModel.load(str(tmp_path))
+    vector = torch.randn(64, generator=torch.Generator().manual_seed(1))
+    for site in (Site("resid_post", 0), Site("mlp_out", 1)):
+        steering = Steering(edits=(PlacedEdit(site, Add(vector, 3.0), "response"),))
+        drawn = generate(lm, PROMPTS, steering, FEW)
+        assert drawn == generate(lm, PROMPTS, steering, FEW, use_cache=False) != generate(lm, PROMPTS, decoding=FEW)
+        rows = [Tokens(lm.tokens(p).prompt, reply.ids) for p, reply in zip(PROMPTS, drawn, strict=True)]
+        for i, logits in response_logits(lm, rows, steering):
+            assert tuple(logits.argmax(-1).tolist()) == drawn[i].ids
+    with pytest.raises(SteerbenchError, match="could not find the attention of block 1"):
+        lm.anatomy.place(Site("z", 1))
 
 
 def test_the_context_of_mpt() -> None:

@@ -57,6 +57,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "roberta": {"is_decoder": True},
     "mpt": {"d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 64, "max_position_embeddings": None},
     "bloom": {"n_layer": 4, "n_head": 4},
+    "xlstm": {"hidden_size": 64, "qk_dim_factor": 1.0, "num_hidden_layers": 2},
 }
 """Architecture -> what its configuration has beside or instead of the sizes of all."""
 
