@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from steerbench.engine.forward_passes import CACHE, arguments, final_states, left_cache, places
+from steerbench.engine.sequences import can_repeat
 from steerbench.models.language_model import LanguageModel
 from steerbench.models.modes import evaluating
 
@@ -50,7 +51,7 @@ def can_branch(lm: LanguageModel) -> bool:
 def _keeps_columns(model: PreTrainedModel) -> bool:
     """Tell whether all of the past is keys and values by column, which every column behind them may see."""
     config = model.config.get_text_config(decoder=True)
-    if not {CACHE, "position_ids"} <= arguments(model):
+    if not can_repeat(model) or "position_ids" not in arguments(model):
         return False
     layers = DynamicCache(config=config).layers
     return all(type(layer) is DynamicLayer for layer in layers) and not any(

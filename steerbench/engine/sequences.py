@@ -18,9 +18,10 @@ from steerbench.models.sites import Place
 def can_repeat(model: PreTrainedModel) -> bool:
     """Tell whether all that the model keeps of a sequence are keys and values by column.
 
-    Hybrids keep states of recurrent layers and convolutions besides, of which nothing can be cut off.
+    Hybrids keep states of recurrent layers and convolutions besides, of which nothing can be cut off. xLSTM and RWKV
+    keep those alone, in a cache of another kind under the same name.
     """
-    if not {CACHE, "use_cache"} <= _arguments(model):
+    if model._is_stateful or not {CACHE, "use_cache"} <= _arguments(model):
         return False
     layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
     return all(type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in layers)
