@@ -10,7 +10,7 @@ from steerbench import Decoding, LanguageModel, SteerbenchError, Steering, gener
 from steerbench.contract import tiny
 from steerbench.data import user
 from steerbench.edits import Add, PlacedEdit, Site
-from steerbench.engine.forward_passes import CACHE, left_cache
+from steerbench.engine.forward_passes import CACHE, given_cache, left_cache
 from steerbench.engine.hooks import hook
 from steerbench.learn import Tokens
 from steerbench.steering.parts import Scope
@@ -86,6 +86,14 @@ def test_a_pass_of_one_column_more_than_seen_may_continue_a_cache(
             cache = left_cache(out)
             found.append(out.logits)
     torch.testing.assert_close(torch.cat(found, dim=1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_is_known_by_both_names_if_it_counts_columns(llama: LanguageModel) -> None:
+    cache = left_cache(llama.model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True))
+    assert cache.get_seq_length() == 3
+    assert given_cache({"cache": cache}) is given_cache({"past_key_values": cache}) is cache
+    assert given_cache({}) is given_cache({"cache": None}) is given_cache({"cache": object()}) is None
+    assert left_cache(llama.model(input_ids=torch.tensor([[5]]), use_cache=False)) is None
 
 
 def test_a_state_that_is_no_cache_is_refused() -> None:
