@@ -1,10 +1,11 @@
 """A model that throws its cache away while it generates, as Phi-3 does where LongRoPE goes on to its long factors."""
 
+from inspect import getsource
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, FalconMambaConfig, Phi3Config
+from transformers import AutoModelForCausalLM, FalconMambaConfig, Phi3Config, Phi3ForCausalLM
 
 from steerbench import Decoding, LanguageModel, SteerbenchError, Steering, generate, steered
 from steerbench.contract import tiny
@@ -16,6 +17,9 @@ from steerbench.learn import Tokens
 from steerbench.steering.parts import Scope
 
 BORDER = 9
+STEPS = 8
+REREADS = "next_sequence_length" in getsource(Phi3ForCausalLM.prepare_inputs_for_generation)
+"""Whether the text is read again behind the border; transformers 5.17 goes on with its last token alone."""
 SITE = Site("resid_post", 1)
 VECTOR = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(0))
 
@@ -36,13 +40,13 @@ def adding(scope: Scope) -> Steering:
 
 
 def scores(lm: LanguageModel, prompts: list[tuple[int, ...]], steering: Steering, *, use_cache: bool) -> torch.Tensor:
-    """Return the logits of eight steps of the model's own `generate`, (steps, rows, vocabulary)."""
+    """Return the logits of STEPS steps of the model's own `generate`, (steps, rows, vocabulary)."""
     batch = lm.left_padded([Tokens(prompt) for prompt in prompts])
     with steered(lm, steering):
         out = lm.model.generate(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
-            max_new_tokens=8,
+            max_new_tokens=STEPS,
             eos_token_id=None,
             do_sample=False,
             use_cache=use_cache,
@@ -57,6 +61,11 @@ def scores(lm: LanguageModel, prompts: list[tuple[int, ...]], steering: Steering
 )
 @pytest.mark.parametrize("scope", ["all", "prompt", "response"])
 def test_scopes_hold_across_the_border(phi: LanguageModel, scope: Scope, prompts: list[tuple[int, ...]]) -> None:
+    longest = max(map(len, prompts))
+    if not REREADS and longest <= BORDER < longest + STEPS:
+        with pytest.raises(SteerbenchError, match="neither continues the one before it nor repeats"):
+            scores(phi, prompts, adding(scope), use_cache=True)
+        return
     cached, recomputed = (scores(phi, prompts, adding(scope), use_cache=use_cache) for use_cache in (True, False))
     torch.testing.assert_close(cached, recomputed, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(cached, scores(phi, prompts, Steering(), use_cache=True), atol=0.1)
