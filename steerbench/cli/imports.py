@@ -8,7 +8,7 @@ from importlib import import_module
 def import_swiftly(module: str) -> None:
     """Import a module without the garbage collector.
 
-    torch and transformers make a million objects that stay. Looking through them again and again is a sixth of the
+    torch and transformers make a million objects that stay. Looking through them again and again is a seventh of the
     time, and finds nothing.
     """
     if module in sys.modules:

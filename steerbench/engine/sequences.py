@@ -1,14 +1,14 @@
 """Sequences under way: token by token on one cache, which can be repeated, cut and reordered row by row."""
 
-import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from steerbench.engine.forward_passes import CACHE
+from steerbench.engine.forward_passes import CACHE, arguments, places, run
 from steerbench.engine.hooks import watched
 from steerbench.engine.positions import Positions, Rearrangement
 from steerbench.models.language_model import Batch
@@ -21,7 +21,7 @@ def can_repeat(model: PreTrainedModel) -> bool:
     Hybrids keep states of recurrent layers and convolutions besides, of which nothing can be cut off. xLSTM and RWKV
     keep those alone, in a cache of another kind under the same name.
     """
-    if model._is_stateful or not {CACHE, "use_cache"} <= _arguments(model):
+    if model._is_stateful or not {CACHE, "use_cache"} <= arguments(model):
         return False
     layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
     return all(type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in layers)
@@ -61,7 +61,6 @@ class Sequences:
         self._model, self._positions, self._place, self._trim = model, positions, place, trim
         # without the configuration all layers keep every column: a window that has moved on could not go back
         self._cache = DynamicCache() if cached else None
-        self._takes = _arguments(model)
         self._pass(self.ids)
 
     def extend(self, tokens: Tensor) -> None:
@@ -98,21 +97,15 @@ class Sequences:
         return self._positions.movable
 
     def _pass(self, ids: Tensor) -> None:
-        positions = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        chosen = {"position_ids": positions, CACHE: self._cache, "logits_to_keep": 1}
-        more = {name: value for name, value in chosen.items() if name in self._takes and value is not None}
-        if "use_cache" in self._takes:
-            more["use_cache"] = self._cache is not None
-        if self._place is None:
-            out = self._model(input_ids=ids, attention_mask=self.mask, **more)
-        else:
-            with watched(self._place, self._read):
-                out = self._model(input_ids=ids, attention_mask=self.mask, **more)
+        chosen = {
+            "position_ids": places(self.mask)[:, -ids.shape[1] :],
+            CACHE: self._cache,
+            "use_cache": self._cache is not None,
+            "logits_to_keep": 1,
+        }
+        with watched(self._place, self._read) if self._place else nullcontext():
+            out = run(self._model, ids, self.mask, **chosen)
         self.logits = out.logits[:, -1].to(dtype=torch.float32, device=self.ids.device, copy=True)
 
     def _read(self, activation: Tensor) -> None:
         self.states = activation.reshape(len(self.ids), -1, activation.shape[-1])[:, -1].float().clone()
-
-
-def _arguments(model: PreTrainedModel) -> set[str]:
-    return set(inspect.signature(model.forward).parameters)

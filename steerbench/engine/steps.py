@@ -63,8 +63,7 @@ class _TwinRows:
         self._lm, self._passes = context.lm, passes
         self._width = context.prompt_ids.shape[1]
         self._edits = passes.edits if twin.edits is None else twin.edits
-        with passes.unsteered():
-            self._prompts = twin_prompts(context, passes.prompt, twin)
+        self._prompts = twin_prompts(context, passes.prompt, twin)
         self._companion = Companion(context.lm)
 
     def logits(self, ids: Tensor) -> Tensor:

@@ -104,6 +104,9 @@ class _Noting(FitContext):
         self._seed = value
 
 
+_Noting.__name__ = FitContext.__name__  # by which the errors of an author's mistakes name it
+
+
 def joined(steerers: Sequence[Steerer], labels: Sequence[str], context: FitContext) -> Steering:
     """Fit every part by itself and join what they return; what each reports stands under its label, as it is."""
     fitted = []

@@ -181,7 +181,9 @@ def find(kind: Kind, name: str) -> Source:
     found = [source for source in sources(kind) if source.name == name]
     for other in KINDS:
         if not found and name in names(other):
-            raise SteerbenchError(f"{name!r} is a {_singular(other)} and no {_singular(kind)}; give it with --{other}.")
+            raise SteerbenchError(
+                f"{name!r} is a {_singular(other)} and no {_singular(kind)}; {other} are given with --{other}."
+            )
     if not found:
         raise SteerbenchError(suggest(_singular(kind), name, names(kind)) + " A file of yours: --plugin FILE.")
     if len(found) > 1:

@@ -5,7 +5,6 @@ Rows of one group are comparable. The shape is that of Llama-3-8B: states and hi
 """
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,15 +17,9 @@ from steerbench.edits import Ascent, PlacedEdit, Site
 from steerbench.engine.generate import generate_fixed
 from steerbench.testbed import Testbed, named
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 WIDTH, STEPS, RELATIVE_NORM = 4096, 30, 0.1
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def network(layers: int, width: int) -> nn.Sequential:

@@ -5,12 +5,12 @@ networks are does not change what they cost. About two minutes on two idle cores
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from side_by_side import Ratios, side_by_side
+from side_by_side import Ratios
 
 from steerbench import LanguageModel, Steering, load
 from steerbench.data import user
@@ -19,6 +19,8 @@ from steerbench.engine.floor import decode_floor
 from steerbench.engine.generate import generate_fixed
 from steerbench.models.reward import RewardModel
 from steerbench.testbed import Testbed, named
+
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 NEW_TOKENS, ROUNDS = 48, 7
 PROMPTS = [user(f"How do I bake bread for {n} people, and what do I need?") for n in range(3, 11)]
@@ -63,19 +65,6 @@ KINDS: dict[str, Callable[[LanguageModel], Reweighting | None]] = {
     "twin rows": lambda lm: fitted("classifier_free"),
     "ARGS with 10 candidates": lambda lm: fitted("args"),
 }
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def ratios(request: pytest.FixtureRequest) -> Iterator[Ratios]:
-    yield from side_by_side(request)
 
 
 @pytest.fixture(scope="module")

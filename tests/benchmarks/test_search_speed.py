@@ -6,12 +6,10 @@ minutes on two idle cores.
 """
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
-from side_by_side import Ratios, side_by_side
+from side_by_side import Ratios
 
 from steerbench import FitContext, LanguageModel, Steering
 from steerbench.data import Dialogue, user
@@ -20,6 +18,8 @@ from steerbench.engine.generate import generate_fixed
 from steerbench.models.reward import RewardModel
 from steerbench.plugins.spec import build, parse
 from steerbench.testbed import Testbed, named
+
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 NEW_TOKENS, ROUNDS, BATCH = 48, 5, 8
 METHODS = [
@@ -31,19 +31,6 @@ METHODS = [
 PROMPTS: list[Dialogue] = [user(f"How do I {verb} bread, and what do I need for it?") for verb in (
     "bake", "buy", "keep", "slice", "sell", "paint", "freeze", "toast"
 )]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def ratios(request: pytest.FixtureRequest) -> Iterator[Ratios]:
-    yield from side_by_side(request)
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

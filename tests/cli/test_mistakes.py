@@ -20,7 +20,7 @@ Cli = Callable[..., Result]
 ANSWERS = {
     # run
     "run --methods ca": "unknown method 'ca'. Did you mean 'caa'? Known: {methods}. A file of yours: --plugin FILE.",
-    "run --methods caa,hh_rlhf": "'hh_rlhf' is a task and no method; give it with --tasks.",
+    "run --methods caa,hh_rlhf": "'hh_rlhf' is a task and no method; tasks are given with --tasks.",
     "run --methods caa: ": "cannot read 'caa:': expected the name of a hyperparameter, found the end at column 5.",
     "run --methods 'caa,caa strength=2'": "cannot read 'caa,caa strength=2': expected ',', '+', ':' or the end (put a "
     "value with special signs in double quotes), found '=' at column 17.",
@@ -32,7 +32,7 @@ ANSWERS = {
     "run --methods caa --sweep --tune 2": "--sweep measures every strength, so nothing is left to set; drop --tune and "
     "--match-kl.",
     "run --tasks sph": "unknown task 'sph'. Did you mean 'shp'? Known: {tasks}. A file of yours: --plugin FILE.",
-    "run --tasks caa": "'caa' is a method and no task; give it with --methods.",
+    "run --tasks caa": "'caa' is a method and no task; methods are given with --methods.",
     "run --tasks hh_rlhf:min_ratio=2": "unknown setting of 'hh_rlhf' 'min_ratio'. Known: none.",
     "run --tasks shp:min_ratio=x": "shp:min_ratio must be a finite number, not 'x'.",
     "run --seeds 3-1": "--seeds '3-1' must be whole numbers separated by commas, or ranges: 0,1,2 or 0-2; 3 is the one "
@@ -111,7 +111,7 @@ ANSWERS = {
     # check, list, new
     "check ca": "unknown method 'ca'. Did you mean 'caa'? Known: {methods}. A file of yours: --plugin FILE.",
     "check nowhere.py": "plugin {here}/nowhere.py does not exist; check the path.",
-    "check hh_rlhf": "'hh_rlhf' is a task and no method; give it with --tasks.",
+    "check hh_rlhf": "'hh_rlhf' is a task and no method; tasks are given with --tasks.",
     "check caa,iti": "'caa,iti' are 2 methods; check one at a time, or compose them with '+'.",
     "check t.py": "t.py is a task; the contract suite checks methods.",
     "check caa --family lama": "unknown family 'lama'. Did you mean 'llama'? Known: falcon, gemma2, gpt2, gpt_neo, "

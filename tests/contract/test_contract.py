@@ -306,6 +306,11 @@ def test_what_is_sound_is_fitted_once_for_all_that_need_no_fit_of_their_own(tmp_
     ("source", "invariant", "expected"),
     [
         (method("raise ValueError('too few pairs')"), "half_precision_works", "ValueError: too few pairs (mine.py:"),
+        (
+            method("return context.rollout"),
+            "fit_leaves_no_trace",
+            "AttributeError: 'FitContext' object has no attribute 'rollout' (mine.py:",
+        ),
         (method("return None"), "fit_leaves_no_trace", "fit of Mine returned None; it must return a Steering."),
         (edit("raise KeyError('head 9')"), "batch_equals_single", "KeyError: 'head 9' (mine.py:"),
         (

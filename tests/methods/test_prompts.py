@@ -14,6 +14,7 @@ from steerbench.learn import Tokens, label_scores, log_probs
 
 PROMPTS: list[Dialogue] = [user("Hi"), user("How do I bake a cake?"), (Turn("system", "Be brief."), *user("Why?"))]
 GREEDY = Decoding(max_new_tokens=4)
+SAMPLED = Decoding(max_new_tokens=6, temperature=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -145,15 +146,25 @@ def test_a_router_sees_what_the_parts_before_it_made_and_is_asked_in_one_batch(l
     assert all(len(dialogue[-1].text.split()) == 2 for dialogue in seen)
 
 
+PUSH = PlacedEdit(Site("resid_post", 1), Add(torch.linspace(-2, 2, 32)), "all")
+
+
+def parting(lm: LanguageModel) -> Steering:
+    """Return a router on whose ways the prompts part."""
+    scores = label_scores(lm, Routed("Is it bad?", ["No.", "Yes."], [0.0, 0.0], ["", ""]), PROMPTS)
+    bias = sorted(no - yes for no, yes in scores)[1]
+    router = Steering(prompt=(Routed("Is it bad?", ["No.", "Yes."], [0.0, bias + 1e-2], ["", "Decline."]),))
+    routed = prompted(lm, router, PROMPTS)
+    assert 0 < sum("Decline." in dialogue[0].text for dialogue in routed) < len(PROMPTS)
+    return router
+
+
 @pytest.mark.parametrize("batch_size", [1, 16])
 def test_what_was_asked_stands_behind_a_twin_too(llama: LanguageModel, batch_size: int) -> None:
     """With scale 1, what guidance makes of a routed prompt is the model behind it and the text; steered as it is."""
-    scores = label_scores(llama, Routed("Is it bad?", ["No.", "Yes."], [0.0, 0.0], ["", ""]), PROMPTS)
-    bias = sorted(no - yes for no, yes in scores)[1]  # the prompts part ways
-    router = Steering(prompt=(Routed("Is it bad?", ["No.", "Yes."], [0.0, bias + 1e-2], ["", "Decline."]),))
+    router = parting(llama)
     routed = prompted(llama, router, PROMPTS)
-    assert 0 < sum("Decline." in dialogue[0].text for dialogue in routed) < len(PROMPTS)
-    edits = Steering(edits=(PlacedEdit(Site("resid_post", 1), Add(torch.linspace(-2, 2, 32)), "all"),))
+    edits = Steering(edits=(PUSH,))
     guided = fit(llama, "classifier_free", scale=1.0, text="Be kind.")
     text = fit(llama, "static_prompt", text="Be kind.")
     few = Decoding(max_new_tokens=6)
@@ -167,6 +178,18 @@ def test_what_was_asked_stands_behind_a_twin_too(llama: LanguageModel, batch_siz
         steered = log_probs(llama, given, router + guided + more, dialogues=PROMPTS, batch_size=batch_size)
         for row, expected in zip(steered, log_probs(llama, told, more), strict=True):
             torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_twin_of_a_choice_asks_the_model_as_it_is(llama: LanguageModel) -> None:
+    """It reads along in passes of its own, and is asked for while edits are installed."""
+    router, edits, choice = parting(llama), Steering(edits=(PUSH,)), fit(llama, "best_of_n", n=2)
+    guided = fit(llama, "classifier_free", scale=1.0, text="Be kind.")
+    text = fit(llama, "static_prompt", text="Be kind.")
+    found, expected = (
+        generate(llama, PROMPTS, router + one + edits + choice, SAMPLED, reward=tiny.VowelReward())
+        for one in (guided, text)
+    )
+    assert [response.ids for response in found] == [response.ids for response in expected]
 
 
 def test_prime_guard_is_calibrated_on_training_prompts(llama: LanguageModel) -> None:

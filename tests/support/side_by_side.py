@@ -1,10 +1,7 @@
-"""Ratios of a module of benchmarks, shown side by side when its last one is done."""
+"""Ratios of a module of benchmarks, to be shown side by side."""
 
-from collections.abc import Iterator
 from statistics import median
 from typing import Any
-
-import pytest
 
 
 class Ratios:
@@ -27,12 +24,3 @@ class Ratios:
             for name, (found, floor) in self._found.items()
         ]
         return [head, *rows]
-
-
-def side_by_side(request: pytest.FixtureRequest) -> Iterator[Ratios]:
-    """Yield what collects the ratios of a module, and print them in the end, whatever is captured."""
-    ratios = Ratios()
-    yield ratios
-    manager = request.config.pluginmanager.getplugin("capturemanager")
-    with manager.global_and_fixture_disabled():
-        print("", *ratios.lines(), sep="\n")
