@@ -1,7 +1,7 @@
 """What reading, ranking and reporting very many records costs, in seconds of CPU and MB at most: `make bench`.
 
 5,000 records are 250 methods, with the unsteered model, on 2 tasks with 10 seeds and 64 prompts. Each command runs in a
-process of its own; `cpu_s` and `peak_mb` are in `extra_info`, and printed.
+process of its own; `cpu_s` and `peak_mb` are in `extra_info`, and printed. Needs Linux, which says how much was held.
 """
 
 import subprocess
@@ -17,13 +17,14 @@ MANY_RECORDS = Study(250, tasks=2, seeds=10)
 FEW = Study(8, seeds=2, prompts=8)
 """Where nothing is timed."""
 _COMMAND = """
-import resource, sys
+import os, sys
+from pathlib import Path
 from steerbench.cli import app
 try:
     app(sys.argv[1:])
-finally:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    print(f"used {used.ru_utime + used.ru_stime:.1f} {used.ru_maxrss / 1024:.0f}")
+finally:  # what `getrusage` says of memory is that of whoever started the process, if it is more
+    (peak,) = [line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+    print(f"used {sum(os.times()[:2]):.1f} {int(peak) / 1024:.0f}")
 """
 
 
