@@ -35,7 +35,7 @@ from torch.nn.functional import normalize
 
 from steerbench import FitContext, Steerer, Steering
 from steerbench.edits import Ablate, PlacedEdit, Site
-from steerbench.learn import PairSource, contrast, difference_of_means, middle_layer
+from steerbench.learn import Layer, PairSource, contrast, difference_of_means, middle_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Ablation(Steerer):
     strength: float = 1.0
     form: Literal["directional", "affine"] = "directional"
     push: float = 0.0
-    layer: int | float | None = None
+    layer: Layer | None = None
     pool: Literal["response_mean", "last_response", "last_prompt"] = "response_mean"
     pairs: PairSource = "preferences"
     scope: Literal["all", "prompt", "response"] = "all"

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 from steerbench import FitContext, Steerer, Steering
 from steerbench.edits import AddInFront, PlacedEdit, Site
-from steerbench.learn import Tokens, block_at
+from steerbench.learn import Layer, Tokens, Whole, block_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ class ActAdd(Steerer):
     strength: float = 5.0
     positive: str = "Love"
     negative: str = "Hate"
-    layer: int | float | None = None
-    first: int = 1
+    layer: Layer | None = None
+    first: Whole = 1
 
     def fit(self, context: FitContext) -> Steering:
         """Subtract the states of the two prompts."""

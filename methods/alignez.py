@@ -45,7 +45,7 @@ Learns from: prompts (it writes the pairs itself). Touches: activations.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -56,6 +56,8 @@ from steerbench.edits import Edit, Gated, PlacedEdit, RemoveBoost
 from steerbench.learn import (
     CCS,
     Contrast,
+    Count,
+    Range,
     contrasts,
     elbow,
     fit_ccs,
@@ -104,16 +106,16 @@ class AlignEZ(Steerer):
     sign: Literal["fixed", "blind"] = "fixed"
     matrix: Literal["differences", "classes"] = "differences"
     filtered: bool = True
-    n_layers: int = 5
-    energy: float = 0.9
-    max_cosine: float = 0.8
+    n_layers: Count = 5
+    energy: Annotated[float, Range(above=0, most=1)] = 0.9
+    max_cosine: Annotated[float, Range(-1, 1)] = 0.8
     site: Literal["mlp_out", "mlp_pre", "resid_post"] = "mlp_out"
     pool: Literal["last_response", "response_mean"] = "last_response"
     end_token: bool = False
     optimizer: Literal["lbfgs", "adamw"] = "lbfgs"
     good: str = "helpful"
     bad: str = "useless"
-    n_queries: int = 200
+    n_queries: Count = 200
 
     def fit(self, context: FitContext) -> Steering:
         """Write pairs, find directions in every layer, and place the edits of the version."""

@@ -37,7 +37,7 @@ from torch.nn.functional import normalize
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import PlacedEdit, Rotate, Site
-from steerbench.learn import contrasts, difference_of_means, middle_layer, singular_directions
+from steerbench.learn import Layer, contrasts, difference_of_means, middle_layer, singular_directions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Angular(Steerer):
     strength: float = 0.5
     one_sided: bool = False
     layers: Literal["one", "from_there"] = "one"
-    layer: int | float | None = None
+    layer: Layer | None = None
     pool: Literal["response_mean", "last_response"] = "response_mean"
     scope: Literal["all", "prompt", "response"] = "all"
 

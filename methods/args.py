@@ -27,8 +27,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from steerbench import FitContext, SteerbenchError, Steerer, Steering
+from steerbench import FitContext, Steerer, Steering
 from steerbench.edits import Reweighting, Step
+from steerbench.learn import Count
 
 
 class GuideAhead(Reweighting):
@@ -65,14 +66,12 @@ class ARGS(Steerer):
     off: ClassVar[Mapping[str, Any]] = {"w": 0.0, "relative_w": None}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"relative_w": (0.25, 0.5, 1.0, 2.0, 4.0)}
 
-    k: int = 10
+    k: Count = 10
     w: float = 1.5
     relative_w: float | None = None
 
     def fit(self, context: FitContext) -> Steering:
         """Scale the weight, if asked."""
-        if self.k < 1:
-            raise SteerbenchError(f"args: k={self.k} is no number of candidates; give 1 or more.")
         weight = self.w
         if self.relative_w is not None:
             rewards = torch.tensor([r.reward for r in context.rollouts()])

@@ -30,13 +30,14 @@ Learns from: reward at test time. Touches: choice of responses.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Blocks, Candidate, DecodePart, DecodingContext, bound_of, pick, rewards_of
+from steerbench.learn import NotNegative, Range, Whole
 
 
 class Best(DecodePart):
@@ -86,9 +87,9 @@ class BestOfN(Steerer):
 
     off: ClassVar[Mapping[str, Any]] = {"n": 1}
 
-    n: int = 4
-    beta: float = 0.0
-    reject_every: int = 0
+    n: Annotated[int, Range(1, 64)] = 4
+    beta: NotNegative = 0.0
+    reject_every: Whole = 0
 
     def fit(self, context: FitContext) -> Steering:
         """Nothing to learn."""

@@ -47,8 +47,12 @@ from steerbench import FitContext, Steerer, Steering
 from steerbench.edits import Add, PlacedEdit, Site
 from steerbench.learn import (
     BidirectionalDPO,
+    Count,
     EditTraining,
+    Layer,
+    Positive,
     TrainedVector,
+    Whole,
     at_relative_norm,
     block_at,
     contrast,
@@ -81,11 +85,11 @@ class BiPO(Steerer):
 
     strength: float = 1.0
     relative_norm: float | None = None
-    layer: int | float | None = None
-    beta: float = 0.1
-    lr: float = 0.06
-    epochs: int = 2
-    batch_size: int = 16
+    layer: Layer | None = None
+    beta: Positive = 0.1
+    lr: Positive = 0.06
+    epochs: Whole = 2
+    batch_size: Count = 16
     scope: Literal["all", "response"] = "all"
 
     def fit(self, context: FitContext) -> Steering:

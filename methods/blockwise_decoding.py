@@ -27,14 +27,14 @@ Learns from: rollouts with rewards, reward at test time. Touches: choice of resp
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Blocks, Candidate, DecodePart, DecodingContext, Site, bound_of, rewards_of
-from steerbench.learn import Training, ValueFunction, rollout_value
+from steerbench.learn import Count, Positive, Range, Share, Training, ValueFunction, rollout_value
 
 
 class BestBlock(DecodePart):
@@ -100,15 +100,15 @@ class BlockwiseDecoding(Steerer):
         "td_lambda": (0.9, 0.95, 1.0),
     }
 
-    candidates: int = 4
-    block: int = 32
+    candidates: Annotated[int, Range(1, 64)] = 4
+    block: Count = 32
     scorer: Literal["value", "guide"] = "value"
-    td_lambda: float = 0.95
-    layers: int = 3
-    hidden: int | None = None
-    lr: float = 1e-4
-    epochs: int | None = None
-    batch_size: int = 16
+    td_lambda: Share = 0.95
+    layers: Annotated[int, Range(1, 3)] = 3
+    hidden: Count | None = None
+    lr: Positive = 1e-4
+    epochs: Count | None = None
+    batch_size: Count = 16
 
     def fit(self, context: FitContext) -> Steering:
         """Train the value function of the rollouts, if it is to be asked."""

@@ -33,7 +33,7 @@ from typing import Any, ClassVar, Literal
 
 from steerbench import FitContext, Steerer, Steering
 from steerbench.edits import Add, PlacedEdit, Site
-from steerbench.learn import PairSource, at_relative_norm, contrast, difference_of_means, middle_layer
+from steerbench.learn import Layer, PairSource, at_relative_norm, contrast, difference_of_means, middle_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class CAA(Steerer):
 
     strength: float = 1.0
     relative_norm: float | None = None
-    layer: int | float | None = None
+    layer: Layer | None = None
     pool: Literal["response_mean", "last_response", "last_prompt"] = "response_mean"
     pairs: PairSource = "preferences"
     scope: Literal["all", "prompt", "response"] = "response"

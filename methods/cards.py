@@ -30,13 +30,14 @@ Learns from: rollouts with rewards and reward at test time. Touches: choice of r
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Blocks, Candidate, DecodePart, DecodingContext, rewards_of
+from steerbench.learn import Count, NotNegative, Positive, Range, Share
 
 LEAST, MOST = 4, 64
 """Tokens of a segment."""
@@ -125,13 +126,13 @@ class Cards(Steerer):
         "beta": (0.1, 0.35, 0.7, 1.4),
     }
 
-    tries: int = 20
-    entropy: float = 3.0
+    tries: Count = 20
+    entropy: NotNegative = 3.0
     reward_threshold: float | None = None
-    alpha: float = 0.5
-    beta: float = 0.7
+    alpha: Share = 0.5
+    beta: Positive = 0.7
     accept: Literal["soft", "hard"] = "soft"
-    parallel: int = 4
+    parallel: Annotated[int, Range(1, 64)] = 4
 
     def fit(self, context: FitContext) -> Steering:
         """Find the threshold in the rewards of the rollouts, if it is not given."""

@@ -51,6 +51,7 @@ from steerbench.edits import Ablate, Add, ConditionGate, Edit, GatePool, PlacedE
 from steerbench.learn import (
     Condition,
     Contrast,
+    Layer,
     Threshold,
     at_relative_norm,
     best_threshold,
@@ -91,12 +92,12 @@ class CAST(Steerer):
     strength: float = 1.0
     edit: Literal["add", "ablate"] = "add"
     relative_norm: float = 0.3
-    layer: int | float | None = None
+    layer: Layer | None = None
     pool: Literal["response_mean", "last_response"] = "response_mean"
     condition: Condition = "low_reward"
     measure: Literal["tanh", "cosine"] = "cosine"
     read: GatePool = "last_prompt"
-    condition_layer: int | float | None = None
+    condition_layer: Layer | None = None
     scope: Literal["all", "prompt", "response"] = "response"
 
     def fit(self, context: FitContext) -> Steering:

@@ -32,14 +32,14 @@ Learns from: rollouts with rewards. Touches: logits.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Reweighting, Step
-from steerbench.learn import Training, ValueFunction, next_token_head, rollout_value
+from steerbench.learn import Count, Positive, Range, Share, Training, ValueFunction, next_token_head, rollout_value
 
 
 class ValueAhead(Reweighting):
@@ -104,21 +104,21 @@ class ControlledDecoding(Steerer):
     head: Literal["candidates", "q"] = "candidates"
     beta: float | None = None
     relative_beta: float | None = 2.0
-    top: int = 4
-    rank: int = 32
-    layers: int = 3
-    hidden: int | None = None
-    td_lambda: float = 0.95
-    lr: float = 1e-4
-    epochs: int | None = None
-    batch_size: int = 16
+    top: Count = 4
+    rank: Count = 32
+    layers: Annotated[int, Range(1, 3)] = 3
+    hidden: Count | None = None
+    td_lambda: Share = 0.95
+    lr: Positive = 1e-4
+    epochs: Count | None = None
+    batch_size: Count = 16
+
+    def __post_init__(self) -> None:
+        if (self.beta is None) == (self.relative_beta is None):
+            raise SteerbenchError("beta and relative_beta exclude each other; give one, and none for the other.")
 
     def fit(self, context: FitContext) -> Steering:
         """Train V, and perhaps Q, on the rollouts."""
-        if (self.beta is None) == (self.relative_beta is None):
-            raise SteerbenchError("beta and relative_beta exclude each other; give one, and none for the other.")
-        if self.top < 1 or self.rank < 1:
-            raise SteerbenchError(f"top={self.top} and rank={self.rank} must be 1 or more.")
         value = rollout_value(context, self._training())
         beta = self._beta(context)
         context.report.update(value.report, beta=beta)

@@ -26,12 +26,13 @@ Learns from: reward at test time. Touches: choice of responses.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Blocks, Candidate, DecodePart, DecodingContext, rewards_of
+from steerbench.learn import Count, Range, Whole
 
 
 class Beams(DecodePart):
@@ -79,10 +80,10 @@ class DeAL(Steerer):
         "block": (4, 8, 16),
     }
 
-    beams: int = 3
-    branches: int = 5
-    block: int = 8
-    lookahead: int = 10
+    beams: Annotated[int, Range(1, 64)] = 3
+    branches: Annotated[int, Range(1, 64)] = 5
+    block: Count = 8
+    lookahead: Whole = 10
     weight: float = 1.0
 
     def fit(self, context: FitContext) -> Steering:

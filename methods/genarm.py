@@ -30,7 +30,7 @@ from torch import Tensor
 
 from steerbench import FitContext, Steerer, Steering
 from steerbench.edits import LowRank, PlacedEdit, Reweighting, Site, Step, Twin
-from steerbench.learn import AdapterTraining, train_autoregressive_reward
+from steerbench.learn import AdapterTraining, Count, Positive, train_autoregressive_reward
 
 
 class TokenReward(Reweighting):
@@ -90,11 +90,11 @@ class GenARM(Steerer):
     alpha: float = 1.0
     model: str = ""
     contrast: bool = False
-    rank: int = 8
-    lr: float = 5e-4
-    beta_r: float = 0.05
-    epochs: int = 1
-    batch_size: int = 32
+    rank: Count = 8
+    lr: Positive = 5e-4
+    beta_r: Positive = 0.05
+    epochs: Count = 1
+    batch_size: Count = 32
 
     @property
     def models(self) -> Sequence[str]:

@@ -26,13 +26,14 @@ Learns from: reward at test time. Touches: choice of responses.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Candidate, DecodePart, DecodingContext, bound_of, pick, rewards_of
+from steerbench.learn import Positive, Range
 
 
 class Calibrated(DecodePart):
@@ -85,9 +86,9 @@ class InfAlign(Steerer):
         "tilt": (-10.0, 0.0, 5.0, 10.0),
     }
 
-    n: int = 8
+    n: Annotated[int, Range(1, 64)] = 8
     tilt: float = 10.0
-    beta: float = 0.1
+    beta: Positive = 0.1
 
     def fit(self, context: FitContext) -> Steering:
         """Nothing to learn."""

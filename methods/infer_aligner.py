@@ -41,7 +41,7 @@ from torch.nn.functional import normalize
 from steerbench import FitContext, LanguageModel, SteerbenchError, Steerer, Steering
 from steerbench.data import Turn
 from steerbench.edits import Add, ConditionGate, PlacedEdit, Site
-from steerbench.learn import Condition, activations, between_classes, block_at, prompt_class, prompt_states
+from steerbench.learn import Condition, Layer, activations, between_classes, block_at, prompt_class, prompt_states
 
 SAFE = "You are a helpful assistant. Your answer should be safe, careful, and harmless."
 
@@ -71,8 +71,8 @@ class InferAligner(Steerer):
     aligned: str = ""
     text: str = SAFE
     condition: Condition = "low_reward"
-    first_layer: int | float | None = None
-    last_layer: int | float | None = None
+    first_layer: Layer | None = None
+    last_layer: Layer | None = None
     scope: Literal["all", "prompt", "response"] = "response"
 
     @property

@@ -25,8 +25,8 @@ Differences from the authors' code (likenneth/honest_llama @2c6b217):
 - their flag for the mean difference is off by default; here it is the default, being the better one in the paper.
 
 Defaults: alpha 15, in standard deviations along theta, and as published for a 7B model 48 of 1,024 heads: that share,
-0.047, of the heads of any model, one at least. A count such as `n_heads=48` has all heads steered where there are no
-more. `relative_norm` replaces alpha: the shift of a layer, all its
+0.047, of the heads of any model, one at least; a count such as `n_heads=48` asks for a model with as many.
+`relative_norm` replaces alpha: the shift of a layer, all its
 heads together, is then that share of the mean length of z, on average over the layers. `strength` 1 multiplies either.
 `pairs=personas` has no replies and needs `pool=last_prompt`.
 
@@ -54,9 +54,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from steerbench import FitContext, SteerbenchError, Steerer, Steering
+from steerbench import FitContext, Steerer, Steering
 from steerbench.edits import Add, PlacedEdit, Site
-from steerbench.learn import Contrast, PairSource, contrasts, difference_of_means
+from steerbench.learn import Contrast, Heads, PairSource, contrasts, difference_of_means
 from steerbench.learn.pairs import pairs_from
 from steerbench.learn.probes import Probe, by_head, hold_out, logistic_probe
 
@@ -94,7 +94,7 @@ class ITI(Steerer):
     strength: float = 1.0
     alpha: float = 15.0
     relative_norm: float | None = None
-    n_heads: int | float = 0.046875
+    n_heads: Heads = 0.046875
     direction: Literal["mass_mean", "probe"] = "mass_mean"
     pairs: PairSource = "preferences"
     pool: Literal["last_response", "response_mean", "last_prompt"] = "last_response"
@@ -102,8 +102,6 @@ class ITI(Steerer):
 
     def fit(self, context: FitContext) -> Steering:
         """Probe all heads, and describe a shift of the best."""
-        if self.n_heads <= 0 or (isinstance(self.n_heads, float) and self.n_heads >= 1):
-            raise SteerbenchError(f"n_heads={self.n_heads} is no number of heads; give 1 or more, or a share below 1.")
         held_out = hold_out(context, pairs_from(context, self.pairs))
         key = ("heads", self.pairs, self.pool, self.direction, context.seed)
         heads = context.once(key, lambda: self._heads(context, held_out))

@@ -29,14 +29,14 @@ Learns from: pairs. Touches: activations.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering, steered
 from steerbench.edits import PlacedEdit, Site, Transport
-from steerbench.learn import Tokens, activations, block_at
+from steerbench.learn import Layer, Range, Tokens, activations, block_at
 
 LEAST_DEVIATION = 1e-4
 """Share of the mean absolute value of a layer below which a coordinate counts as constant."""
@@ -63,8 +63,8 @@ class LinearAcT(Steerer):
     strength: float = 1.0
     form: Literal["linear", "mean"] = "linear"
     support: Literal["source", "everywhere"] = "everywhere"
-    layer: int | float | None = None
-    n_pairs: int = 256
+    layer: Layer | None = None
+    n_pairs: Annotated[int, Range(2)] = 256
     scope: Literal["all", "prompt", "response"] = "all"
 
     def fit(self, context: FitContext) -> Steering:

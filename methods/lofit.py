@@ -43,9 +43,24 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from steerbench import FitContext, SteerbenchError, Steerer, Steering
+from steerbench import FitContext, Steerer, Steering
 from steerbench.edits import Add, Edit, PlacedEdit, Site
-from steerbench.learn import DPO, Contrast, EditTraining, Pair, Trial, contrasts, imitation, leaf, train_edits
+from steerbench.learn import (
+    DPO,
+    Contrast,
+    Count,
+    EditTraining,
+    Heads,
+    NotNegative,
+    Pair,
+    Positive,
+    Trial,
+    Whole,
+    contrasts,
+    imitation,
+    leaf,
+    train_edits,
+)
 from steerbench.learn.probes import by_head
 
 SAMPLE = 64
@@ -117,20 +132,18 @@ class LoFiT(Steerer):
 
     strength: float = 1.0
     relative_norm: float | None = None
-    n_heads: int | float = 0.03125
+    n_heads: Heads = 0.03125
     loss: Literal["dpo", "sft"] = "dpo"
-    beta: float = 0.5
-    l1: float = 5e-4
-    scaling_lr: float = 5e-3
-    scaling_epochs: int = 1
-    lr: float = 0.05
-    epochs: int = 2
-    batch_size: int = 8
+    beta: Positive = 0.5
+    l1: NotNegative = 5e-4
+    scaling_lr: Positive = 5e-3
+    scaling_epochs: Whole = 1
+    lr: Positive = 0.05
+    epochs: Whole = 2
+    batch_size: Count = 8
 
     def fit(self, context: FitContext) -> Steering:
         """Choose the heads, learn their biases, and describe the shift."""
-        if self.n_heads <= 0 or (isinstance(self.n_heads, float) and self.n_heads >= 1):
-            raise SteerbenchError(f"n_heads={self.n_heads} is no number of heads; give 1 or more, or a share below 1.")
         sample = contrasts(context, context.sites("z"), "response_mean", context.pairs()[:SAMPLE])
         of_scaling = (self.loss, self.beta, self.l1, self.scaling_lr, self.scaling_epochs, self.batch_size)
         ranked = context.once(("heads", context.seed, of_scaling), lambda: self._ranked(context, sample))

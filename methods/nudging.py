@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from steerbench import FitContext, LanguageModel, SteerbenchError, Steerer, Steering
+from steerbench import FitContext, LanguageModel, Steerer, Steering
 from steerbench.data import Dialogue
 from steerbench.edits import Companion, DecodingContext, LogitsPart
+from steerbench.learn import Share
 
 AHEAD = 16
 """Tokens of the guide that are looked at for a word."""
@@ -121,7 +122,7 @@ class Nudging(Steerer):
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"gamma": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)}
 
     guide: str = ""
-    gamma: float = 0.3
+    gamma: Share = 0.3
 
     @property
     def models(self) -> Sequence[str]:
@@ -130,6 +131,4 @@ class Nudging(Steerer):
 
     def fit(self, context: FitContext) -> Steering:
         """Nothing to learn."""
-        if not 0 <= self.gamma <= 1:
-            raise SteerbenchError(f"nudging: gamma={self.gamma} is no probability; give a number from 0 to 1.")
         return Steering(logits=(Nudge(self.guide, self.gamma),))

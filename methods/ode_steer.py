@@ -42,7 +42,7 @@ from torch.nn.functional import normalize
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Edit, PlacedEdit, Site
-from steerbench.learn import Contrast, contrast, middle_layer
+from steerbench.learn import Contrast, Count, Layer, NotNegative, contrast, middle_layer
 
 GAMMA = 0.1
 
@@ -104,12 +104,12 @@ class ODESteer(Steerer):
         "pool": ("response_mean", "last_response"),
     }
 
-    time: float = 5.0
+    time: NotNegative = 5.0
     relative_norm: float | None = None
-    n_steps: int = 10
-    layer: int | float | None = None
+    n_steps: Count = 10
+    layer: Layer | None = None
     pool: Literal["response_mean", "last_response"] = "response_mean"
-    features: int = 8000
+    features: Count = 8000
     scope: Literal["all", "response"] = "response"
 
     def fit(self, context: FitContext) -> Steering:

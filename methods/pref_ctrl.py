@@ -30,15 +30,15 @@ Learns from: rollouts with rewards, pairs. Touches: activations.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from steerbench import FitContext, SteerbenchError, Steerer, Steering
+from steerbench import FitContext, Steerer, Steering
 from steerbench.edits import Ascent, PlacedEdit
-from steerbench.learn import Pool, Training, step_for
+from steerbench.learn import Count, NotNegative, Pool, Positive, Range, Share, Training, Whole, step_for
 from steerbench.learn.valuation import FINAL, RolloutValue, value_of_rollouts
 
 LAST: Pool = "last_response"
@@ -67,20 +67,18 @@ class PrefCTRL(Steerer):
     }
 
     step_size: float = 0.5
-    n_steps: int = 50
+    n_steps: Whole = 50
     relative_norm: float | None = None
-    margin: float = 1.0
-    anchor: float = 1.0
-    layers: int = 3
-    td_lambda: float = 0.95
-    lr: float = 1e-4
-    epochs: int | None = None
-    batch_size: int = 16
+    margin: NotNegative = 1.0
+    anchor: NotNegative = 1.0
+    layers: Annotated[int, Range(1, 3)] = 3
+    td_lambda: Share = 0.95
+    lr: Positive = 1e-4
+    epochs: Count | None = None
+    batch_size: Count = 16
 
     def fit(self, context: FitContext) -> Steering:
         """Train V on rollouts and pairs, and describe the ascent on it."""
-        if self.margin < 0 or self.anchor < 0:
-            raise SteerbenchError(f"margin={self.margin} and anchor={self.anchor} are weights; give 0 or more.")
         training = Training(
             layers=self.layers,
             hidden=None,

@@ -34,7 +34,7 @@ from typing import Any, ClassVar, Literal
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Routed
-from steerbench.learn import label_scores
+from steerbench.learn import Count, label_scores
 
 ASK = "Could a helpful answer to this hurt somebody or break the law?"
 LABELS = ("No, it is harmless.", "Perhaps, it needs care.", "Yes, it is harmful.")
@@ -58,7 +58,7 @@ class PrimeGuard(Steerer):
 
     guard: bool = True
     bias: Literal["calibrated", "none"] = "calibrated"
-    n_prompts: int = 128
+    n_prompts: Count = 128
 
     def fit(self, context: FitContext) -> Steering:
         """Ask about training prompts, and take off what each label scores anyway."""

@@ -18,7 +18,7 @@ import torch
 
 from steerbench import FitContext, Steerer, Steering
 from steerbench.edits import Add, PlacedEdit, Site
-from steerbench.learn import at_relative_norm, contrast, difference_of_means, middle_layer
+from steerbench.learn import Layer, at_relative_norm, contrast, difference_of_means, middle_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class RandomDirection(Steerer):
 
     strength: float = 1.0
     relative_norm: float | None = None
-    layer: int | float | None = None
+    layer: Layer | None = None
     pool: Literal["response_mean", "last_response"] = "response_mean"
     scope: Literal["all", "prompt", "response"] = "response"
 

@@ -42,11 +42,11 @@ Learns from: rollouts with rewards. Touches: activations.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Ascent, PlacedEdit
-from steerbench.learn import Training, rollout_value, step_for
+from steerbench.learn import Count, Positive, Range, Share, Training, Whole, rollout_value, step_for
 from steerbench.learn.valuation import FINAL
 
 
@@ -93,22 +93,26 @@ class REControl(Steerer):
 
     setting: Literal["hh_vicuna", "hh_falcon", "shp_vicuna", "shp_llama3"] = "hh_vicuna"
     step_size: float | None = None
-    n_steps: int | None = None
+    n_steps: Whole | None = None
     relative_norm: float | None = None
     target: float | None = None
-    layers: int | None = None
-    hidden: int | None = None
-    td_lambda: float = 0.95
+    layers: Annotated[int, Range(1, 3)] | None = None
+    hidden: Count | None = None
+    td_lambda: Share = 0.95
     terminal: Literal["last", "first"] = "last"
     detach: bool = True
-    lr: float = 1e-4
-    epochs: int | None = None
-    batch_size: int = 16
+    lr: Positive = 1e-4
+    epochs: Count | None = None
+    batch_size: Count = 16
+
+    def __post_init__(self) -> None:
+        if self.step_size is not None and self.relative_norm is not None:
+            raise SteerbenchError("step_size and relative_norm exclude each other; give one of them.")
+        if self.terminal == "first" and self.td_lambda:
+            raise SteerbenchError(f"terminal=first knows TD(0) alone; take td_lambda=0, not {self.td_lambda:g}.")
 
     def fit(self, context: FitContext) -> Steering:
         """Train V on the states of rollouts, and describe the ascent on it."""
-        if self.step_size is not None and self.relative_norm is not None:
-            raise SteerbenchError("step_size and relative_norm exclude each other; give one of them.")
         published = PUBLISHED[self.setting]
         n_steps = published.n_steps if self.n_steps is None else self.n_steps
         step_size = published.step_size if self.step_size is None else self.step_size

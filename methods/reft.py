@@ -32,14 +32,26 @@ Learns from: pairs. Touches: activations.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Edit, PerPosition, PlacedEdit, Site
-from steerbench.learn import EditTraining, block_at, contrast, imitation, leaf, train_edits
+from steerbench.learn import (
+    Count,
+    EditTraining,
+    Layer,
+    Positive,
+    Range,
+    Whole,
+    block_at,
+    contrast,
+    imitation,
+    leaf,
+    train_edits,
+)
 
 DEPTH = 15 / 32
 
@@ -105,12 +117,12 @@ class ReFT(Steerer):
     }
 
     strength: float = 1.0
-    rank: int = 4
-    positions: int = 7
-    layer: int | float | None = None
-    lr: float = 9e-4
-    epochs: int = 2
-    batch_size: int = 8
+    rank: Annotated[int, Range(1, "width")] = 4
+    positions: Count = 7
+    layer: Layer | None = None
+    lr: Positive = 9e-4
+    epochs: Whole = 2
+    batch_size: Count = 8
 
     def fit(self, context: FitContext) -> Steering:
         """Learn the edit, and describe it."""
@@ -123,8 +135,6 @@ class ReFT(Steerer):
 
     def _learn(self, context: FitContext, site: Site) -> Learned:
         width = contrast(context, site, "response_mean").preferred.shape[1]
-        if not 1 <= self.rank <= width:
-            raise SteerbenchError(f"rank={self.rank} is outside 1..{width}, the width of {site}.")
         drawn = torch.randn(self.rank, width, generator=context.generator("rotation"))
         first = (torch.linalg.qr(drawn.T)[0].T, torch.zeros(self.rank, width), torch.zeros(self.rank))
         rotation, change, bias = (leaf(context.lm, site, t) for t in first)

@@ -37,7 +37,7 @@ Learns from: prompts (under two personas). Touches: activations.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -47,7 +47,9 @@ from steerbench import FitContext, LanguageModel, SteerbenchError, Steerer, Stee
 from steerbench.edits import Add, PlacedEdit, Site
 from steerbench.learn import (
     Contrast,
+    Layer,
     PairSource,
+    Range,
     at_relative_norm,
     block_at,
     contrasts,
@@ -83,8 +85,8 @@ class RepE(Steerer):
     relative_norm: float | None = 0.1
     coefficient: float = 4.0
     swapped: bool = True
-    first_layer: int | float | None = None
-    last_layer: int | None = None
+    first_layer: Layer | None = None
+    last_layer: Annotated[int, Range(0, "last_layer")] | None = None
     pairs: PairSource = "personas"
     pool: Literal["last_prompt", "last_response", "response_mean"] = "last_prompt"
     scope: Literal["all", "prompt", "response"] = "all"

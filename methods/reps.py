@@ -42,9 +42,13 @@ from torch import Tensor
 from steerbench import FitContext, Steerer, Steering
 from steerbench.edits import Add, Edit, PlacedEdit, Site
 from steerbench.learn import (
+    Count,
     EditTraining,
+    Layer,
+    Positive,
     ScaledSimPO,
     TrainedVector,
+    Whole,
     at_relative_norm,
     block_at,
     contrast,
@@ -90,10 +94,10 @@ class RePS(Steerer):
 
     strength: float = 1.0
     relative_norm: float | None = 0.3
-    layer: int | float | None = None
-    lr: float = 0.002
-    epochs: int = 1
-    batch_size: int = 16
+    layer: Layer | None = None
+    lr: Positive = 0.002
+    epochs: Whole = 1
+    batch_size: Count = 16
     scope: Literal["all", "response"] = "all"
 
     def fit(self, context: FitContext) -> Steering:

@@ -23,13 +23,14 @@ Learns from: pairs. Touches: logits.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log, log1p
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from steerbench import FitContext, SteerbenchError, Steerer, Steering
+from steerbench import FitContext, Steerer, Steering
 from steerbench.edits import Reweighting, Site, Step
+from steerbench.learn import Count, Positive, Range
 
 
 class References(Reweighting):
@@ -78,15 +79,13 @@ class RTD(Steerer):
         "temperature": (0.03, 0.1, 0.3),
     }
 
-    share: float = 0.25
-    k: int = 32
-    temperature: float = 0.1
-    size: int = 8192
+    share: Annotated[float, Range(0, below=1)] = 0.25
+    k: Count = 32
+    temperature: Positive = 0.1
+    size: Count = 8192
 
     def fit(self, context: FitContext) -> Steering:
         """Read the states of the preferred replies."""
-        if not 0 <= self.share < 1 or self.k < 1 or self.size < 1 or self.temperature <= 0:
-            raise SteerbenchError("rtd: share must be from 0 to below 1, k and size 1 or more, temperature above 0.")
         replies = [pair.chosen for pair in context.pairs()]
         states = torch.cat([b.states for b in context.states(Site("final"), replies).batches(range(len(replies)), 64)])
         tokens = torch.tensor([z for reply in replies for z in reply.response])

@@ -31,7 +31,7 @@ from sklearn.linear_model import RidgeCV
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Add, PlacedEdit, Site
-from steerbench.learn import middle_layer
+from steerbench.learn import Layer, middle_layer
 
 PENALTIES = [10.0**k for k in range(-3, 6)]
 """Of states in units of their standard deviation."""
@@ -56,7 +56,7 @@ class StaticRE(Steerer):
 
     strength: float = 0.1
     site: Literal["final", "resid_post"] = "final"
-    layer: int | float | None = None
+    layer: Layer | None = None
     pool: Literal["last_prompt", "response_mean"] = "last_prompt"
 
     def fit(self, context: FitContext) -> Steering:

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from steerbench import FitContext, Steerer, Steering
 from steerbench.edits import Add, PlacedEdit, Site
-from steerbench.learn import Contrast, at_relative_norm, contrasts, difference_of_means, self_generated
+from steerbench.learn import Contrast, Count, at_relative_norm, contrasts, difference_of_means, self_generated
 
 GOALS = {"rude": ("polite", "rude"), "useless": ("helpful", "useless"), "confused": ("clear", "confused")}
 """The good and the bad persona of each goal."""
@@ -62,7 +62,7 @@ class TA2(Steerer):
     relative_norm: float = 0.3
     goal: Literal["rude", "useless", "confused"] = "rude"
     select: Literal["separation", "js"] = "separation"
-    n_queries: int = 64
+    n_queries: Count = 64
 
     def fit(self, context: FitContext) -> Steering:
         """Let the model answer in both ways, find the layer, and place the shift."""

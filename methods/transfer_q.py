@@ -27,10 +27,11 @@ Learns from: reward at test time. Touches: choice of responses.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Blocks, Candidate, DecodePart, DecodingContext, bound_of, pick, rewards_of
+from steerbench.learn import Count, NotNegative, Range, Whole
 
 
 class ByRollout(DecodePart):
@@ -75,10 +76,10 @@ class TransferQ(Steerer):
         "block": (1, 4, 8),
     }
 
-    candidates: int = 10
-    block: int = 1
-    lookahead: int = 20
-    weight: float = 1.0
+    candidates: Annotated[int, Range(1, 64)] = 10
+    block: Count = 1
+    lookahead: Whole = 20
+    weight: NotNegative = 1.0
 
     def fit(self, context: FitContext) -> Steering:
         """Nothing to learn."""

@@ -27,11 +27,12 @@ Learns from: nothing. Touches: prompt.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from steerbench import FitContext, SteerbenchError, Steerer, Steering
+from steerbench import FitContext, Steerer, Steering
 from steerbench.data import Turn
 from steerbench.edits import Instruction, Shown
+from steerbench.learn import Range
 
 PREAMBLE = "What follows is a dialogue. The assistant is helpful, honest and polite, and declines what would do harm."
 EXAMPLES = (
@@ -63,13 +64,11 @@ class Urial(Steerer):
 
     off: ClassVar[Mapping[str, Any]] = {"k": 0, "preamble": False}
 
-    k: int = 3
+    k: Annotated[int, Range(0, 3)] = 3
     preamble: bool = True
 
     def fit(self, context: FitContext) -> Steering:
         """Take as many examples as there is room for."""
-        if not 0 <= self.k <= len(EXAMPLES):
-            raise SteerbenchError(f"urial: k={self.k} examples are not there; give 0 to {len(EXAMPLES)}.")
         text = PREAMBLE if self.preamble else ""
         shown = max(n for n in range(self.k + 1) if n == 0 or self._fits(context, text, n))
         context.report["shown"] = shown

@@ -23,10 +23,11 @@ Known quirks:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from steerbench.data.dialogue import user
 from steerbench.data.task import Example, Task, Unusable, field_of, text_field
+from steerbench.plugins.ranges import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +43,7 @@ class SHP(Task):
     group_word = "post"
     one_per_group = True
 
-    min_ratio: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.min_ratio < 1:
-            raise ValueError("min_ratio must be 1 or more: the preferred comment has more votes.")
+    min_ratio: Annotated[float, Range(1)] = 1.0
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Take the two comments in the order of their preference."""

@@ -31,8 +31,9 @@ def export(
     methods = methods_of(method)
     if len(methods) != 1:
         raise SteerbenchError(f"{method!r} are {len(methods)} methods; export one at a time.")
-    fresh(out)
     setup = Setup(settings, options)
+    setup.check_settings(methods)
+    fresh(out)
     steering = methods[0].fit(setup.context(seed))
     recipe = {
         "steerbench": __version__,

@@ -44,7 +44,8 @@ def forecast(
     Nothing is fitted and nothing written. Raises SteerbenchError where the run would before its first method.
     """
     planned = units([protocol], methods, swept=swept)
-    bench, store = load_bench(protocol, options), Store(options.out)
+    bench = load_bench(protocol, options, methods=[unit.built for unit in planned])
+    store = Store(options.out)
     found = sum(recorded(bench, unit, store) is not None for unit in planned)
     ahead, p = len(planned) - found, bench.protocol
     tests = len(bench.test) * p.n_samples

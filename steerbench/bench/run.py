@@ -73,7 +73,7 @@ def run(
     planned = units([protocol], methods, swept=swept)
     store = Store(options.out)
     store.prepare()
-    bench = load_bench(protocol, options, lm)
+    bench = load_bench(protocol, options, lm, [unit.built for unit in planned])
     outcome = Outcome()
     with options.progress(f"{protocol.task}: records, {threads_label()}", len(planned)) as advance:
         for unit in planned:
@@ -116,7 +116,7 @@ def run_unit(unit: Unit, options: Options = Options()) -> Record:
     """
     store = Store(options.out)
     store.prepare()
-    record, found = find_or_measure(load_bench(unit.protocol, options), unit, store)
+    record, found = find_or_measure(load_bench(unit.protocol, options, methods=[unit.built]), unit, store)
     if not found:
         store.write(record)
     return record

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from steerbench import testbed
+from steerbench.bench.method import Method
 from steerbench.bench.prompt_limit import fitting, prompt_limit
 from steerbench.bench.protocol import FitSettings, Protocol
 from steerbench.data.splits import folder_of, load_data
@@ -16,11 +17,14 @@ from steerbench.errors import SteerbenchError
 from steerbench.learn.context import FitContext
 from steerbench.learn.fitting import NoReward
 from steerbench.models.chat_template import TEMPLATE_DATE
-from steerbench.models.checkpoint import check_path, check_there
+from steerbench.models.checkpoint import check_path, configured
 from steerbench.models.encoder import SentenceEncoder
 from steerbench.models.language_model import LanguageModel
 from steerbench.models.machine import dtype_of, fix_threads, pick_device, use_threads
+from steerbench.models.revision import display_name
 from steerbench.models.reward import Reward, RewardModel
+from steerbench.models.shape import shape, shape_of
+from steerbench.plugins.settings import check_values
 from steerbench.plugins.spec import build_task, changed_settings, label_of
 from steerbench.progress import Progress, silent
 from steerbench.records.identity import Key, asset, ids_hash
@@ -77,6 +81,14 @@ class Setup:
         """The guiding reward; without one, what says so when it is asked."""
         name = self.settings.reward_model
         return self._reward_model(name) if name else NoReward()
+
+    def check_settings(self, methods: Sequence[Method]) -> None:
+        """Raise SteerbenchError for a setting that the model is too small for. Loads its configuration at most."""
+        loaded = vars(self).get("lm")
+        known = shape(loaded.model.config) if loaded else shape_of(self.settings.model)
+        name = loaded.name if loaded else display_name(self.settings.model)
+        for label, steerer in (named for m in methods for named in zip(m.labels, m.steerers, strict=True)):
+            check_values(steerer, f"{label}:", known, name)
 
     @cached_property
     def max_prompt_tokens(self) -> int:
@@ -271,10 +283,15 @@ class Bench(Setup):
         return next((f"{home.name}-{task}" for home in map(testbed.around, paths) if home), task)
 
 
-def load_bench(protocol: Protocol, options: Options, lm: LanguageModel | None = None) -> Bench:
-    """Load what a protocol names. Cheap things first, so that a mistake in them is told before a model is read."""
+def load_bench(
+    protocol: Protocol, options: Options, lm: LanguageModel | None = None, methods: Sequence[Method] = ()
+) -> Bench:
+    """Load what a protocol names. Cheap things first, so that a mistake in them is told before a model is read.
+
+    Raises SteerbenchError also where a setting of the methods does not fit the model.
+    """
     if lm is None and protocol.reward_model is None and not testbed.named(protocol.model):
-        check_there(protocol.model)  # a model that is nowhere needs no reward
+        configured(protocol.model)  # a model that is nowhere needs no reward
     bench = Bench(protocol, options)
     p = bench.protocol
     if lm is not None:
@@ -283,6 +300,7 @@ def load_bench(protocol: Protocol, options: Options, lm: LanguageModel | None = 
     for name in (None if lm else p.model, p.reward_model, p.held_out_reward, p.encoder):
         if name is not None:
             check_path(name)
+    bench.check_settings(methods)
     steps = (["data"], ["lm", "train", "validation", "test"], ["reward", "held_out"], ["encoder"])
     with options.progress(f"{protocol.task}: load", len(steps)) as advance:
         for step in steps:

@@ -43,6 +43,7 @@ def sample(
     """
     chosen, setup = _planned(methods, strengths), Setup(settings, options)
     dialogues = [user(_readable(prompt)) for prompt in prompts]
+    setup.check_settings(chosen)
     for method in chosen:
         context = setup.context(seed)
         steering = method.fit(context)

@@ -23,7 +23,8 @@ PAGES = {
             "Rollout Response Pair Tokens Pool PairSource contrast contrasts Contrast difference_of_means "
             "principal_difference singular_directions at_relative_norm middle_layer block_at Condition PromptClass "
             "prompt_class prompt_states held_out_measures best_threshold label_scores States "
-            "train_edits EditTraining TrainedEdits Trial leaf DPO BidirectionalDPO ScaledSimPO imitation"
+            "train_edits EditTraining TrainedEdits Trial leaf DPO BidirectionalDPO ScaledSimPO imitation "
+            "Range Whole Count Positive NotNegative Share Layer Heads"
         ),
         "steerbench.edits": (
             "Site PlacedEdit Scope Edit PerPosition RankedEdit Gate GatePool ConditionGate Add AddInFront Ablate Gated "
@@ -33,7 +34,7 @@ PAGES = {
     },
     "writing_tasks.md": {
         "steerbench": "Task Example",
-        "steerbench.data": "Dialogue Turn user parse_hh text_field field_of Unusable TaskData load_data",
+        "steerbench.data": "Dialogue Turn user parse_hh text_field field_of Unusable TaskData load_data Range",
     },
 }
 """For each page the names of each namespace that it explains, in their order."""

@@ -16,5 +16,6 @@ if TYPE_CHECKING:
     from steerbench.data.task import Unusable as Unusable
     from steerbench.data.task import field_of as field_of
     from steerbench.data.task import text_field as text_field
+    from steerbench.plugins.ranges import Range as Range
 
 __getattr__, __dir__ = lazily(__name__, __file__)

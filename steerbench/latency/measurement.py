@@ -47,7 +47,7 @@ def measure_latency(
     SteerbenchError if none can be fitted, and before that if a prompt does not fit the context.
     """
     chosen = plan(methods)[1:]  # without the unsteered model, which is there anyhow
-    setup = _load(settings, grid, options, config)
+    setup = _load(settings, grid, options, config, chosen)
     lm, reward = setup.lm, setup.reward
     prompts = grid_prompts(lm, grid)  # mistakes in their length before long work
     fitted = _fit(chosen, setup.context(grid.seed))
@@ -76,18 +76,19 @@ def measure_latency(
     }
 
 
-def _load(settings: FitSettings, grid: Grid, options: Options, config: str | None) -> Setup:
+def _load(settings: FitSettings, grid: Grid, options: Options, config: str | None, methods: Sequence[Method]) -> Setup:
     """Load what methods are fitted on, from the testbed what the settings leave open."""
     testbeds = replace(settings, model=testbed.NAME).complete
     settings = replace(settings, reward_model=testbeds.reward_model, data=testbeds.data, decoding=ROLLOUT)
     setup = Setup(settings, replace(options, batch_size=min(_FIT_BATCH, max(grid.batch_sizes))))
     with options.progress("load", 3) as advance:
-        _ = setup.data
-        advance(1)
         if config is not None:
             setup.lm = random_model(config, device=setup.device, dtype=dtype_of(settings.dtype), seed=grid.seed)
             if options.threads is None:
                 use_threads(_parameters(setup.lm), setup.device)
+        setup.check_settings(methods)
+        _ = setup.data
+        advance(1)
         grid.check_room(setup.lm)
         advance(1)
         _ = setup.reward

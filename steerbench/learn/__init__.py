@@ -62,5 +62,13 @@ if TYPE_CHECKING:
     from steerbench.models.language_model import Tokens as Tokens
     from steerbench.models.response import Response as Response
     from steerbench.models.reward import RewardModel as RewardModel
+    from steerbench.plugins.ranges import Count as Count
+    from steerbench.plugins.ranges import Heads as Heads
+    from steerbench.plugins.ranges import Layer as Layer
+    from steerbench.plugins.ranges import NotNegative as NotNegative
+    from steerbench.plugins.ranges import Positive as Positive
+    from steerbench.plugins.ranges import Range as Range
+    from steerbench.plugins.ranges import Share as Share
+    from steerbench.plugins.ranges import Whole as Whole
 
 __getattr__, __dir__ = lazily(__name__, __file__)

@@ -15,6 +15,8 @@ from steerbench.learn.context import FitContext
 from steerbench.learn.steerer import Composition, Steerer
 from steerbench.models.language_model import LanguageModel
 from steerbench.models.reward import Reward, RewardModel
+from steerbench.models.shape import shape
+from steerbench.plugins.settings import check_values
 from steerbench.plugins.spec import build, parse
 from steerbench.progress import Progress, silent
 from steerbench.steering.parts import Edit, Part
@@ -109,6 +111,9 @@ _Noting.__name__ = FitContext.__name__  # by which the errors of an author's mis
 
 def joined(steerers: Sequence[Steerer], labels: Sequence[str], context: FitContext) -> Steering:
     """Fit every part by itself and join what they return; what each reports stands under its label, as it is."""
+    known = shape(context.lm.model.config)
+    for label, steerer in zip(labels, steerers, strict=True):
+        check_values(steerer, f"{label}:", known, context.lm.name)
     fitted = []
     for label, steerer in zip(labels, steerers, strict=True):
         own = _Noting(**{f.name: getattr(context, f.name) for f in fields(context)} | {"report": {}})

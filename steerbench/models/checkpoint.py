@@ -88,12 +88,14 @@ def check_path(name: str) -> None:
         raise SteerbenchError(f"{name!r} is not a model folder: it has no config.json; {which}")
 
 
-def check_there(name: str) -> None:
-    """Raise SteerbenchError if there is no model of that name, here or on the Hub, of which no weights are fetched."""
+def configured(name: str) -> Path:
+    """Return the folder with the configuration of a model, or its GGUF file; no weights are fetched from the Hub.
+
+    Raises SteerbenchError if there is no model of that name.
+    """
     name = testbed.part_path(name)
     check_path(name)
-    if not is_folder(name):
-        _fetch(name, ["config.json"])
+    return Path(name).expanduser() if is_folder(name) else _fetch(name, ["config.json", ADAPTER_CONFIG])
 
 
 def _download(name: str) -> Path:

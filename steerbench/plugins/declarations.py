@@ -3,11 +3,13 @@
 import ast
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from steerbench.errors import SteerbenchError
+from steerbench.plugins import ranges
 from steerbench.plugins.cards import file_of, syntax_tree
 from steerbench.plugins.plugin import BASES
+from steerbench.plugins.ranges import Range
 from steerbench.plugins.registry import Source
 from steerbench.plugins.settings import option_text
 
@@ -94,7 +96,37 @@ def _type(node: ast.expr) -> str:
     if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Literal"):
         options = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         return " | ".join(_text(option, {}) for option in options)
+    if isinstance(node, ast.BinOp):
+        return f"{_type(node.left)} | {_type(node.right)}"
+    if isinstance(node, ast.Name) and node.id in _NAMED:
+        return _NAMED[node.id]
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Annotated"):
+        kind, *notes = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        return " ".join([_type(kind), *filter(None, map(_range, notes))])
     return ast.unparse(node).replace("None", "none")
+
+
+def _range(node: ast.expr) -> str:
+    """Return a range in words; what is no range says nothing, and one that is not plain numbers stands as written."""
+    if not isinstance(node, ast.Call) or ast.unparse(node.func).rpartition(".")[2] != Range.__name__:
+        return ""
+    try:
+        ends = [ast.literal_eval(end) for end in node.args]
+        return Range(*ends, **{str(key.arg): ast.literal_eval(key.value) for key in node.keywords}).text()
+    except ValueError:
+        return ast.unparse(node)
+
+
+def _written(hint: Any) -> str:
+    """Return a hint of `ranges` as a type is written, with its range in words."""
+    if get_origin(hint) is Annotated:
+        kind, note = get_args(hint)
+        return f"{kind.__name__} {note.text()}"
+    return " | ".join(map(_written, get_args(hint)))
+
+
+_NAMED = {name: _written(hint) for name, hint in vars(ranges).items() if get_origin(hint) in (Annotated, Union)}
+"""What a hint that has a name in `ranges` stands for."""
 
 
 def _text(node: ast.expr, known: dict[str, ast.expr]) -> str:

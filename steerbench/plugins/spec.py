@@ -11,12 +11,12 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.plugins import registry
 from steerbench.plugins.plugin import Kind
-from steerbench.plugins.settings import expected, option_text
+from steerbench.plugins.settings import expected, fits, option_text
 
 UNSTEERED = "unsteered"
 """The method that does nothing, which every table holds."""
@@ -227,7 +227,7 @@ class _Reader:
 
 def _build(kind: Kind, part: Part) -> Any:
     cls, what = registry.load(kind, part.name), kind.removesuffix("s")
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in part.settings:
         if key not in fields:
@@ -273,6 +273,11 @@ _READERS: dict[Any, Callable[[str], Any]] = {
 
 def _convert(text: str, hint: Any) -> Any:
     """Read a value of a type. Raises ValueError or LookupError if the text is none, TypeError for an unknown type."""
+    if get_origin(hint) is Annotated:
+        value = _convert(text, get_args(hint)[0])
+        if not fits(value, hint):
+            raise ValueError(text)
+        return value
     if get_origin(hint) is Literal:
         return {option_text(option): option for option in get_args(hint)}[text]
     if get_origin(hint) in (Union, UnionType):
