@@ -25,12 +25,15 @@ class Decoding:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or not 0 <= self.temperature < inf or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise SteerbenchError(
-                f"generation settings are out of range: max_new_tokens {self.max_new_tokens} (1 or more), "
-                f"temperature {self.temperature} (0 or more), top_k {self.top_k} (0 or more), "
-                f"top_p {self.top_p} (above 0, up to 1)."
-            )
+        allowed = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+            "temperature": (0 <= self.temperature < inf, "0 or more"),
+            "top_k": (self.top_k >= 0, "0 or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0, up to 1"),
+        }
+        faults = [f"{name} {getattr(self, name)} ({range_})" for name, (holds, range_) in allowed.items() if not holds]
+        if faults:
+            raise SteerbenchError(f"generation settings are out of range: {', '.join(faults)}.")
         if not self.temperature and (self.top_k or self.top_p < 1):  # two protocols with the same responses
             raise SteerbenchError(
                 f"top_k {self.top_k} and top_p {self.top_p} change nothing at temperature 0, which takes the likeliest "

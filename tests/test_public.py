@@ -158,7 +158,10 @@ def test_a_folder_may_be_a_text(llama: LanguageModel, tmp_path: Path) -> None:
     [
         ({"strength": "big"}, "CAA: strength must be a finite number, not 'big'"),
         ({"strength": True}, "not True"),
-        ({"layer": "deep"}, "layer must be a whole number or a finite number or none, not 'deep'"),
+        (
+            {"layer": "deep"},
+            "layer must be a whole number of 0 or more, or .* from 0 to below 1, or none, not 'deep'",
+        ),
         ({"scope": "responses"}, "scope must be all or prompt or response, not 'responses'"),
         ({"strenght": 2}, "Did you mean 'strength'"),
     ],

@@ -99,6 +99,7 @@ def _show_one(name: str) -> None:
     from steerbench.plugins.plugin import KINDS
     from steerbench.plugins.registry import names, sources
 
+    name = _checked(name) if ":" in name else name
     found = [source for kind in KINDS for source in sources(kind) if source.name == name]
     if not found:
         known = [*KINDS, "all", *(known for kind in KINDS for known in names(kind))]
@@ -106,6 +107,19 @@ def _show_one(name: str) -> None:
     for source in found:
         _show_card(source)
         _show_settings(source)
+
+
+def _checked(text: str) -> str:
+    """Return the name in a text such as `caa:layer=3`. Raises SteerbenchError for a setting that it does not take."""
+    from steerbench.plugins.registry import names
+    from steerbench.plugins.spec import MethodSpec, build, build_task, parse_tasks
+
+    part = parse_tasks(text)[0]
+    if part.name in names("methods"):
+        build(MethodSpec((part,)))
+    elif part.name in names("tasks"):
+        build_task(part)
+    return part.name
 
 
 def _show_settings(source: "Source") -> None:

@@ -63,9 +63,9 @@ def check_names(*, methods: str | None = None, tasks: str | None = None) -> None
     from steerbench.plugins.spec import check_names
 
     if methods is not None:
-        check_names("methods", methods)
+        check_names("methods", methods, "" if tasks is None else "--task")
     if tasks is not None:
-        check_names("tasks", tasks)
+        check_names("tasks", tasks, "" if methods is None else "--methods")
 
 
 def words(text: str, what: str, example: str) -> list[str]:

@@ -27,7 +27,7 @@ from steerbench.cli.options import (
     check_names,
     numbers,
 )
-from steerbench.cli.study_file import read_study, write_study
+from steerbench.cli.study_file import blaming, read_study, write_study
 from steerbench.errors import SteerbenchError
 from steerbench.testbed import NAME as TESTBED
 
@@ -90,38 +90,41 @@ def run(
 ) -> None:
     """Measure methods on tasks, write records, and print the leaderboard. Without options, on the testbed."""
     add_plugins(plugin)
-    check_names(methods=methods, tasks=tasks)
-    import_swiftly("steerbench.bench.run")
-    from steerbench.bench.protocol import Protocol
-    from steerbench.bench.setup import Options
-    from steerbench.decoding import Decoding
-    from steerbench.plugins.spec import parse_tasks
+    with blaming(ctx, study):
+        check_names(methods=methods, tasks=tasks)
+        import_swiftly("steerbench.bench.run")
+        from steerbench.bench.protocol import Protocol
+        from steerbench.bench.setup import Options
+        from steerbench.bench.units import units
+        from steerbench.decoding import Decoding
+        from steerbench.plugins.spec import parse_tasks
 
-    decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
-    protocols = [
-        Protocol(
-            task=str(task),
-            model=model,
-            reward_model=reward_model,
-            held_out_reward=held_out_reward,
-            encoder=encoder,
-            data=data,
-            n_examples=n_examples,
-            n_samples=n_samples,
-            n_train=n_train,
-            tuning_budget=tune,
-            objective=objective,  # type: ignore[arg-type]  # checked there
-            match_kl=match_kl,
-            n_validation=n_validation,
-            transductive=transductive,
-            max_prompt_tokens=max_prompt_tokens,
-            decoding=decoding,
-            thinking=thinking,  # type: ignore[arg-type]  # checked there
-            seeds=numbers(seeds),
-            dtype=dtype,
-        )
-        for task in parse_tasks(tasks)
-    ]
+        decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+        protocols = [
+            Protocol(
+                task=str(task),
+                model=model,
+                reward_model=reward_model,
+                held_out_reward=held_out_reward,
+                encoder=encoder,
+                data=data,
+                n_examples=n_examples,
+                n_samples=n_samples,
+                n_train=n_train,
+                tuning_budget=tune,
+                objective=objective,  # type: ignore[arg-type]  # checked there
+                match_kl=match_kl,
+                n_validation=n_validation,
+                transductive=transductive,
+                max_prompt_tokens=max_prompt_tokens,
+                decoding=decoding,
+                thinking=thinking,  # type: ignore[arg-type]  # checked there
+                seeds=numbers(seeds),
+                dtype=dtype,
+            )
+            for task in parse_tasks(tasks)
+        ]
+        units(protocols, methods, swept=sweep)  # mistakes in the names and settings first, of all tasks
     options = Options(out=folder, device=device, batch_size=batch_size, threads=threads)
     if dry_run:
         _foretell(protocols, methods, sweep, options)
@@ -131,10 +134,8 @@ def run(
 
 def _foretell(protocols: "list[Protocol]", methods: str, swept: bool, options: "Options") -> None:
     from steerbench.bench.forecast import forecast
-    from steerbench.bench.units import units
     from steerbench.cli import stages, tables
 
-    units(protocols, methods, swept=swept)
     if options.out.is_file():
         raise SteerbenchError(f"{options.out} is a file; choose another folder with --out.")
     with stages.shown(err) as progress:
@@ -144,10 +145,8 @@ def _foretell(protocols: "list[Protocol]", methods: str, swept: bool, options: "
 
 def _run(ctx: typer.Context, protocols: "list[Protocol]", methods: str, swept: bool, options: "Options") -> None:
     from steerbench.bench.run import run as measure
-    from steerbench.bench.units import units
     from steerbench.cli import stages
 
-    units(protocols, methods, swept=swept)  # mistakes in the names first, of all tasks
     outcomes: list[Outcome] = []
     try:
         with stages.shown(err) as progress:

@@ -4,9 +4,14 @@ What stands on the command line goes before what stands in the file.
 """
 
 import json
+import re
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.files import write_asked
@@ -34,8 +39,36 @@ def read_study(ctx: Any, path: Path | None) -> Path | None:
     for name, value in values.items():
         if name not in options:
             raise SteerbenchError(f"{path}: {suggest('option', name, list(options))}")
-        ctx.default_map[options[name].name] = _given(value, options[name], f"{path}: {name}")
+        given = _given(value, options[name], f"{path}: {name}")
+        try:
+            options[name].process_value(ctx, given)
+        except typer.BadParameter as error:
+            raise SteerbenchError(f"{path}: {name} = {_toml(value)}: {error.message}.") from error
+        ctx.default_map[options[name].name] = given
     return path
+
+
+@contextmanager
+def blaming(ctx: Any, path: Path | None) -> Iterator[None]:
+    """Have a mistake that is found in the options name the file and the key where it stands, if it is in the file."""
+    try:
+        yield
+    except SteerbenchError as error:
+        asked = {key: ctx.params.get(option.name) for key, option in _options(ctx).items()}
+        given = {key: (ctx.default_map or {}).get(option.name) for key, option in _options(ctx).items()}
+        for key, value in given.items() if path else ():
+            if value is not None and str(value) == str(asked[key]) and _speaks_of(str(error), key, value):
+                fault = str(error).removeprefix(f"--{key} ")
+                raise SteerbenchError(f"{path}: {key} = {_toml(value)}: {fault}") from error
+        raise
+
+
+def _speaks_of(message: str, key: str, value: Any) -> bool:
+    """Tell whether a message names an option, or begins with or quotes a word of a list of methods or tasks."""
+    if key not in ("methods", "tasks"):
+        return bool(re.search(rf"\b{key}\b", message.replace("_", "-")))
+    words = re.findall(r"\w+", str(value))
+    return any(message.startswith(f"{word}:") or f"'{word}'" in message for word in words)
 
 
 def write_study(ctx: Any, folder: Path) -> None:

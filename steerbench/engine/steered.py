@@ -20,7 +20,7 @@ from steerbench.engine.positions import Positions
 from steerbench.engine.ranked import decided
 from steerbench.errors import SteerbenchError
 from steerbench.models.language_model import Batch, LanguageModel
-from steerbench.models.self_check import check_in_memory
+from steerbench.models.self_check import check_in_memory, check_unhashed
 from steerbench.models.sites import Anatomy, Place
 from steerbench.steering.parts import Edit, PlacedEdit
 from steerbench.steering.steering import Steering
@@ -56,6 +56,7 @@ def steered(model: PreTrainedModel | LanguageModel, steering: Steering) -> Itera
     if not isinstance(plain, PreTrainedModel):
         raise SteerbenchError(f"steered takes a transformers model or a LanguageModel, not a {type(model).__name__}.")
     check_in_memory(plain, type(plain).__name__)
+    check_unhashed(plain, type(plain).__name__)
     anatomy = model.anatomy if isinstance(model, LanguageModel) else Anatomy(plain)
     end_ids = model.end_ids if isinstance(model, LanguageModel) else _ids(plain.generation_config.eos_token_id)
     if not steering.edits:

@@ -39,7 +39,8 @@ class Range:
             return low if self.above > self.least else f"of {self.least:g} or more"
         if max(self.least, self.above) == -inf:
             return high if self.below <= most else f"of {high} or less"
-        return f"{low} {'and' if self.above > self.least else 'to'} {high}"
+        joint = "to" if self.least >= self.above else "and" if self.below <= most else "and up to"
+        return f"{low} {joint} {high}"
 
     def _most(self, shape: Shape) -> float:
         return shape.get(self.most, inf) if isinstance(self.most, str) else self.most

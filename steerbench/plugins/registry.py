@@ -176,14 +176,16 @@ def _entry_points(kind: Kind) -> list[Source]:
     return found
 
 
-def find(kind: Kind, name: str) -> Source:
-    """Return the only source of a name. Raises SteerbenchError if there is none, or more than one."""
+def find(kind: Kind, name: str, option: str = "") -> Source:
+    """Return the only source of a name. Raises SteerbenchError if there is none, or more than one.
+
+    `option` is that of a command where the other kind is given; empty: the command has none.
+    """
     found = [source for source in sources(kind) if source.name == name]
     for other in KINDS:
         if not found and name in names(other):
-            raise SteerbenchError(
-                f"{name!r} is a {_singular(other)} and no {_singular(kind)}; {other} are given with --{other}."
-            )
+            advice = f"{other} are given with {option}" if option else f"give the name of a {_singular(kind)}"
+            raise SteerbenchError(f"{name!r} is a {_singular(other)} and no {_singular(kind)}; {advice}.")
     if not found:
         raise SteerbenchError(suggest(_singular(kind), name, names(kind)) + " A file of yours: --plugin FILE.")
     if len(found) > 1:

@@ -85,7 +85,8 @@ def expected(hint: Any, shape: Shape = UNKNOWN) -> str:
         return " or ".join(map(option_text, get_args(hint)))
     if get_origin(hint) in (Union, UnionType):
         options = [expected(option, shape) for option in get_args(hint)]
-        return (", or " if any(" or " in option for option in options) else " or ").join(options)
+        ranged = any(get_origin(option) is Annotated for option in get_args(hint))
+        return (", or " if ranged else " or ").join(options)
     return _EXPECTED[hint] if hint in _EXPECTED else str(getattr(hint, "__name__", hint))
 
 

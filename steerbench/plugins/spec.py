@@ -48,11 +48,14 @@ def parse(text: str) -> list[MethodSpec]:
     return list({str(spec): spec for spec in _Reader(text, "methods").methods()}.values())
 
 
-def check_names(kind: Kind, text: str) -> None:
-    """Read a list of methods or tasks and look for each. Raises SteerbenchError; imports none of them."""
+def check_names(kind: Kind, text: str, option: str = "") -> None:
+    """Read a list of methods or tasks and look for each. Raises SteerbenchError; imports none of them.
+
+    `option` is where the other kind is given.
+    """
     parts = parse_tasks(text) if kind == "tasks" else [part for spec in parse(text) for part in spec.parts]
     for part in parts:
-        registry.find(kind, part.name)
+        registry.find(kind, part.name, option)
 
 
 def part_labels(names: Sequence[str]) -> list[str]:

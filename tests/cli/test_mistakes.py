@@ -20,7 +20,7 @@ Cli = Callable[..., Result]
 ANSWERS = {
     # run
     "run --methods ca": "unknown method 'ca'. Did you mean 'caa'? Known: {methods}. A file of yours: --plugin FILE.",
-    "run --methods caa,hh_rlhf": "'hh_rlhf' is a task and no method; tasks are given with --tasks.",
+    "run --methods caa,hh_rlhf": "'hh_rlhf' is a task and no method; tasks are given with --task.",
     "run --methods caa: ": "cannot read 'caa:': expected the name of a hyperparameter, found the end at column 5.",
     "run --methods 'caa,caa strength=2'": "cannot read 'caa,caa strength=2': expected ',', '+', ':' or the end (put a "
     "value with special signs in double quotes), found '=' at column 17.",
@@ -34,17 +34,38 @@ ANSWERS = {
     "run --tasks sph": "unknown task 'sph'. Did you mean 'shp'? Known: {tasks}. A file of yours: --plugin FILE.",
     "run --tasks caa": "'caa' is a method and no task; methods are given with --methods.",
     "run --tasks hh_rlhf:min_ratio=2": "unknown setting of 'hh_rlhf' 'min_ratio'. Known: none.",
-    "run --tasks shp:min_ratio=x": "shp:min_ratio must be a finite number, not 'x'.",
+    "run --tasks shp:min_ratio=x": "shp:min_ratio must be a finite number of 1 or more, not 'x'.",
     "run --seeds 3-1": "--seeds '3-1' must be whole numbers separated by commas, or ranges: 0,1,2 or 0-2; 3 is the one "
     "seed 3.",
     "run --seeds 0 --seeds 1": "--seeds is given twice; give it once.",
+    "run --methods caa:layer=-1": "caa:layer must be a whole number of 0 or more, or {share}, or none, not '-1'.",
+    "run --methods caa:layer=1.0": "caa:layer must be a whole number of 0 or more, or {share}, or none, not '1.0'.",
+    "run --methods caa:layer=5": "caa:layer must be a whole number from 0 to 4, or {share}, or none, "
+    "not 5 on testbed/lm.",
+    "run --methods iti:n_heads=0": "iti:n_heads must be a whole number of 1 or more, or a finite number above 0 and "
+    "below 1, not '0'.",
+    "run --methods iti:n_heads=41 --model testbed": "iti:n_heads must be a whole number from 1 to 40, or a finite "
+    "number above 0 and below 1, not 41 on testbed/lm.",
+    "run --methods static_prompt+iti:alpha=nan": "iti:alpha must be a finite number, not 'nan'.",
+    "run --sweep --methods caa+re_control:n_steps=-1": "re_control:n_steps must be a whole number of 0 or more, or "
+    "none, not '-1'.",
+    "run --dry-run --methods best_of_n:n=0": "best_of_n:n must be a whole number from 1 to 64, not '0'.",
+    "run --dry-run --methods reft:rank=257": "reft:rank must be a whole number from 1 to 256, not 257 on testbed/lm.",
+    "run --methods re_control:step_size=1:relative_norm=1": "step_size and relative_norm exclude each other; give one "
+    "of them.",
+    "run --tasks shp:min_ratio=0.5": "shp:min_ratio must be a finite number of 1 or more, not '0.5'.",
+    "run number.toml": "number.toml: n-examples = 0: Input should be greater than or equal to 1.",
+    "run type.toml": "type.toml: seeds = \"x\": 'x' must be whole numbers separated by commas, or ranges: 0,1,2 or "
+    "0-2; 3 is the one seed 3.",
+    "run range.toml": 'range.toml: methods = "best_of_n:n=65": best_of_n:n must be a whole number from 1 to 64, not '
+    "'65'.",
+    "run range.toml --methods best_of_n:n=-1": "best_of_n:n must be a whole number from 1 to 64, not '-1'.",
     "run --match-kl 0": "match_kl is 0.0; it must be above 0, in nats per token, such as 0.1.",
     "run --objective rewrd": "unknown objective 'rewrd'. Did you mean 'reward'? Known: reward, sum.",
     "run --objective sum": "objective 'sum' is for tuning; add --tune 8, and drop --match-kl.",
     "run --n-samples 2": "n_samples is 2; it must be 1 or more, and more than 1 needs a temperature above 0: greedy "
     "responses are all alike.",
-    "run --top-p 2 --temperature 1": "generation settings are out of range: max_new_tokens 128 (1 or more), "
-    "temperature 1.0 (0 or more), top_k 0 (0 or more), top_p 2.0 (above 0, up to 1).",
+    "run --top-p 2 --temperature 1": "generation settings are out of range: top_p 2.0 (above 0, up to 1).",
     "run --thinking maybe": "unknown thinking 'maybe'. Known: keep, off, strip.",
     "run --dtype int8": "unknown dtype 'int8'. Known: auto, bfloat16, float16, float32.",
     "run --device gpu": "device 'gpu' is not there. Here: auto, cpu.",
@@ -66,6 +87,9 @@ ANSWERS = {
     # generate
     "generate --methods ca Hi": "unknown method 'ca'. Did you mean 'caa'? Known: {methods}. A file of yours: --plugin "
     "FILE.",
+    "generate --methods nudging:gamma=1.5 Hi": "nudging:gamma must be a finite number from 0 to 1, not '1.5'.",
+    "generate --methods repe:last_layer=7 Hi": "repe:last_layer must be a whole number from 0 to 4, or none, not 7 on "
+    "testbed/lm.",
     "generate --methods caa --strength 1,a Hi": "--strength '1,a' must be numbers separated by commas, such as 1,2,4 "
     "or 0.5.",
     "generate --methods caa --strength '' Hi": "--strength is empty; give one or more, separated by commas, such as "
@@ -78,6 +102,9 @@ ANSWERS = {
     "latency --methods ''": "cannot read '': expected the name of a method, found the end at column 1.",
     "latency --methods ca": "unknown method 'ca'. Did you mean 'caa'? Known: {methods}. A file of yours: --plugin "
     "FILE.",
+    "latency --methods deal:beams=0": "deal:beams must be a whole number from 1 to 64, not '0'.",
+    "latency --methods caa:layer=5": "caa:layer must be a whole number from 0 to 4, or {share}, or none, "
+    "not 5 on testbed/lm.",
     "latency --batch-sizes 1,x": "--batch-sizes '1,x' must be whole numbers above 0, separated by commas: 1,8,32.",
     "latency --prompt-tokens 0": "--prompt-tokens '0' must be whole numbers above 0, separated by commas: 32,128,256.",
     "latency --config llama-3-8b --model x": "--config makes a model of its own; leave out --model.",
@@ -111,11 +138,13 @@ ANSWERS = {
     # check, list, new
     "check ca": "unknown method 'ca'. Did you mean 'caa'? Known: {methods}. A file of yours: --plugin FILE.",
     "check nowhere.py": "plugin {here}/nowhere.py does not exist; check the path.",
-    "check hh_rlhf": "'hh_rlhf' is a task and no method; tasks are given with --tasks.",
+    "check hh_rlhf": "'hh_rlhf' is a task and no method; give the name of a method.",
     "check caa,iti": "'caa,iti' are 2 methods; check one at a time, or compose them with '+'.",
     "check t.py": "t.py is a task; the contract suite checks methods.",
     "check caa --family lama": "unknown family 'lama'. Did you mean 'llama'? Known: falcon, gemma2, gpt2, gpt_neo, "
     "gpt_neox, llama, mistral, opt, phi3, qwen2, qwen3.",
+    "check cards:alpha=-0.1": "cards:alpha must be a finite number from 0 to 1, not '-0.1'.",
+    "list rtd:share=1": "rtd:share must be a finite number from 0 to below 1, not '1'.",
     "list cae": "unknown method or task 'cae'. Did you mean 'caa'? Known: {all}. A file of yours: --plugin FILE.",
     "list --plugin nowhere.py": "plugin {here}/nowhere.py does not exist; check the path.",
     "new method caa": "caa exists; choose another name.",
@@ -125,6 +154,8 @@ ANSWERS = {
     # export, import
     "export ca out": "unknown method 'ca'. Did you mean 'caa'? Known: {methods}. A file of yours: --plugin FILE.",
     "export caa,iti out": "'caa,iti' are 2 methods; export one at a time.",
+    "export ode_steer:time=-1 out": "ode_steer:time must be a finite number of 0 or more, not '-1'.",
+    "export caa:layer=5 out": "caa:layer must be a whole number from 0 to 4, or {share}, or none, not 5 on testbed/lm.",
     "export caa notes.txt": "notes.txt exists already; give a new name.",
     "export caa out --format foo": "unknown format 'foo'. Known: folded, gguf, lm-eval, safetensors, steering, "
     "steering-vectors.",
@@ -189,6 +220,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "folder").mkdir()
     for name in ("notes.txt", "nonsense.pt", "nonsense.safetensors"):
         (place / name).write_text("nothing that anybody reads")
+    (place / "number.toml").write_text("n-examples = 0\n")
+    (place / "type.toml").write_text('seeds = "x"\n')
+    (place / "range.toml").write_text('methods = "best_of_n:n=65"\n')
     (place / "m.py").write_text(METHOD)
     (place / "t.py").write_text(TASK)
     for method in ("unsteered", "caa"):
@@ -218,7 +252,11 @@ def known(here: Path) -> dict[str, str]:
         "all": [*methods, *tasks, "methods", "tasks", "all"],
         "metrics": [column.name for column in METRIC_COLUMNS],
     }
-    return {"here": str(here), **{name: ", ".join(sorted(words)) for name, words in lists.items()}}
+    return {
+        "here": str(here),
+        "share": "a finite number from 0 to below 1",
+        **{name: ", ".join(sorted(words)) for name, words in lists.items()},
+    }
 
 
 @pytest.mark.parametrize("command", ANSWERS)

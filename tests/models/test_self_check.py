@@ -213,6 +213,9 @@ def test_reformer_is_refused(kinds: list[str], tmp_path: Path) -> None:
     model = ReformerModelWithLMHead(ReformerConfig(**sizes, **chunks, **more, max_position_embeddings=64))
     with pytest.raises(SteerbenchError, match=r"^'?\S+'? is a Reformer: it pads a text .* use another model\.$"):
         LanguageModel.load(saved(tmp_path, model))
+    bare = pytest.raises(SteerbenchError, match=r"^ReformerModelWithLMHead is a Reformer: .* use another model\.$")
+    with bare, steered(model, Steering()):
+        pass
 
 
 def test_weights_that_are_not_in_memory_are_refused() -> None:

@@ -262,9 +262,14 @@ def test_equal_hyperparameters_give_equal_records() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_json_cannot_hold_is_refused(value: Any) -> None:
+def test_what_is_not_finite_is_refused(value: Any) -> None:
+    with pytest.raises(SteerbenchError, match=rf"^Sample: rate must be a finite number, not {value}\.$"):
+        Sample(rate=value)
+
+
+def test_what_json_cannot_hold_is_refused() -> None:
     with pytest.raises(SteerbenchError, match=r"^Sample: a hyperparameter is no plain JSON value"):
-        hyperparameters(Sample(rate=value))
+        hyperparameters(Sample(layers=(math.nan,)))
 
 
 # Tasks
