@@ -105,7 +105,7 @@ class ODESteer(Steerer):
     }
 
     time: NotNegative = 5.0
-    relative_norm: float | None = None
+    relative_norm: NotNegative | None = None
     n_steps: Count = 10
     layer: Layer | None = None
     pool: Literal["response_mean", "last_response"] = "response_mean"

@@ -68,7 +68,7 @@ class PrefCTRL(Steerer):
 
     step_size: float = 0.5
     n_steps: Whole = 50
-    relative_norm: float | None = None
+    relative_norm: NotNegative | None = None
     margin: NotNegative = 1.0
     anchor: NotNegative = 1.0
     layers: Annotated[int, Range(1, 3)] = 3

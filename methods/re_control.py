@@ -46,7 +46,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Ascent, PlacedEdit
-from steerbench.learn import Count, Positive, Range, Share, Training, Whole, rollout_value, step_for
+from steerbench.learn import Count, NotNegative, Positive, Range, Share, Training, Whole, rollout_value, step_for
 from steerbench.learn.valuation import FINAL
 
 
@@ -94,7 +94,7 @@ class REControl(Steerer):
     setting: Literal["hh_vicuna", "hh_falcon", "shp_vicuna", "shp_llama3"] = "hh_vicuna"
     step_size: float | None = None
     n_steps: Whole | None = None
-    relative_norm: float | None = None
+    relative_norm: NotNegative | None = None
     target: float | None = None
     layers: Annotated[int, Range(1, 3)] | None = None
     hidden: Count | None = None
@@ -108,8 +108,6 @@ class REControl(Steerer):
     def __post_init__(self) -> None:
         if self.step_size is not None and self.relative_norm is not None:
             raise SteerbenchError("step_size and relative_norm exclude each other; give one of them.")
-        if self.terminal == "first" and self.td_lambda:
-            raise SteerbenchError(f"terminal=first knows TD(0) alone; take td_lambda=0, not {self.td_lambda:g}.")
 
     def fit(self, context: FitContext) -> Steering:
         """Train V on the states of rollouts, and describe the ascent on it."""

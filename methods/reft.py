@@ -135,6 +135,8 @@ class ReFT(Steerer):
 
     def _learn(self, context: FitContext, site: Site) -> Learned:
         width = contrast(context, site, "response_mean").preferred.shape[1]
+        if self.rank > width:
+            raise SteerbenchError(f"rank={self.rank} is outside 1..{width}, the width of {site}.")
         drawn = torch.randn(self.rank, width, generator=context.generator("rotation"))
         first = (torch.linalg.qr(drawn.T)[0].T, torch.zeros(self.rank, width), torch.zeros(self.rank))
         rotation, change, bias = (leaf(context.lm, site, t) for t in first)

@@ -19,8 +19,9 @@ class Range:
     """
 
     least: float = -inf
+    """The lowest number."""
     most: float | Literal["last_layer", "n_heads", "width"] = inf
-    """A number, or that of the model that is steered: of its last block, of its attention heads, of its states."""
+    """The highest one, or what the model that is steered has: its last block, its attention heads, its width."""
     above: float = -inf
     """A lower end that is not allowed itself."""
     below: float = inf

@@ -318,7 +318,8 @@ def test_a_prompt_that_a_method_makes_too_long_is_reported(run_cli: Cli) -> None
 def test_the_layer_of_another_model_is_reported(run_cli: Cli) -> None:
     done = run_cli("--methods", "caa:layer=99")
     assert done.exit_code == 2
-    assert "failed: caa:layer=99 (seed 0): layer=99 is outside 0..2 of lm." in done.stderr
+    assert "error: caa:layer must be a whole number from 0 to 2, or " in done.stderr
+    assert done.stderr.endswith(", or none, not 99 on lm.\n")
 
 
 FILES = {

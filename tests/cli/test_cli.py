@@ -272,10 +272,12 @@ def test_list_of_one_shows_its_settings_and_its_card(cli: Cli, monkeypatch: pyte
     assert re.search(
         r"^strength +0\.1 +float +length of the shift.*; 0\.0 switches the method off; --tune draws", done, re.M
     )
-    assert re.search(r"^layer +none +int \| float \| none +with `site=resid_post`", done, re.M)
+    assert re.search(
+        r"^layer +none +int of 0 or more \| float from 0 to below 1 \| none +with `site=resid_post`", done, re.M
+    )
     assert "Given as --methods 'static_re:strength=0.05'" in done
     assert "It has no hyperparameters." in cli("list", "unsteered").stdout
-    assert re.search(r"^min_ratio +1\.0 +float +votes of", cli("list", "shp").stdout, re.M)
+    assert re.search(r"^min_ratio +1\.0 +float of 1 or more +votes of", cli("list", "shp").stdout, re.M)
     assert "It has no settings." in cli("list", "hh_rlhf").stdout
     wrong = cli("list", "method")
     assert wrong.exit_code == 2

@@ -221,8 +221,8 @@ def test_strength_multiplies_the_vectors(llama: LanguageModel) -> None:
     ("fields", "expected"),
     [
         ({"layer": 3}, r"layer=3 is outside 0\.\.2"),
-        ({"layer": -1}, r"layer=-1 is outside 0\.\.2"),
-        ({"first": -1}, "first=-1 is no position of a prompt; give 0 or more"),
+        ({"layer": -1}, "layer must be a whole number of 0 or more, or "),
+        ({"first": -1}, "first must be a whole number of 0 or more, not -1"),
         ({"positive": "Love" * 64}, None),
         ({"positive": "Love" * 65}, "260 tokens and 0 new ones do not fit the context of 256"),
     ],

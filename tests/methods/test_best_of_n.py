@@ -81,7 +81,7 @@ def test_greedy_candidates_are_refused(llama: LanguageModel) -> None:
 
 @pytest.mark.parametrize("n", [0, 65, -1])
 def test_a_number_out_of_range_is_refused(n: int) -> None:
-    with pytest.raises(SteerbenchError, match=f"n is {n}; it must be from 1 to 64"):
+    with pytest.raises(SteerbenchError, match=f"n must be a whole number from 1 to 64, not {n}"):
         best_of(n)
 
 
@@ -207,5 +207,5 @@ def test_early_rejection_saves_passes_of_rows(llama: LanguageModel) -> None:
 
 @pytest.mark.parametrize("fields", [{"beta": -1.0}, {"reject_every": -1}, {"beta": float("inf")}])
 def test_settings_out_of_range_are_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(SteerbenchError, match="must be 0 or more"):
+    with pytest.raises(SteerbenchError, match=r"must be a (whole|finite) number of 0 or more, not"):
         method(**fields)

@@ -94,7 +94,7 @@ def test_the_sparsity_has_its_price(llama: LanguageModel) -> None:
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.0, 0.0])
 def test_a_number_of_heads_that_is_none_is_refused(wrong: float) -> None:
-    with pytest.raises(SteerbenchError, match="is no number of heads"):
+    with pytest.raises(SteerbenchError, match=f"n_heads must be .*, not {wrong}"):
         LoFiT(n_heads=wrong).fit(planted(0, pairs=2).context)
 
 

@@ -89,5 +89,5 @@ def test_a_length_of_its_own(llama: LanguageModel) -> None:
     (placed,) = ODESteer(relative_norm=0.2, features=100).fit(context).edits
     assert placed.edit.time == pytest.approx(context.report["time"])
     assert context.report["relative_norm"] == pytest.approx(0.2)
-    with pytest.raises(SteerbenchError, match="n_steps=0"):
+    with pytest.raises(SteerbenchError, match="n_steps must be a whole number of 1 or more, not 0"):
         ODESteer(n_steps=0, features=100).fit(context)

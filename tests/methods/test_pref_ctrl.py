@@ -68,5 +68,5 @@ def test_the_loss_is_that_of_the_formula(llama: LanguageModel, monkeypatch: pyte
 
 
 def test_weights_below_zero_are_refused(llama: LanguageModel) -> None:
-    with pytest.raises(SteerbenchError, match="are weights; give 0 or more"):
+    with pytest.raises(SteerbenchError, match="margin must be a finite number of 0 or more, not -1"):
         PrefCTRL(margin=-1.0).fit(context(llama))

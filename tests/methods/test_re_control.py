@@ -210,13 +210,15 @@ def test_the_default_tells_the_prompts_of_the_testbed_apart() -> None:
 
 
 def test_what_cannot_be_fitted_is_told(llama: LanguageModel) -> None:
-    with pytest.raises(SteerbenchError, match="n_steps=-3"):
+    with pytest.raises(SteerbenchError, match="n_steps must be a whole number of 0 or more, or none, not -3"):
         fit(llama, n_steps=-3)
-    with pytest.raises(SteerbenchError, match=r"relative_norm=-1\.0 is no length"):
+    with pytest.raises(
+        SteerbenchError, match=r"relative_norm must be a finite number of 0 or more, or none, not -1\.0"
+    ):
         fit(llama, relative_norm=-1.0)
     with pytest.raises(SteerbenchError, match="step_size and relative_norm exclude each other"):
         fit(llama, step_size=0.5, relative_norm=0.1)
-    with pytest.raises(SteerbenchError, match="layers=5"):
+    with pytest.raises(SteerbenchError, match="layers must be a whole number from 1 to 3, or none, not 5"):
         fit(llama, layers=5)
     with pytest.raises(SteerbenchError, match="no rollout has a token"):
         method("re_control").fit(context(llama, examples=[]))

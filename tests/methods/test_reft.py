@@ -64,5 +64,5 @@ def test_what_cannot_be_fitted_is_told() -> None:
     context = planted(0, pairs=4).context
     with pytest.raises(SteerbenchError, match=r"rank=33 is outside 1\.\.32"):
         ReFT(rank=33).fit(context)
-    with pytest.raises(SteerbenchError, match="positions=0 edits nothing"):
+    with pytest.raises(SteerbenchError, match="positions must be a whole number of 1 or more, not 0"):
         ReFT(positions=0).fit(context)

@@ -198,7 +198,6 @@ def test_either_end_of_the_band_can_be_given(llama: LanguageModel, fields: Any, 
     [
         ({"last_layer": 3}, "1 to 3"),
         ({"last_layer": 0}, "1 to 0"),
-        ({"first_layer": -1}, "-1 to -1"),
         ({"first_layer": 3}, "3 to 2"),
         ({"first_layer": 10, "last_layer": 14}, "10 to 14"),
     ],

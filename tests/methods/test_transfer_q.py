@@ -99,5 +99,5 @@ def test_a_block_as_long_as_the_response_is_soft_best_of_n(llama: LanguageModel)
 
 @pytest.mark.parametrize("fields", [{"candidates": 0}, {"block": 0}, {"lookahead": -1}, {"weight": -1.0}])
 def test_settings_out_of_range_are_refused(llama: LanguageModel, fields: dict[str, Any]) -> None:
-    with pytest.raises(SteerbenchError, match="transfer_q: candidates="):
+    with pytest.raises(SteerbenchError, match=rf"^TransferQ: {next(iter(fields))} must be "):
         method(llama, **fields)
