@@ -9,8 +9,9 @@ during the whole generation, as in ITI (Li et al. 2023).
 Differences from the authors' code: there is none to compare with, and no settings are published. The regression here is
 ridge regression with its penalty chosen by leave-one-out cross-validation (scikit-learn): there are rarely more
 rollouts than dimensions. At `site=final` the shift is a constant logit bias; `resid_post` reaches the layers above,
-where `layer` is 13 of 32 by default, as for `caa`. `pool=response_mean` regresses on the response instead of the
-prompt.
+where `layer` is 13 of 32 by default, as for `caa`. Tuning does not draw the layer: at `final` there is none, and half
+of the trials would be others again; give it with `site=resid_post`, such as `layer=0.4`. `pool=response_mean` regresses
+on the response instead of the prompt.
 
 Defaults: strength 0.1, in units of the mean length of a state; the paper's is not known. Cost: one response to each
 training prompt and one pass over it to fit, one addition per token to steer.

@@ -134,21 +134,21 @@ class Panel:
 def curves(panels: Sequence[Panel]) -> list[str]:
     """Return the SVG of each panel. All have one vertical scale, so that noise in one does not look like an effect."""
     ends = [end for panel in panels for end in panel.ends]
-    return [_curve(panel, _padded(ends)) for panel in panels]
+    with svg.style():  # once: matplotlib checks some 300 settings whenever they are set
+        return [_curve(panel, _padded(ends)) for panel in panels]
 
 
 def _curve(panel: Panel, span: tuple[float, float]) -> str:
-    with svg.style():
-        made, (axes,) = svg.figure(250, 170, left=0.15, right=0.97, bottom=0.13, top=0.96)
-        axes.set_ylim(*span)
-        if panel.level is not None:
-            axes.axhline(panel.level, color=MUTED, lw=1, ls=(0, (4, 3)))
-        for x in sorted(set(panel.marked)):
-            axes.axvline(x, color=GREEN, lw=1.2, alpha=0.5)
-        for line in panel.lines:
-            _draw_line(axes, line, dots=line.colour != MUTED and not line.dashed)
-        axes.locator_params(nbins=5)
-        return svg.inline(made, panel.name, panel.label)
+    made, (axes,) = svg.figure(250, 170, left=0.15, right=0.97, bottom=0.13, top=0.96)
+    axes.set_ylim(*span)
+    if panel.level is not None:
+        axes.axhline(panel.level, color=MUTED, lw=1, ls=(0, (4, 3)))
+    for x in sorted(set(panel.marked)):
+        axes.axvline(x, color=GREEN, lw=1.2, alpha=0.5)
+    for line in panel.lines:
+        _draw_line(axes, line, dots=line.colour != MUTED and not line.dashed)
+    axes.locator_params(nbins=5)
+    return svg.inline(made, panel.name, panel.label)
 
 
 def _draw_line(axes: Any, line: Line, dots: bool = True) -> None:
