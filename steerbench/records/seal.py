@@ -45,7 +45,7 @@ def _from_arrow(column: pa.ChunkedArray) -> list[Any] | None:
     kind = _KINDS.get(str(column.type))
     if kind is None or (column.null_count and kind in "bi"):  # which makes numbers, or objects, of whole numbers
         return None
-    plain: list[Any] = column.to_pylist()
+    plain: list[Any] = column.to_pylist() if kind in "Ob" else column.to_numpy().tolist()
     if kind == "f":
         plain = [None if value != value else value for value in plain]  # noqa: PLR0124
     return [kind, plain]

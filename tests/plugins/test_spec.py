@@ -268,8 +268,8 @@ def test_what_is_not_finite_is_refused(value: Any) -> None:
 
 
 def test_what_json_cannot_hold_is_refused() -> None:
-    with pytest.raises(SteerbenchError, match=r"^Sample: a hyperparameter is no plain JSON value"):
-        hyperparameters(Sample(layers=(math.nan,)))
+    with pytest.raises(SteerbenchError, match=r"^Strict: a hyperparameter is no plain JSON value"):
+        hyperparameters(Strict(path="p", weights={"a": math.nan}))
 
 
 # Tasks
