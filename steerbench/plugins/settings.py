@@ -55,7 +55,8 @@ def fits(value: Any, hint: Any, shape: Shape = UNKNOWN) -> bool:
     """
     if get_origin(hint) is Annotated:
         kind, *notes = get_args(hint)
-        return fits(value, kind, shape) and all(note.holds(value, shape) for note in notes if isinstance(note, Range))
+        ranges = [note for note in notes if isinstance(note, Range) and isinstance(value, int | float)]
+        return fits(value, kind, shape) and all(one.holds(value, shape) for one in ranges)
     if get_origin(hint) is Literal:
         return any(type(option) is type(value) and option == value for option in get_args(hint))
     if get_origin(hint) in (Union, UnionType):

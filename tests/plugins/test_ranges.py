@@ -42,6 +42,7 @@ PLUGINS = [(kind, name) for kind in KINDS for name in registry.names(kind)]
             "a whole number of 0 or more, or a finite number from 0 to below 1",
         ),
         (Heads, [1, 9, 0.5], [0, 1.0, 0.0], "a whole number of 1 or more, or a finite number above 0 and below 1"),
+        (Annotated[int | None, Range(1)], [None, 1], [0, -1], "a whole number or none of 1 or more"),
         (Count | None, [None, 1], [0, "none"], "a whole number of 1 or more, or none"),
     ],
 )
