@@ -81,7 +81,7 @@ def test_greedy_candidates_are_refused(llama: LanguageModel) -> None:
 
 @pytest.mark.parametrize("n", [0, 65, -1])
 def test_a_number_out_of_range_is_refused(n: int) -> None:
-    with pytest.raises(SteerbenchError, match=f"n is {n}; it must be from 1 to 64"):
+    with pytest.raises(SteerbenchError, match=f"n must be a whole number from 1 to 64, not '{n}'"):
         best_of(n)
 
 

@@ -1,6 +1,5 @@
 """Linear-AcT against one-dimensional transport written out, layer after layer, and against a planted transport."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -97,7 +96,7 @@ def test_one_pair_is_too_few(context: FitContext) -> None:
     with pytest.raises(SteerbenchError, match="n_pairs must be a whole number of 2 or more, not 1"):
         fit(context, n_pairs=1)
     with pytest.raises(SteerbenchError, match="more training examples"):
-        fit(replace(context, examples=context.examples[:1]))
+        fit(FitContext(lm=context.lm, examples=EXAMPLES[:1], reward=context.reward))
 
 
 def test_the_fit_does_not_hang_on_the_strength(context: FitContext) -> None:
