@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import kept_models
 import pytest
 import torch
 from brief_timing import brief
@@ -61,6 +62,13 @@ def pytest_collection_finish() -> None:
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time no run, unless a test asks for it: that takes as long as all else."""
     monkeypatch.setattr(harness, "latency", brief)
+
+
+@pytest.fixture(autouse=True)
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load and try out a model once, and copy it from then on, but where loading is what is tested."""
+    if request.path.parent.name != "models":
+        kept_models.keep(monkeypatch)
 
 
 @pytest.fixture(params=mostly_slow(sorted(tiny.FAMILIES), UNLIKE.__contains__))
