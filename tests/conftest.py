@@ -32,6 +32,7 @@ UNLIKE = ("gemma2", "gpt2", "falcon")
 
 LONGEST = (
     "test_contract.py",
+    "test_broken_methods.py",
     "test_results.py",
     "test_harness.py",
     "test_bad_input.py",

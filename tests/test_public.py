@@ -118,9 +118,9 @@ def test_fit_asks_for_a_reward_only_where_one_is_needed(llama: LanguageModel, wo
     examples = tiny.examples()[:8]
     with pytest.raises(SteerbenchError, match="learns from a reward; give one"):
         fit("re_control", llama, examples)
-    by_name = fit("re_control", str(world / "lm"), examples, reward=str(world / "reward"))
+    by_name = fit("re_control:epochs=1", str(world / "lm"), examples, reward=str(world / "reward"))
     assert by_name.edits
-    assert fit("re_control", llama, examples, reward=tiny.VowelReward()).edits
+    assert fit("re_control:epochs=1", llama, examples, reward=tiny.VowelReward()).edits
 
 
 def test_fit_refuses_what_is_no_method_and_no_model(llama: LanguageModel) -> None:

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 from made_records import make
-from thorough import mostly_slow
 
 from steerbench import Decoding, Options, Protocol, Record, SteerbenchError, generate, leaderboard, run
 from steerbench.bench.setup import load_bench
@@ -138,7 +137,8 @@ def test_the_device_changes_no_score(protocol: Protocol, tmp_path: Path) -> None
 # Chance is called chance
 
 
-@pytest.mark.parametrize("n_studies", mostly_slow([20, 200], lambda n: n == 20))
+@pytest.mark.slow
+@pytest.mark.parametrize("n_studies", [20, 200])
 def test_the_unsteered_model_beats_itself_in_one_study_of_twenty(n_studies: int) -> None:
     """Studies of the unsteered model against itself with another sampling seed, 60 prompts each."""
     lm, reward = tiny.language_model(), tiny.VowelReward()

@@ -448,6 +448,7 @@ def test_a_new_task_can_be_run(cli: Cli, run_cli: Cli, tmp_path: Path, monkeypat
     assert record.protocol["task_settings"] == {"min_words": 5}
 
 
+@pytest.mark.slow
 def test_check_fails_where_an_invariant_is_broken(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "never_off.py"
     path.write_text(METHOD.replace("h + self.strength * self.vector", "h + self.vector"))

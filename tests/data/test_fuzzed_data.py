@@ -22,7 +22,7 @@ from steerbench.data.task import Task, TaskData
 from steerbench.edits import Add, PlacedEdit, Site
 
 FIXED = settings(
-    max_examples=150,
+    max_examples=75,
     derandomize=True,  # the same examples in every run
     deadline=20_000,
     database=None,

@@ -126,7 +126,7 @@ def timings(cli: Cli, config: Path, *args: object) -> Result:
 
 
 def test_a_configuration_alone(cli: Cli, config: Path) -> None:
-    found = timings(cli, config, "--methods", "caa,iti+static_prompt,re_control", "--batch-sizes", "1,2", "--rounds", 6)
+    found = timings(cli, config, "--methods", "caa,iti+static_prompt", "--batch-sizes", "1,2", "--rounds", 6)
     assert found.exit_code == 0, found.output
     (record,) = load_latency(config / "out")
     (path,) = (config / "out").iterdir()
@@ -140,7 +140,7 @@ def test_a_configuration_alone(cli: Cli, config: Path) -> None:
     assert record["model"]["weights"] == "random"
     assert (record["model"]["vocabulary"], record["model"]["layers"]) == (4100, 2)
     assert (record["model"]["dtype"], record["model"]["attention"]) == ("float32", "sdpa")
-    assert list(record["methods"]) == ["caa", "iti+static_prompt", "re_control"]
+    assert list(record["methods"]) == ["caa", "iti+static_prompt"]
     assert [part["name"] for part in record["methods"]["iti+static_prompt"]] == ["iti", "static_prompt"]
     assert record["machine"]["threads"] == torch.get_num_threads()
     assert record["grid"]["rounds"] == 6

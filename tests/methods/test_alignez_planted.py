@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from thorough import mostly_slow
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
@@ -117,7 +118,7 @@ def test_without_fixing_the_sign_some_point_to_the_bad_side(llama: LanguageModel
     assert min(found) < -0.95
 
 
-@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("even", mostly_slow([True, False], lambda even: even))
 def test_ccs_finds_the_truth_and_its_sign(llama: LanguageModel, even: bool) -> None:
     assert min(cosines(llama, even, identify="ccs")) > 0.95
 
@@ -130,6 +131,7 @@ def test_ccs_as_published_finds_an_even_truth_and_an_uneven_one_roughly(llama: L
     assert 0.7 < min(found) < max(found) < 0.95
 
 
+@pytest.mark.slow
 def test_without_fixing_the_sign_a_probe_points_to_either_side(llama: LanguageModel) -> None:
     """Documents a failure of the published form."""
     found = cosines(llama, identify="ccs", sign="blind")
@@ -137,7 +139,7 @@ def test_without_fixing_the_sign_a_probe_points_to_either_side(llama: LanguageMo
     assert min(found) < 0 < max(found)
 
 
-@pytest.mark.parametrize("identify", ["svd", "ccs"])
+@pytest.mark.parametrize("identify", mostly_slow(["svd", "ccs"], lambda name: name == "svd"))
 def test_version_1_removes_away_from_the_truth_and_boosts_toward_it(llama: LanguageModel, identify: str) -> None:
     for seed in SEEDS:
         drawn = truths(seed)
@@ -169,6 +171,7 @@ def test_ccs_depends_on_the_seed_and_svd_does_not(llama: LanguageModel) -> None:
 # What cannot be found
 
 
+@pytest.mark.slow
 def test_singular_vectors_of_each_class_find_the_mean_of_all_states(llama: LanguageModel) -> None:
     """Documents a failure: what is removed is nearly what is boosted, and neither is what the classes differ by."""
     drawn = truths(0, common=5.0)
@@ -182,7 +185,7 @@ def test_singular_vectors_of_each_class_find_the_mean_of_all_states(llama: Langu
     assert all(float(edit.boost @ drawn[layer].u) > 0.95 for layer, edit in right.items())  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", mostly_slow(SEEDS, lambda seed: seed == SEEDS[0]))
 def test_centring_each_class_before_ccs_loses_the_truth(llama: LanguageModel, seed: int) -> None:
     """Documents why the method leaves the states as they are."""
     truth = truths(seed)[0]

@@ -105,6 +105,7 @@ def test_unsteered_is_the_empty_steering(llama: LanguageModel) -> None:
     assert fit(llama, "unsteered") == Steering()
 
 
+@pytest.mark.slow
 def test_every_pair_of_methods_composes(llama: LanguageModel) -> None:
     fitted = {name: fit(llama, name) for name in METHODS}
     for a, b in itertools.product(METHODS, METHODS):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from thorough import mostly_slow
 from torch import Tensor
 
 from steerbench import (
@@ -287,7 +288,7 @@ def many_examples() -> list[Example]:
     return [Example(str(i), str(i), user(f"{question}?"), "a", "b") for i, question in enumerate(questions)]
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("sign", mostly_slow([1.0, -1.0], lambda sign: sign > 0))
 def test_the_ascent_goes_where_the_reward_grows(llama: LanguageModel, sign: float) -> None:
     """With one token per response, V is a regression on the state after the prompt, and its truth is known."""
     torch.manual_seed(0)

@@ -242,6 +242,10 @@ def test_a_seed_that_missed_its_kl_is_told(tmp_path: Path) -> None:
     assert "target 0.1 nats per token; not matched with seed 1. Unsteered: reward 1.000." in page.text
 
 
+def test_a_page_without_javascript_says_what_is_missing() -> None:
+    assert "This part needs JavaScript" in Page(usual()).text
+
+
 def test_the_page_says_how_ranks_are_made() -> None:
     text = " ".join(Page(usual()).text.split())
     assert "by a test corrected for the number of pairs (Holm, 5 %)" in text

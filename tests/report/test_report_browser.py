@@ -196,6 +196,7 @@ def test_it_fits_a_phone(page: Any, scheme: str) -> None:
     assert (int(background.split("(")[1].split(",")[0]) > 128) == (scheme == "light")
 
 
+@pytest.mark.slow
 def test_it_is_readable_without_javascript(page: Any, report: str) -> None:
     page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:

@@ -205,7 +205,7 @@ def test_the_nats_of_a_reply_are_its_exact_information() -> None:
     scene = Scene(user(f"How do I {goal.name}?"), goal, (3.0, -3.0, 0.0, 3.0))
     cost: dict[str, float] = {}
     seen: Counter[str] = Counter()
-    draws = 30_000
+    draws = 12_000
     for _ in range(draws):
         before = draw.nats
         text = here.reply(draw, scene)

@@ -135,7 +135,7 @@ def test_the_opening_of_a_dialogue_is_its_question_without_the_persona() -> None
 
 @pytest.fixture(scope="module")
 def learned() -> Any:
-    return learn(turn.text for text in texts(World(0), "tokenizer", 3000) for turn in text.dialogue)
+    return learn(turn.text for text in texts(World(0), "tokenizer", 1000) for turn in text.dialogue)
 
 
 def test_the_tokenizer_gives_back_any_text(learned: Any) -> None:
