@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import Result
 
+from steerbench.contract import INVARIANTS
 from steerbench.plugins import registry
 
 ROOT = Path(__file__).parents[2]
@@ -94,11 +96,29 @@ def test_the_page_on_python_runs(executed: Callable[[str], str]) -> None:
     assert {path.name for path in Path.cwd().iterdir()} >= {"polite", "runs"}
 
 
-def test_what_contributing_says_of_a_method_works(tmp_path: Path) -> None:
-    ran(["-m", "steerbench", "new", "method", "my_method"], tmp_path)
-    ran(["-m", "steerbench", "new", "task", "my_task"], tmp_path)  # which writes its own test
+class Outcomes:
+    """What became of each test of a pytest in this process."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.failed:
+            self.found.append(report.outcome)
+
+
+def test_what_contributing_says_of_a_method_works(
+    cli: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for kind in ("method", "task"):  # a task comes with its own test
+        assert cli("new", kind, f"my_{kind}").exit_code == 0
     (tmp_path / "test_my_method.py").write_text(python_of(ROOT / "CONTRIBUTING.md"), encoding="utf-8")
-    assert " passed" in ran(["-m", "pytest", "-q", "-p", "no:cacheprovider"], tmp_path)
+    outcomes = Outcomes()
+    alone = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--import-mode=importlib", f"--rootdir={tmp_path}"]
+    assert pytest.main([*alone, str(tmp_path)], plugins=[outcomes]) == pytest.ExitCode.OK
+    assert set(outcomes.found) == {"passed"}
+    assert len(outcomes.found) > len(INVARIANTS)
 
 
 def test_the_readme_steers_another_model(assets: Path, executed: Callable[[str], str]) -> None:
