@@ -26,8 +26,8 @@ from steerbench.plugins import registry
 torch.set_num_threads(1)  # for tiny models one thread beats two
 
 
-UNLIKE = ("gemma2", "gpt2", "falcon")
-"""Families that differ in norms, positions, fused maps and the order of parts. `llama` is met elsewhere."""
+UNLIKE = ("gemma2", "gpt2")
+"""Families that differ in norms, positions, windows and fused maps. `llama` is met elsewhere, and all by the contract."""
 
 
 LONGEST = (

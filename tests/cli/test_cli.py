@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from given_options import last_of_each
 from rich.console import Console
+from thorough import mostly_slow
 from typer.testing import Result
 
 import steerbench
@@ -457,12 +458,15 @@ def test_check_fails_where_an_invariant_is_broken(cli: Cli, tmp_path: Path) -> N
     assert "broken" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["--help", "list", "list --long", "list caa"])
+@pytest.mark.parametrize(
+    "command", mostly_slow(["--help", "list", "list --long", "list caa"], lambda text: text != "list")
+)
 def test_help_and_list_load_nothing_heavy(command: str) -> None:
     code = "import sys; from steerbench.cli import app; app(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True)
     loaded = done.stdout.splitlines()[-1].split()
-    assert not {"torch", "transformers", "datasets", "evaluate", "pandas", "numpy"} & set(loaded)
+    heavy = {"torch", "transformers", "datasets", "evaluate", "pandas", "numpy", "matplotlib", "jinja2"}
+    assert not heavy & set(loaded)
 
 
 def test_the_leaderboard_loads_no_models(run_cli: Cli, tmp_path: Path) -> None:

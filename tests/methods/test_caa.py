@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from thorough import mostly_slow
 from torch import Tensor
 
 from steerbench import Decoding, Example, FitContext, LanguageModel, SteerbenchError, Steering, generate, load
@@ -191,7 +192,7 @@ def test_personas_are_read_at_the_end_of_the_prompt(lm: LanguageModel) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("pool", ["response_mean", "last_response"])
+@pytest.mark.parametrize("pool", mostly_slow(["response_mean", "last_response"], lambda pool: pool == "last_response"))
 def test_own_replies_are_read_behind_the_plain_query(llama: LanguageModel, pool: str) -> None:
     shared = context(llama, tiny.examples()[:6], decoding=SHORT)
     found = vector(load("methods", "caa")(pairs="self_generated", pool=pool).fit(shared))  # type: ignore[call-arg]

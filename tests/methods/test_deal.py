@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from naive_search import drawn, is_finished, numbers
+from thorough import mostly_slow
 
 from steerbench import Decoding, FitContext, LanguageModel, SteerbenchError, Steering, generate, load
 from steerbench.contract import tiny
@@ -46,7 +47,10 @@ def naive(lm: LanguageModel, dialogue: Dialogue, beams: int, branches: int, bloc
 
 @pytest.mark.parametrize(
     ("beams", "branches", "blocks", "weight"),
-    [(2, 2, Blocks(tokens=1, lookahead=2), 4.0), (3, 2, Blocks(tokens=2), 4.0), (2, 3, Blocks(tokens=1), 0.0)],
+    mostly_slow(
+        [(2, 2, Blocks(tokens=1, lookahead=2), 4.0), (3, 2, Blocks(tokens=2), 4.0), (2, 3, Blocks(tokens=1), 0.0)],
+        lambda case: case[2].lookahead,
+    ),
 )
 def test_beams_are_judged_by_likelihood_and_lookahead(
     llama: LanguageModel, beams: int, branches: int, blocks: Blocks, weight: float

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from thorough import mostly_slow
 from torch import Tensor
 
 from steerbench import Decoding, FitContext, LanguageModel, Steering, load
@@ -61,14 +62,14 @@ def models() -> tuple[LanguageModel, LanguageModel]:
     return one, other
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS, lambda name: name != "alignez"))
 def test_the_default_steers_both_alike(models: tuple[LanguageModel, LanguageModel], name: str) -> None:
     one, other = (logits(lm, fitted(lm, name)) for lm in models)
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(one, logits(models[0], Steering()), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["alignez", "repe"])
+@pytest.mark.parametrize("name", mostly_slow(["alignez", "repe"], lambda name: name == "repe"))
 def test_the_published_step_does_not(models: tuple[LanguageModel, LanguageModel], name: str) -> None:
     one, other = (logits(lm, fitted(lm, name, relative_norm=None)) for lm in models)
     assert not torch.allclose(one, other, atol=1e-3)

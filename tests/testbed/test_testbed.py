@@ -115,6 +115,7 @@ def test_rewards_agree_with_gold_and_err_apart(bench: Bench) -> None:
     assert found["error_correlation"] < 0.9
 
 
+@pytest.mark.slow
 def test_the_encoder_finds_the_reply_that_belongs_to_a_prompt(bench: Bench) -> None:
     assert np.mean(quality.true_reply_first(bench)) >= 0.85
 
@@ -239,12 +240,12 @@ def test_other_models_on_its_data_are_a_testbed_too(world: Path) -> None:
 
 def test_a_run_without_options_but_fewer_prompts_prints_a_table(cli: Cli, tmp_path: Path) -> None:
     found = cli(
-        "run", "--out", tmp_path, "--n-examples", 4, "--n-train", 8, "--tasks", "hh_rlhf,shp", "--max-new-tokens", 8
+        "run", "--out", tmp_path, "--n-examples", 2, "--n-train", 4, "--tasks", "hh_rlhf,shp", "--max-new-tokens", 8
     )
     assert found.exit_code == 0, found.output
     assert "testbed-hh_rlhf" in found.output
     assert "testbed-shp" in found.output
-    assert "testbed/lm on 4 test prompts" in found.output
+    assert "testbed/lm on 2 test prompts" in found.output
     assert "testbed/held_out_reward" in found.output
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
         "study.toml",
@@ -262,7 +263,18 @@ def test_a_run_without_options_but_fewer_prompts_prints_a_table(cli: Cli, tmp_pa
 
 
 def test_records_of_the_testbed_hold_gold(cli: Cli, tmp_path: Path) -> None:
-    arguments = ["--methods", "static_prompt", "--n-examples", 4, "--n-train", 2, "--out", tmp_path]
+    arguments = [
+        "--methods",
+        "static_prompt",
+        "--n-examples",
+        4,
+        "--n-train",
+        2,
+        "--max-new-tokens",
+        48,
+        "--out",
+        tmp_path,
+    ]
     assert cli("run", *arguments).exit_code == 0
     examples = {e.id: e for e in load_data(load("tasks", "hh_rlhf")(), SHIPPED.data / "hh_rlhf").test}
     for record in Store(tmp_path).records():
