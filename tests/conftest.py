@@ -27,7 +27,7 @@ torch.set_num_threads(1)  # for tiny models one thread beats two
 
 
 UNLIKE = ("gemma2", "gpt2")
-"""Families that differ in norms, positions, windows and fused maps. `llama` is met elsewhere, and all by the contract."""
+"""Families that differ in norms, positions, windows and fused maps. The contract meets all of them."""
 
 
 LONGEST = (

@@ -458,9 +458,10 @@ def test_check_fails_where_an_invariant_is_broken(cli: Cli, tmp_path: Path) -> N
     assert "broken" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "command", mostly_slow(["--help", "list", "list --long", "list caa"], lambda text: text != "list")
-)
+WITHOUT_MODELS = ("--help", "list", "list --long", "list caa")
+
+
+@pytest.mark.parametrize("command", mostly_slow(WITHOUT_MODELS, lambda command: command != "list"))
 def test_help_and_list_load_nothing_heavy(command: str) -> None:
     code = "import sys; from steerbench.cli import app; app(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True)

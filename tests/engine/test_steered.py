@@ -298,9 +298,10 @@ def test_every_kind_of_edit(llama: LanguageModel, method: str) -> None:
     assert new_tokens(llama, out, inputs) == ours(llama, steering)
 
 
-@pytest.mark.parametrize(
-    ("site", "scope"), mostly_slow(product(SITES, SCOPES), (("z", "response"), ("resid_post", "all")).__contains__)
-)
+TWO = {("z", "response"), ("resid_post", "all")}
+
+
+@pytest.mark.parametrize(("site", "scope"), mostly_slow(product(SITES, SCOPES), TWO.__contains__))
 def test_on_a_real_chat_model(assets: Path, site: str, scope: Scope) -> None:
     folder = str(assets / "models" / "tinytalk-3m-chat")
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

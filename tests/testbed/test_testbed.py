@@ -263,19 +263,8 @@ def test_a_run_without_options_but_fewer_prompts_prints_a_table(cli: Cli, tmp_pa
 
 
 def test_records_of_the_testbed_hold_gold(cli: Cli, tmp_path: Path) -> None:
-    arguments = [
-        "--methods",
-        "static_prompt",
-        "--n-examples",
-        4,
-        "--n-train",
-        2,
-        "--max-new-tokens",
-        48,
-        "--out",
-        tmp_path,
-    ]
-    assert cli("run", *arguments).exit_code == 0
+    small = ["--n-examples", 4, "--n-train", 2, "--max-new-tokens", 48]
+    assert cli("run", "--methods", "static_prompt", *small, "--out", tmp_path).exit_code == 0
     examples = {e.id: e for e in load_data(load("tasks", "hh_rlhf")(), SHIPPED.data / "hh_rlhf").test}
     for record in Store(tmp_path).records():
         expected = [gold(examples[row.id].prompt, row.response) for row in record.examples.itertuples()]
