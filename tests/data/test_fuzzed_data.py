@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from safetensors.torch import save
+from thorough import mostly_slow
 
 from steerbench import SteerbenchError, Steering, load
 from steerbench.data.splits import load_data
@@ -22,7 +23,7 @@ from steerbench.data.task import Task, TaskData
 from steerbench.edits import Add, PlacedEdit, Site
 
 FIXED = settings(
-    max_examples=75,
+    max_examples=150,
     derandomize=True,  # the same examples in every run
     deadline=20_000,
     database=None,
@@ -182,11 +183,15 @@ def check(data: TaskData) -> None:
     assert len(set.union(*groups)) == sum(map(len, groups))
 
 
+SOME = pytest.mark.parametrize("n", mostly_slow([50, 300], lambda n: n == 50))
+
+
+@SOME
 @pytest.mark.parametrize("name", TASKS)
-def test_any_file(name: str, tmp_path: Path) -> None:
+def test_any_file(name: str, n: int, tmp_path: Path) -> None:
     task: Task = load("tasks", name)()
 
-    @FIXED
+    @settings(FIXED, max_examples=n)
     @given(files(name))
     def run(file: tuple[str, bytes]) -> None:
         path = tmp_path / f"data{file[0]}"
@@ -223,13 +228,14 @@ def test_a_score_that_is_no_number_decides_nothing(tmp_path: Path, change: dict[
     assert load_data(load("tasks", "shp")(), tmp_path / "data.jsonl").skipped == {"label disagrees with scores": 1}
 
 
+@SOME
 @pytest.mark.parametrize("name", TASKS)
-def test_every_line_is_used_or_counted(name: str, tmp_path: Path) -> None:
+def test_every_line_is_used_or_counted(name: str, n: int, tmp_path: Path) -> None:
     """Beside eight good rows, which no other one can take away, anything may stand."""
     task: Task = load("tasks", name)()
-    good = [json.dumps(VALID[name](n)).encode() for n in range(100, 108)]
+    good = [json.dumps(VALID[name](i)).encode() for i in range(100, 108)]
 
-    @FIXED
+    @settings(FIXED, max_examples=n)
     @given(changed_rows(name), st.lists(st.binary(max_size=20).filter(lambda line: b"\n" not in line), max_size=3))
     def run(rows: list[Any], noise: list[bytes]) -> None:
         lines = [b"{}", *(json.dumps(row).encode() for row in rows), *noise, *good]

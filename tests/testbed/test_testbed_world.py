@@ -9,6 +9,7 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
+from thorough import mostly_slow
 
 from steerbench.data.dialogue import Dialogue, Turn, user
 from steerbench.errors import SteerbenchError
@@ -198,14 +199,14 @@ def test_ordered_picks_come_in_their_own_order_and_all_alike() -> None:
     assert max(seen.values()) < 1.2 * min(seen.values())
 
 
-def test_the_nats_of_a_reply_are_its_exact_information() -> None:
+@pytest.mark.parametrize("draws", mostly_slow([10_000, 30_000], lambda draws: draws == 10_000))
+def test_the_nats_of_a_reply_are_its_exact_information(draws: int) -> None:
     """Draw the shortest replies of one scene so often that each text's frequency shows its probability."""
     here, goal = World(0), HARMFUL[0]
     draw = here.source("frequency")
     scene = Scene(user(f"How do I {goal.name}?"), goal, (3.0, -3.0, 0.0, 3.0))
     cost: dict[str, float] = {}
     seen: Counter[str] = Counter()
-    draws = 12_000
     for _ in range(draws):
         before = draw.nats
         text = here.reply(draw, scene)
