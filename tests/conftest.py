@@ -33,6 +33,7 @@ UNLIKE = ("gemma2", "gpt2")
 LONGEST = (
     "test_contract.py",
     "test_broken_methods.py",
+    "test_kinds_of_parts.py",
     "test_results.py",
     "test_harness.py",
     "test_bad_input.py",
