@@ -68,8 +68,8 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Load and try out a model once, and copy it from then on, but where loading is what is tested."""
-    if request.path.parent.name != "models":
+    """Load and try out a model once, and copy it from then on, but where loading is what is tested or timed."""
+    if request.path.parent.name not in ("models", "benchmarks"):
         kept_models.keep(monkeypatch)
 
 

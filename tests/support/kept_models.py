@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from steerbench.models import checkpoint, encoder, language_model, reward
+from steerbench.models import checkpoint, encoder, language_model, reward, self_check
 
 LARGEST = 64_000_000
 """Bytes of a folder above which nothing is kept."""
 
-_loaded, _check_causal = checkpoint._loaded, language_model.check_causal
-_batch, _scorer_batch = language_model.language_model_batch, reward.scorer_batch
+_loaded, _check_causal = checkpoint._loaded, self_check.check_causal
+_batch, _scorer_batch = self_check.language_model_batch, self_check.scorer_batch
 _models: dict[Any, Any] = {}
 _right: set[Any] = set()
 """What was tried out and is right; what is not is tried again, and told again."""
@@ -66,7 +66,7 @@ def _once(model: Any, tried: Any, find: Callable[[], int | None]) -> int | None:
 
 
 def _causal(model: Any, name: str) -> None:
-    _once(model, "causal", lambda: _check_causal(model, name))  # type: ignore[func-returns-value]
+    _once(model, "causal", lambda: _check_causal(model, name))
 
 
 def _tried(model: Any, name: str, rows: Any, pad_id: int) -> int | None:
