@@ -34,15 +34,15 @@ LONGEST = (
     "test_contract.py",
     "test_broken_methods.py",
     "test_kinds_of_parts.py",
-    "test_results.py",
-    "test_harness.py",
-    "test_bad_input.py",
-    "test_testbed.py",
-    "test_testbed_build.py",
-    "test_examples.py",
-    "test_third_party.py",
-    "test_kill.py",
     "test_cli.py",
+    "test_report.py",
+    "test_testbed.py",
+    "test_examples.py",
+    "test_latency_command.py",
+    "test_bad_input.py",
+    "test_generation.py",
+    "test_re_control.py",
+    "test_harness.py",
 )
 """Files that take longest. They come first, so that no process is left with one of them when all else is done."""
 
