@@ -12,7 +12,8 @@ candidates of all rows at once.
 
 Defaults: k 10 and w 1.5 as for the published outputs. `relative_w` replaces w by a weight per standard deviation of the
 rewards of the rollouts, for w has the units of the reward model. Cost: nothing to fit without `relative_w`; for each
-token, k scores of the reward model, which reads each text from its beginning.
+token, k scores of the reward model. A decoder keeps what the texts share in a cache and reads their last tokens, in one
+pass; another one reads each text from its beginning.
 
 Pitfalls: a reward model was trained on whole replies and is asked about beginnings; what it wins it wins by the guide:
 compare the held-out reward.
@@ -42,16 +43,7 @@ class GuideAhead(Reweighting):
 
     def score(self, step: Step, tokens: Tensor) -> Tensor:
         """Return the reward of each candidate, (rows, k)."""
-        ends = set(step.lm.end_ids)
-        going_on = [i for i, ids in enumerate(step.responses) if not ends & set(ids)]
-        scores = torch.zeros(tokens.shape)
-        if not going_on:
-            return scores
-        responses, dialogues, candidates = step.responses, step.dialogues, tokens.tolist()
-        texts = [step.lm.cut([*responses[i], z]).text for i in going_on for z in candidates[i]]
-        prompts = [dialogues[i] for i in going_on for _ in candidates[i]]
-        scores[going_on] = step.reward.score(prompts, texts).reshape(len(going_on), -1)
-        return scores
+        return step.rewards_ahead(tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

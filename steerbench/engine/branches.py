@@ -44,11 +44,11 @@ def can_branch(lm: LanguageModel) -> bool:
     """Tell whether `states_behind` gives what single passes give. Tried out once for each model and data type."""
     known = _tried.setdefault(lm.model, {})
     if lm.dtype not in known:
-        known[lm.dtype] = _keeps_columns(lm.model) and _agrees(lm)
+        known[lm.dtype] = keeps_columns(lm.model) and _agrees(lm)
     return known[lm.dtype]
 
 
-def _keeps_columns(model: PreTrainedModel) -> bool:
+def keeps_columns(model: PreTrainedModel) -> bool:
     """Tell whether all of the past is keys and values by column, which every column behind them may see."""
     config = model.config.get_text_config(decoder=True)
     if not can_repeat(model) or "position_ids" not in arguments(model):

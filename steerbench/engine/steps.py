@@ -10,6 +10,7 @@ from steerbench.data.dialogue import Dialogue
 from steerbench.engine.branches import can_branch, states_behind
 from steerbench.engine.companions import Companion, check_vocabulary, forced_logits, same_size
 from steerbench.engine.forward_passes import continued, final_states, left_cache, places
+from steerbench.engine.guide_reading import GuideReader
 from steerbench.engine.passes import Passes
 from steerbench.engine.prompting import prompted
 from steerbench.errors import SteerbenchError
@@ -34,6 +35,7 @@ class DecodingSteps:
         self.context, self.passes, self.part = context, passes, part
         self._companions: dict[str, Companion] = {}
         self._twin: _TwinRows | None = None
+        self._guide: GuideReader | None = None
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Step:
         """Return the step behind these ids."""
@@ -46,6 +48,12 @@ class DecodingSteps:
             check_vocabulary(self.context.lm, guide)
             self._companions[role] = Companion(guide)
         return self._companions[role]
+
+    @property
+    def guide(self) -> GuideReader:
+        """The guide, reading along."""
+        self._guide = self._guide or GuideReader(self.context.reward)
+        return self._guide
 
     def twin_logits(self, ids: Tensor) -> Tensor:
         """Return the logits of the part's twin: of rows of the same pass, or else of one that reads along."""
@@ -100,6 +108,11 @@ def twin_tokens(
     return [lm.tokens(d) for d in prompted(lm, Steering(prompt=(*prompt, *twin.prompt)), dialogues)]
 
 
+def _texts_ahead(lm: LanguageModel, response: Sequence[int], tokens: Sequence[int]) -> list[str]:
+    """Return the text of a response with each of several tokens behind it; none if it has ended."""
+    return [] if set(response) & set(lm.end_ids) else [lm.cut([*response, z]).text for z in tokens]
+
+
 class _DecodingStep(Step):
     """The rows of a batch."""
 
@@ -148,6 +161,15 @@ class _DecodingStep(Step):
     def logits_of_twin(self) -> Tensor:
         """Return those of twin rows of the same pass, or of passes of their own."""
         return self._steps.twin_logits(self._ids)
+
+    def rewards_ahead(self, tokens: Tensor) -> Tensor:
+        """Ask the guide, which goes on from what it has read before."""
+        texts = [_texts_ahead(self.lm, r, z) for r, z in zip(self.responses, tokens.tolist(), strict=True)]
+        scores = torch.zeros(tokens.shape)
+        scores[[bool(row) for row in texts]] = self._steps.guide.scores(self.dialogues, texts).reshape(
+            -1, tokens.shape[1]
+        )
+        return scores
 
     @property
     def responses(self) -> list[tuple[int, ...]]:
@@ -237,6 +259,15 @@ class GivenStep(Step):
         ids = torch.tensor([tokens.prompt + tokens.response], device=self.lm.device)
         with self._passes.steered_as(edits, ids, torch.ones_like(ids), [len(prompt)]):
             return forced_logits(self.lm, tokens)
+
+    def rewards_ahead(self, tokens: Tensor) -> Tensor:
+        """Ask the guide about all of them at once."""
+        rows = [_texts_ahead(self.lm, r, z) for r, z in zip(self.responses, tokens.tolist(), strict=True)]
+        guide = GuideReader(self.reward)
+        found = guide.scores([self._context.dialogues[0]], [[text for row in rows for text in row]])
+        scores = torch.zeros(tokens.shape)
+        scores[[bool(row) for row in rows]] = found.reshape(-1, tokens.shape[1])
+        return scores
 
     @property
     def responses(self) -> list[tuple[int, ...]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from steerbench.data.dialogue import Dialogue, Turn
 from steerbench.errors import SteerbenchError
@@ -19,7 +19,7 @@ from steerbench.models.reward_text import RewardText
 from steerbench.models.self_check import scorer_batch, trial_rows
 from steerbench.models.training_prompts import TrainedOn, read_trained_on
 from steerbench.models.weights import weight_bytes
-from steerbench.progress import Progress, silent
+from steerbench.progress import Advance, Progress, silent
 
 _ULTRA_HEAD = "regression_head.weight"
 
@@ -117,6 +117,18 @@ class RewardModel(Reward):
         self, dialogues: Sequence[Dialogue], responses: Sequence[str], progress: Progress = silent
     ) -> torch.Tensor:
         """Return the reward of each response, (N,) float32 on the CPU. Raises SteerbenchError if one is not finite."""
+        rows, marks = self._rows(dialogues, responses)
+        with progress(f"score with {self.name}", len(rows)) as advance:
+            return self.finite(self.read(rows, marks, advance))
+
+    def tokens(self, dialogues: Sequence[Dialogue], responses: Sequence[str]) -> list[list[int]]:
+        """Return the ids that it reads for each response to the dialogue before it."""
+        return self._rows(dialogues, responses)[0]
+
+    def _rows(
+        self, dialogues: Sequence[Dialogue], responses: Sequence[str]
+    ) -> tuple[list[list[int]], list[list[int]] | None]:
+        """Return the ids of each text, and their marks for a head that asks for them; counts what was truncated."""
         texts = [self.text(d, r) for d, r in zip(dialogues, responses, strict=True)]
         self._tell_dropped(texts, responses)
         marks = None
@@ -126,22 +138,36 @@ class RewardModel(Reward):
             rows, truncated = self._writer.rows(texts, self.limit)
         check_ids(rows, self._tokenizer, self._model, self.name)
         self.truncated += truncated
-        with progress(f"score with {self.name}", len(texts)) as advance:
-            scores = in_batches(
-                rows,
-                self._forward,
-                marks=marks,
-                batch_size=self.largest_batch or self.batch_size,
-                pad_id=self._pad_id,
-                device=self.device,
-                advance=advance,
-            )
+        return rows, marks
+
+    def read(
+        self, rows: Sequence[list[int]], marks: Sequence[list[int]] | None = None, advance: Advance = lambda n: None
+    ) -> torch.Tensor:
+        """Return the score of each row of ids, (N,) float32 on the CPU."""
+        return in_batches(
+            rows,
+            self._forward,
+            marks=marks,
+            batch_size=self.largest_batch or self.batch_size,
+            pad_id=self._pad_id,
+            device=self.device,
+            advance=advance,
+        )
+
+    def finite(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores. Raises SteerbenchError if one is not finite."""
         if bad := int((~scores.isfinite()).sum()):
             raise SteerbenchError(
-                f"reward model {self.name!r} gave {bad} of {len(texts)} scores that are not finite; "
+                f"reward model {self.name!r} gave {bad} of {len(scores)} scores that are not finite; "
                 "its weights are damaged, or too large for their type. Use another reward model."
             )
         return scores
+
+    @property
+    def decoder(self) -> tuple[PreTrainedModel, nn.Linear] | None:
+        """The decoder and the head on the state of its last token; None for a model of another form."""
+        forward = self._forward
+        return (forward.backbone, forward.head) if isinstance(forward, _LastToken) else None
 
     def _tell_dropped(self, texts: Sequence[str], responses: Sequence[str]) -> None:
         """Warn of responses that the template does not write whole: some drop the thoughts of a reply."""

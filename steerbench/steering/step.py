@@ -38,6 +38,13 @@ class Step(ABC):
     def logits_of_twin(self) -> Tensor:
         """Return the logits of the twin that the part asks for, (rows, vocabulary), float32."""
 
+    @abstractmethod
+    def rewards_ahead(self, tokens: Tensor) -> Tensor:
+        """Return the guiding reward of each response with each of several next tokens behind it, (rows, k), on the CPU.
+
+        `tokens` is (rows, k). 0 in rows that have ended: nothing is asked about them.
+        """
+
     @property
     @abstractmethod
     def responses(self) -> list[tuple[int, ...]]:

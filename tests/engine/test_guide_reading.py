@@ -1,0 +1,169 @@
+"""The guide on texts that share their beginnings, against each text read alone from its beginning."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForSequenceClassification,
+)
+
+from steerbench import Decoding, LanguageModel, Steering, generate, load
+from steerbench.contract import tiny
+from steerbench.data import user
+from steerbench.engine import guide_reading
+from steerbench.engine.guide_reading import GuideReader, SharedReading, can_share
+from steerbench.engine.logits import response_logits
+from steerbench.errors import SteerbenchError
+from steerbench.models.language_model import Tokens
+from steerbench.models.reward import RewardModel
+
+SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+COMMON = {"vocab_size": 320, "num_labels": 1, "initializer_range": 0.3}
+MODELS = {
+    "llama": lambda: LlamaForSequenceClassification(LlamaConfig(**SIZES, **COMMON)),
+    "gpt2": lambda: GPT2ForSequenceClassification(
+        GPT2Config(n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2, **COMMON)
+    ),
+    "mistral": lambda: MistralForSequenceClassification(
+        MistralConfig(**SIZES, **COMMON, num_key_value_heads=2, sliding_window=8)
+    ),
+    "bert": lambda: BertForSequenceClassification(BertConfig(**SIZES, **COMMON)),
+}
+PROMPTS = [user("How do I bake a cake?"), user("Hi"), user("Why is the sky blue?")]
+
+
+def made(folder: Path, name: str) -> RewardModel:
+    torch.manual_seed(0)
+    MODELS[name]().save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return RewardModel.load(str(folder))
+
+
+@pytest.fixture(scope="module")
+def rewards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RewardModel]:
+    return {name: made(tmp_path_factory.mktemp(name), name) for name in MODELS}
+
+
+def steps(seed: int) -> Iterator[list[list[list[int]]]]:
+    """Yield texts of three rows: they grow, lose their last tokens, begin anew, and one of them ends."""
+    draw = random.Random(seed)
+    shared = [[draw.randrange(3, 320) for _ in range(n)] for n in (1, 9, 30)]
+    for step in range(8):
+        texts = []
+        for row, begun in enumerate(shared):
+            ends = [[draw.randrange(3, 9) for _ in range(draw.randint(1, 3))] for _ in range(5)]
+            texts.append([] if row == 1 and step > 4 else [begun + end for end in ends])
+            if texts[-1]:
+                shared[row] = draw.choice(texts[-1])[: -1 if step % 3 == 2 else None]
+        if step == 5:
+            shared[2] = shared[2][:2]
+        yield texts
+
+
+@pytest.mark.parametrize("at_once", [2, 256])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_shared_reading_gives_what_each_text_gives_alone(
+    rewards: dict[str, RewardModel], name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guide_reading, "_AT_ONCE", at_once)
+    monkeypatch.setattr(guide_reading, "_SPARE", 8)  # so that it begins anew on the way
+    reward = rewards[name]
+    assert can_share(reward)
+    reading = SharedReading(reward)
+    for rows in steps(at_once):
+        alone = torch.cat([reward.read([ids]) for row in rows for ids in row])
+        torch.testing.assert_close(reading.scores(rows), alone, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_shared_is_read_once(rewards: dict[str, RewardModel]) -> None:
+    reward, begun = rewards["llama"], list(range(3, 53))
+    reading = SharedReading(reward)
+    with columns_read(reward) as read:
+        reading.scores([[[*begun, z] for z in range(10)]] * 2)
+        reading.scores([[[*begun, 7, z, 2] for z in range(10)]] * 2)
+    assert read == [60, 1 + 20]
+
+
+@contextmanager
+def columns_read(reward: RewardModel) -> Iterator[list[int]]:
+    assert reward.decoder is not None
+    found: list[int] = []
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        found.append(kwargs["input_ids"].shape[1])
+
+    handle = reward.decoder[0].register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", ["mistral", "bert"])
+def test_what_cannot_share_is_read_from_its_beginning(rewards: dict[str, RewardModel], name: str) -> None:
+    """A window that moves on, and a model whose tokens see what follows them."""
+    reward = rewards[name]
+    assert not can_share(reward)
+    texts = [["Yes.", "No."], [], ["Blue"]]
+    found = GuideReader(reward).scores(PROMPTS, texts)
+    assert torch.equal(found, reward.score([PROMPTS[0], PROMPTS[0], PROMPTS[2]], ["Yes.", "No.", "Blue"]))
+
+
+def test_a_text_that_is_too_long_is_read_and_counted_as_elsewhere(tmp_path: Path) -> None:
+    reward = made(tmp_path, "llama")
+    reward.limit = 20
+    reader, texts = GuideReader(reward), ["a" * 30 + z for z in "xyz"]
+    found = reader.scores(PROMPTS[:1], [texts])
+    assert reward.truncated == 3
+    torch.testing.assert_close(found, reward.score([PROMPTS[0]] * 3, texts), atol=1e-5, rtol=1e-5)
+
+
+def test_scores_that_are_not_finite_are_told(tmp_path: Path) -> None:
+    reward = made(tmp_path, "llama")
+    reader = GuideReader(reward)
+    assert reward.decoder is not None
+    reward.decoder[1].weight.data.fill_(torch.nan)
+    with pytest.raises(SteerbenchError, match="not finite"):
+        reader.scores(PROMPTS[:1], [["Yes."]])
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_args_under_a_reward_model_is_its_formula(
+    llama: LanguageModel, rewards: dict[str, RewardModel], name: str
+) -> None:
+    reward, greedy = rewards[name], Decoding(max_new_tokens=8)
+    steering = load("methods", "args")(w=40.0, k=5).fit(None)
+    found = generate(llama, PROMPTS, steering, greedy, reward=reward)
+    for dialogue, response in zip(PROMPTS, found, strict=True):
+        prompt, ids = list(llama.tokens(dialogue).prompt), list[int]()
+        steps = []
+        while len(ids) < 8 and not set(ids) & set(llama.end_ids):
+            steps.append(naive(llama, reward, dialogue, prompt, ids))
+            ids.append(int(steps[-1].argmax()))
+        assert llama.cut(ids) == response
+        given = Tokens(tuple(prompt), tuple(ids))
+        ((_, logits),) = response_logits(llama, [given], steering, dialogues=[dialogue], reward=reward)
+        torch.testing.assert_close(logits, torch.stack(steps), atol=1e-2, rtol=1e-4)
+    assert found != generate(llama, PROMPTS, Steering(), greedy)
+
+
+@torch.no_grad()
+def naive(lm: LanguageModel, reward: RewardModel, dialogue: Any, prompt: list[int], ids: list[int]) -> Tensor:
+    logits: Tensor = lm.model(torch.tensor([prompt + ids])).logits[0, -1]
+    best = torch.full_like(logits, -torch.inf)
+    for z in logits.argsort(descending=True)[:5].tolist():
+        best[z] = logits[z] + 40.0 * float(reward.score([dialogue], [lm.cut([*ids, z]).text]))
+    return best
