@@ -1,11 +1,13 @@
 """Models that read along: another one, or the same one behind another prompt, each on a cache of its own."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steerbench.engine.forward_passes import CACHE, continued, left_cache, places, run
+from steerbench.engine.sequences import can_repeat
 from steerbench.errors import SteerbenchError
 from steerbench.models.language_model import LanguageModel, Tokens
 from steerbench.models.modes import evaluating
@@ -42,6 +44,15 @@ class Companion:
         self._ids = ids if self._cache is not None else None
         logits: Tensor = out.logits[:, -1].float()
         return logits
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows; a cache that cannot be parted is forgotten, and the rows are read again."""
+        if self._ids is None or not can_repeat(self._lm.model):
+            self._ids = self._cache = None
+            return
+        chosen = torch.tensor(rows, device=self._ids.device)
+        self._ids = self._ids[chosen]
+        self._cache.batch_select_indices(chosen)
 
     def _seen(self, ids: Tensor) -> int:
         """Return how many columns are in the cache: none, unless these ids go on with those that it holds."""

@@ -5,7 +5,7 @@ and rows that have ended leave the batch. Models whose past is more than keys an
 their own `generate`, which knows what else they keep.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,7 +28,8 @@ class Continuation:
     """What the own rows of a batch are continued with; behind them there may be twins, which take the same tokens.
 
     `processors` change the scores of all rows, `generators` has one for each own row where tokens are drawn. `staying`
-    keeps rows that have ended, for processors that know the batch as it was; `endless` forbids end tokens.
+    keeps rows that have ended, for processors that know the batch as it was. `leaving` is called with the own rows that
+    go on as others leave, and with all that do; columns then stay where they are. `endless` forbids end tokens.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class Continuation:
         generators: Sequence[torch.Generator],
         *,
         staying: bool,
+        leaving: Callable[[Sequence[int], Sequence[int]], None] | None = None,
         endless: bool = False,
     ) -> None:
         self._lm, self._most = lm, decoding.max_new_tokens
         self._processors, self._staying, self._endless = processors, staying, endless
+        self._leaving = leaving
         self._ours = can_continue(lm)  # tried out before the model is steered
         self._warpers = warpers(decoding)
         drawing = decoding.temperature > 0
@@ -55,7 +58,7 @@ class Continuation:
         """
         if not self._ours:
             return self._generated(batch, own, use_cache)
-        sequences = Sequences(self._lm.model, batch, positions, cached=use_cache, trim=not self._staying)
+        sequences = Sequences(self._lm.model, batch, positions, cached=use_cache, trim=self._leaving is None)
         return self._looped(sequences, own)
 
     def _looped(self, sequences: Sequences, own: int) -> list[list[int]]:
@@ -72,7 +75,10 @@ class Continuation:
             if not left or step == self._most:
                 break
             if not self._staying and len(left) <= SPARSE * len(rows) and sequences.movable:
-                sequences.keep(left)
+                with_twins = [i + place for i in range(0, len(sequences.ids), len(rows)) for place in left]
+                sequences.keep(with_twins)
+                if self._leaving is not None:
+                    self._leaving(left, with_twins)
                 rows, tokens = [rows[place] for place in left], tokens[left]
             sequences.extend(tokens.repeat(len(sequences.ids) // len(rows)))
         return found

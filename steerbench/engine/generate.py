@@ -30,6 +30,7 @@ from steerbench.models.response import Response
 from steerbench.progress import Progress, silent
 from steerbench.seeds import generator_for
 from steerbench.steering.blocks import Blocks, Candidate
+from steerbench.steering.reweighting import follows
 from steerbench.steering.steering import Steering
 
 if TYPE_CHECKING:
@@ -155,15 +156,23 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
     positions = Positions(whole, lm.end_ids, cached=use_cache)
     watches, last = [_Watch(origin_of(steering))], None
     processors: list[LogitsProcessor] = [watches[0]]
+    passes = Passes(lm, steering.edits, batch.input_ids.shape[1], positions, steering.prompt)
     if steering.logits:
         watches.append(_Watch("a logits processor"))
-        passes = Passes(lm, steering.edits, batch.input_ids.shape[1], positions, steering.prompt)
         last = passes.last = LastPass.wanted(lm, steering.logits)
         processors += [*_guides(lm, batch, steering, given, passes), watches[1]]
     if twins:
         processors = [twins.processor(processors, passes)]
-    staying, rows = bool(steering.logits), len(batch.input_ids)
-    continuation = Continuation(lm, decoding, processors, generators, staying=staying, endless=endless)
+    rows = len(batch.input_ids)
+    continuation = Continuation(
+        lm,
+        decoding,
+        processors,
+        generators,
+        staying=bool(more) or not all(map(follows, steering.logits)),
+        leaving=passes.keep if steering.logits else None,
+        endless=endless,
+    )
     with (
         evaluating(lm.model),
         folded(lm.anatomy, steering.edits) as edits,

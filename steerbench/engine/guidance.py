@@ -50,6 +50,7 @@ class Given(NamedTuple):
             _reward=self.reward,
         )
         steps = DecodingSteps(context, passes, part)
+        passes.followers.add(steps)
         return context
 
 

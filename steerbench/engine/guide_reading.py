@@ -48,6 +48,11 @@ class GuideReader:
         ids = iter(self._reward.tokens(prompts, flat))
         return self._reward.finite(self._shared.scores([[next(ids) for _ in row] for row in texts]))
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows."""
+        if self._shared is not None:
+            self._shared.keep(rows)
+
 
 class _Tree(NamedTuple):
     """Token ids of several texts, each beginning stored once."""
@@ -91,6 +96,14 @@ class SharedReading:
         self._held: list[list[int]] = [[] for _ in range(rows)]
         self._columns: list[list[int]] = [[] for _ in range(rows)]
         """Where in the cache what is held of a row stands; the other columns are out of use."""
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows, if any was read."""
+        if not self._held:
+            return
+        self._held, self._columns = [self._held[i] for i in rows], [self._columns[i] for i in rows]
+        self._cache.batch_select_indices(torch.tensor(rows, device=self._device))
 
     @torch.inference_mode()
     def scores(self, rows: Sequence[Sequence[Ids]]) -> Tensor:

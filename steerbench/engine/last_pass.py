@@ -45,6 +45,11 @@ class LastPass:
             for handle in handles:
                 handle.remove()
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows, of which the cache is rid already."""
+        if self._ids is not None and self._state is not None:
+            self._ids, self._state = self._ids[list(rows)], self._state[list(rows)]
+
     def of(self, ids: Tensor) -> Tensor | None:
         """Return the last state of each row, (rows, width), float32, if the passes so far were over just these ids."""
         rows = len(ids)  # behind them there may be those of twins

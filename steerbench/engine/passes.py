@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakSet
 
 from torch import Tensor, nn
 
@@ -32,10 +34,19 @@ class Passes:
         self._lm, self.edits, self._prompt_end, self.prompt = lm, edits, prompt_end, prompt
         self.twins: dict[int, Tensor] = {}
         """The logits of twin rows of the pass that gave the logits, by `id` of their part."""
+        self.followers: WeakSet[Any] = WeakSet()
+        """What keeps something of each row and has `keep(rows)` to go on with some of them."""
         self._aside: list[tuple[list[bool], dict[nn.Module, nn.Parameter | None]]] = []
         self._installed = [] if positions is None else [positions]
         modules = {lm.anatomy.place(p.site).module for p in edits}
         self._own_biases = {m: m._parameters["bias"] for m in modules if "bias" in m._parameters}
+
+    def keep(self, own: Sequence[int], everywhere: Sequence[int]) -> None:
+        """Have all that keeps something of the rows go on with some: of the own ones, and of all with their twins."""
+        for follower in list(self.followers):
+            follower.keep(own)
+        if self.last is not None:
+            self.last.keep(everywhere)
 
     @contextmanager
     def unsteered(self) -> Iterator[None]:

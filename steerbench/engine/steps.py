@@ -41,6 +41,13 @@ class DecodingSteps:
         """Return the step behind these ids."""
         return _DecodingStep(self, ids, logits)
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows."""
+        self.context = self.context.rows(rows)
+        for one in (*self._companions.values(), self._twin, self._guide):
+            if one is not None:
+                one.keep(rows)
+
     def companion(self, role: str) -> Companion:
         """Return the model that plays a role, reading along."""
         if role not in self._companions:
@@ -73,6 +80,12 @@ class _TwinRows:
         self._edits = passes.edits if twin.edits is None else twin.edits
         self._prompts = twin_prompts(context, passes.prompt, twin)
         self._companion = Companion(context.lm)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows."""
+        ids, mask, ends = self._prompts.input_ids, self._prompts.attention_mask, self._prompts.prompt_ends
+        self._prompts = Batch(ids[list(rows)], mask[list(rows)], [ends[i] for i in rows])
+        self._companion.keep(rows)
 
     def logits(self, ids: Tensor) -> Tensor:
         """Return the logits behind the twin's prompt and the response in `ids`, (rows, vocabulary), float32."""

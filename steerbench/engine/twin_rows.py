@@ -83,7 +83,7 @@ class _OwnRows(LogitsProcessor):
         self._twins, self._processors, self._passes = twins, processors, passes
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        n = len(self._twins.own.input_ids)
+        n = len(scores) // (1 + len(self._twins.parts))
         own, *others = torch.split(scores, n)
         self._passes.twins = {id(part): logits for part, logits in zip(self._twins.parts, others, strict=True)}
         for processor in self._processors:

@@ -51,12 +51,17 @@ class DecodingContext:
 
     def row(self, i: int) -> "DecodingContext":
         """Return the context of one row, padded as the batch is."""
+        return self.rows([i])
+
+    def rows(self, rows: Sequence[int]) -> "DecodingContext":
+        """Return the context of some rows, padded as the batch is."""
+        chosen = list(rows)
         return replace(
             self,
-            prompt_ids=self.prompt_ids[i : i + 1],
-            mask=self.mask[i : i + 1],
-            generators=self.generators[i : i + 1],
-            _dialogues=None if self._dialogues is None else self._dialogues[i : i + 1],
+            prompt_ids=self.prompt_ids[chosen],
+            mask=self.mask[chosen],
+            generators=[self.generators[i] for i in chosen] if self.generators else (),
+            _dialogues=None if self._dialogues is None else [self._dialogues[i] for i in chosen],
         )
 
     @property

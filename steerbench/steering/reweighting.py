@@ -71,6 +71,11 @@ class Reweighting(LogitsPart, ABC):
         return _Reweighted(self, context)
 
 
+def follows(part: LogitsPart) -> bool:
+    """Tell whether a part can go on with some rows of a batch: one that only looks at its step keeps nothing itself."""
+    return isinstance(part, Reweighting) and type(part).processor_in is Reweighting.processor_in
+
+
 def _allowed(before: Tensor, after: Tensor) -> Tensor:
     """Return the new logits, but for tokens that were forbidden: no score lets them in."""
     return after.masked_fill(before == -torch.inf, -torch.inf)
