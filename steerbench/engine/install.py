@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from steerbench.engine.hooks import hook
 from steerbench.engine.positions import Positions, Rearrangement
-from steerbench.engine.ranked import InRows, decided
+from steerbench.engine.ranked import Idle, InRows, decided
 from steerbench.errors import SteerbenchError
 from steerbench.models.sites import Anatomy, Place, Site
 from steerbench.steering.additions import Add
@@ -45,15 +45,18 @@ class Editor:
         self._site = edits[0].site
         self._observe = observe
         self._constant = None if observe or learning else self._sum()
+        """What a decoding step adds, (width,) or (rows, 1, width)."""
         # which torch would spread over the whole state
         self._narrow = any(isinstance(p.edit, Add) and len(p.edit.vector) == 1 for p in edits)
         positions.follow(self._rearrange, self._can_follow)
 
     def _rearrange(self, change: Rearrangement) -> None:
         """Let the state of each edit, and where its gate is open, follow its rows."""
-        for edit, _ in self._edits:
-            if isinstance(edit, InRows):
-                edit.follow(change.rows)
+        gated = [edit for edit, _ in self._edits if isinstance(edit, InRows)]
+        for edit in gated:
+            edit.follow(change.rows)
+        if gated and self._constant is not None:
+            self._constant = self._sum()
         self._states = [
             _follow_rows(edit, state, change) for (edit, _), state in zip(self._edits, self._states, strict=False)
         ]
@@ -63,11 +66,11 @@ class Editor:
         return all(_says_rows(state, self._positions.rows) for state in self._states)
 
     def _sum(self) -> Tensor | None:
-        """Return what a decoding step adds, (width,), if it is the same for every state."""
+        """Return what a decoding step adds, (width,), or (rows, 1, width) behind gates, if no state changes it."""
         constants = [edit.constant() for edit, scope in self._edits if scope != "prompt"]
         known = [constant for constant in constants if constant is not None]
-        alike = len(known) == len(constants) and len({constant.shape for constant in known}) == 1
-        return torch.stack(known).sum(0) if alike else None
+        alike = len(known) == len(constants) and len({constant.shape[-1] for constant in known}) == 1
+        return torch.stack(torch.broadcast_tensors(*known)).sum(0) if alike else None
 
     def __call__(self, activation: Tensor) -> Tensor | None:
         """Return the edited activation of a pass, of the same shape, type and layout; None where edits rest."""
@@ -78,6 +81,7 @@ class Editor:
             constant is not None
             and self._positions.whole
             and constant.shape[-1] == activation.shape[-1]
+            and (constant.ndim == 1 or (activation.ndim == 3 and len(activation) == len(constant)))
             and activation.dtype is constant.dtype
             and activation.is_contiguous()
         ):
@@ -239,7 +243,11 @@ def steered(
     places = [anatomy.place(p.site) for p in edits]
     by_place: dict[Place, list[PlacedEdit]] = {}
     for place, placed in zip(places, decided(model, anatomy, edits, places, positions.batch), strict=True):
-        by_place.setdefault(place, []).append(placed)
+        if observe or learning or not isinstance(placed.edit, Idle):
+            by_place.setdefault(place, []).append(placed)
+    if not by_place:
+        yield
+        return
     with ExitStack() as stack:
         stack.callback(_follow(model, positions).remove)
         for place, group in by_place.items():

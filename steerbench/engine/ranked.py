@@ -50,15 +50,21 @@ class InRows(Edit):
         """Start the edit in every row."""
         return self.edit.start(prompt, mask)
 
+    def constant(self) -> Tensor | None:
+        """Return what is added in each row, (rows, 1, width), where the edit adds a constant: -0.0 changes no bit."""
+        constant = self.edit.constant()
+        return None if constant is None else torch.where(self.rows.to(constant.device), constant, -0.0)
+
     def forward(self, h: Tensor, state: Any) -> Tensor:
         """Edit the rows whose gate is open."""
         return torch.where(self.rows.to(h.device), self.edit(h, state), h)
 
 
-class _Idle(Edit):
-    """Stands where no row has its gate open."""
+class Idle(Edit):
+    """Stands where no row has its gate open; nothing is installed for it, unless somebody looks."""
 
     def forward(self, h: Tensor, state: Any) -> Tensor:
+        """Change nothing."""
         return h
 
 
@@ -91,7 +97,7 @@ def _open_rows(gate: Gate, query: Tensor) -> Tensor:
 
 def _behind_gate(placed: PlacedEdit, rows: Tensor) -> PlacedEdit:
     """Return the edit as it acts behind a gate that was asked: one that is open to all has no cost."""
-    edit = placed.edit if bool(rows.all()) else InRows(placed.edit, rows) if bool(rows.any()) else _Idle()
+    edit = placed.edit if bool(rows.all()) else InRows(placed.edit, rows) if bool(rows.any()) else Idle()
     return replace(placed, edit=edit, gate=None)
 
 
