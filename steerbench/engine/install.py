@@ -70,7 +70,10 @@ class Editor:
         constants = [edit.constant() for edit, scope in self._edits if scope != "prompt"]
         known = [constant for constant in constants if constant is not None]
         alike = len(known) == len(constants) and len({constant.shape[-1] for constant in known}) == 1
-        return torch.stack(torch.broadcast_tensors(*known)).sum(0) if alike else None
+        if not alike:
+            return None
+        shape = torch.broadcast_shapes(*(constant.shape for constant in known))
+        return torch.stack([constant.expand(shape) for constant in known]).sum(0)
 
     def __call__(self, activation: Tensor) -> Tensor | None:
         """Return the edited activation of a pass, of the same shape, type and layout; None where edits rest."""

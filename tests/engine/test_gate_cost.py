@@ -40,15 +40,14 @@ class Counted(Add):
         self.calls.append(h.shape[1])
         return super().forward(h, state)
 
-    def constant(self) -> Tensor | None:
+    def constant(self) -> Tensor:
         return self.strength * self.vector
 
 
 class Hidden(Counted):
     """The same, but does not say that it is a constant."""
 
-    def constant(self) -> Tensor | None:
-        return None
+    constant = Edit.constant  # type: ignore[assignment]
 
 
 def thresholds(lm: LanguageModel) -> dict[str, float]:
@@ -96,7 +95,8 @@ def test_a_row_whose_gate_is_closed_keeps_every_bit(llama: LanguageModel) -> Non
             out = llama.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=True)
             mask = torch.cat([batch.attention_mask, torch.ones(len(PROMPTS), 1)], dim=1).long()
             ids = torch.full((len(PROMPTS), 1), 40)
-            return llama.model(input_ids=ids, attention_mask=mask, past_key_values=out.past_key_values).logits[:, -1]
+            logits: Tensor = llama.model(input_ids=ids, attention_mask=mask, past_key_values=out.past_key_values).logits
+            return logits[:, -1]
 
     gated, plain = steps([placed]), steps([])
     same = (gated == plain).all(-1)

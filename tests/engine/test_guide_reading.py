@@ -20,7 +20,7 @@ from transformers import (
     MistralForSequenceClassification,
 )
 
-from steerbench import Decoding, LanguageModel, Steering, generate, load
+from steerbench import Decoding, FitContext, LanguageModel, Steering, generate, load
 from steerbench.contract import tiny
 from steerbench.data import user
 from steerbench.engine import guide_reading
@@ -145,7 +145,8 @@ def test_args_under_a_reward_model_is_its_formula(
     llama: LanguageModel, rewards: dict[str, RewardModel], name: str
 ) -> None:
     reward, greedy = rewards[name], Decoding(max_new_tokens=8)
-    steering = load("methods", "args")(w=40.0, k=5).fit(None)
+    args: Any = load("methods", "args")
+    steering: Steering = args(w=40.0, k=5).fit(FitContext(lm=llama, examples=[], reward=reward))
     found = generate(llama, PROMPTS, steering, greedy, reward=reward)
     for dialogue, response in zip(PROMPTS, found, strict=True):
         prompt, ids = list(llama.tokens(dialogue).prompt), list[int]()
