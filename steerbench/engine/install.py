@@ -72,7 +72,7 @@ class Editor:
         alike = len(known) == len(constants) and len({constant.shape[-1] for constant in known}) == 1
         if not alike:
             return None
-        shape = torch.broadcast_shapes(*(constant.shape for constant in known))
+        shape = max((constant.shape for constant in known), key=len)
         return torch.stack([constant.expand(shape) for constant in known]).sum(0)
 
     def __call__(self, activation: Tensor) -> Tensor | None:
