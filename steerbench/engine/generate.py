@@ -24,13 +24,13 @@ from steerbench.engine.search import Processors, Search, Select, Stream
 from steerbench.engine.sequences import Sequences, can_repeat
 from steerbench.engine.twin_rows import TwinRows
 from steerbench.models.batching import halving
-from steerbench.models.language_model import Batch, LanguageModel
+from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating
 from steerbench.models.response import Response
 from steerbench.progress import Progress, silent
 from steerbench.seeds import generator_for
 from steerbench.steering.blocks import Blocks, Candidate
-from steerbench.steering.reweighting import follows
+from steerbench.steering.reweighting import Reweighting, follows
 from steerbench.steering.steering import Steering
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def generate(  # noqa: PLR0913 - the settings of one call, each by name
     if steering.decode is None:
         return draw(("sample", sample))
     check_choice(steering.decode, decoding, reward)
-    tokens = [lm.tokens(d) for d in prompted(lm, steering, dialogues, batch_size)]
-    lm.check_fit(tokens, decoding.max_new_tokens)
+    tokens = _prompts(lm, steering, dialogues, batch_size, decoding.max_new_tokens)
 
     def work(rows: list[int]) -> list[Response]:
         chosen = [dialogues[i] for i in rows]
@@ -97,8 +96,7 @@ def generate_fixed(
     All dialogues are one batch. End tokens are forbidden. Where the steering chooses among candidates, all of them are
     generated, and with a reward the choice is made, too.
     """
-    tokens = [lm.tokens(d) for d in prompted(lm, steering, dialogues, len(dialogues))]
-    lm.check_fit(tokens, new_tokens)
+    tokens = _prompts(lm, steering, dialogues, len(dialogues), new_tokens)
     batch = lm.left_padded(tokens)
     decoding = Decoding(max_new_tokens=new_tokens)
     with torch.no_grad():
@@ -108,6 +106,19 @@ def generate_fixed(
         else:
             given = Given(dialogues, reward, [generator_for(0, "guide", d) for d in dialogues])
             _generate_batch(lm, batch, steering, decoding, [], True, given, endless=True)
+
+
+def _prompts(
+    lm: LanguageModel, steering: Steering, dialogues: Sequence[Dialogue], batch_size: int, new: int
+) -> list[Tokens]:
+    """Return what the model sees. Raises SteerbenchError if that, or what a twin sees, and `new` tokens do not fit."""
+    seen = prompted(lm, steering, dialogues, batch_size)
+    twins = [part.twin.prompt for part in steering.logits if isinstance(part, Reweighting) and part.twin]
+    for prompt in filter(None, twins):
+        lm.check_fit([lm.tokens(d) for d in prompted(lm, Steering(prompt=prompt), seen, batch_size)], new)
+    tokens = [lm.tokens(d) for d in seen]
+    lm.check_fit(tokens, new)
+    return tokens
 
 
 def _draw(  # noqa: PLR0913, PLR0917
@@ -122,8 +133,7 @@ def _draw(  # noqa: PLR0913, PLR0917
     progress: Progress,
 ) -> list[Response]:
     """Return one response per dialogue; see `generate`."""
-    tokens = [lm.tokens(d) for d in prompted(lm, steering, dialogues, batch_size)]
-    lm.check_fit(tokens, decoding.max_new_tokens)
+    tokens = _prompts(lm, steering, dialogues, batch_size, decoding.max_new_tokens)
 
     def work(rows: list[int]) -> list[list[int]]:
         batch, chosen = lm.left_padded([tokens[i] for i in rows]), [dialogues[i] for i in rows]

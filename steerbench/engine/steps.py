@@ -268,6 +268,7 @@ class GivenStep(Step):
             (whole,) = twin_tokens(self.lm, self._context.dialogues, self._passes.prompt, twin)
             prompt = whole.prompt
         tokens = Tokens(prompt, self._tokens.response)
+        self.lm.check_fit([tokens], 0)
         edits = self._passes.edits if twin.edits is None else twin.edits
         ids = torch.tensor([tokens.prompt + tokens.response], device=self.lm.device)
         with self._passes.steered_as(edits, ids, torch.ones_like(ids), [len(prompt)]):

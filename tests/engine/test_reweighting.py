@@ -208,6 +208,15 @@ def test_a_twin_reads_the_same_response(llama: LanguageModel, kind: str, other: 
         assert tuple(row.argmax(-1).tolist()) == response.ids
 
 
+def test_a_twin_whose_prompt_does_not_fit_is_told_before_anything_is_drawn(llama: LanguageModel) -> None:
+    steering = Steering(logits=(TwinGap(0.5, "prompt"),))
+    longest, longer = (max(len(llama.tokens(d).prompt) for d in seen) for seen in (RAGGED, map(Bracket(), RAGGED)))
+    new = llama.context_length - longest
+    assert longer > longest
+    with pytest.raises(SteerbenchError, match=f"a text of {longer} tokens and {new} new ones do not fit"):
+        generate(llama, RAGGED, steering, Decoding(max_new_tokens=new))
+
+
 class Guided(Reweighting):
     def __init__(self, name: str, beta: float) -> None:
         self.name, self.beta = name, beta
