@@ -94,6 +94,12 @@ class Protocol(FitSettings):
     """Validation prompts that a trial is scored on."""
     transductive: bool = False
     """Whether methods may see the test prompts, without replies, in place of the training prompts."""
+    capability: str | None = None
+    """Name of a task with choices, such as `mmlu`, by which damage is told: how much worse a steering scores there."""
+    capability_data: Path | None = None
+    """Its file or folder. None: the folder of its name in `data`, or the Hub's pinned revision."""
+    n_capability: int = 256
+    """Its questions."""
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
@@ -108,6 +114,10 @@ class Protocol(FitSettings):
             raise SteerbenchError(f"objective {self.objective!r} is for tuning; add --tune 8, and drop --match-kl.")
         if self.match_kl is not None and not 0 < self.match_kl < inf:
             raise SteerbenchError(f"match_kl is {self.match_kl}; it must be above 0, in nats per token, such as 0.1.")
+        if self.n_capability < 1 or (self.capability_data and not self.capability):
+            raise SteerbenchError(
+                "n_capability must be at least 1, and capability_data needs a capability, such as mmlu."
+            )
         if self.n_samples < 1 or (self.n_samples > 1 and not self.decoding.temperature):
             raise SteerbenchError(
                 f"n_samples is {self.n_samples}; it must be 1 or more, and more than 1 needs a temperature above 0: "
@@ -116,6 +126,14 @@ class Protocol(FitSettings):
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise SteerbenchError(f"seeds {self.seeds} must be different numbers, none below 0.")
         as_floats(self, "match_kl")
+
+    @property
+    def capability_part(self) -> Part | None:
+        """The task of the capability check, read. Raises SteerbenchError if it is more than one."""
+        parts = parse_tasks(self.capability) if self.capability else []
+        if len(parts) > 1:
+            raise SteerbenchError(f"capability {self.capability!r} is more than one task; give one, such as mmlu.")
+        return parts[0] if parts else None
 
     @property
     def budget(self) -> int:

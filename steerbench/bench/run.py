@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from steerbench import testbed
-from steerbench.bench.choices import add_choices
+from steerbench.bench.choices import add_choices, capability
 from steerbench.bench.method import Method, MethodsLike
 from steerbench.bench.protocol import Protocol
 from steerbench.bench.scoring import means, score
@@ -148,12 +148,15 @@ def measure(bench: Bench, method: Method, seed: int) -> Record:
         found = _effect(bench, responses, steering)
         table = score(bench, responses, found)
         choices = add_choices(bench, table, steering)
+        checked = capability(bench, steering)
     truncated = bench.reward.truncated - truncated
     costs = latency(bench.lm, _median_prompt(bench), steering, bench.reward, progress=bench.options.progress)
     seeded = context.seeded or bool(tuned.report)  # what tuning tries, and on which responses, are drawn
     report: dict[str, Any] = {"fit": context.report, "effect": found.report, "seeded": seeded}
     if choices:
         report["choices"] = choices
+    if checked:
+        report["capability"] = checked
     if steering.models:
         report["models"] = [identified(name) for name in steering.models]
     measured = {

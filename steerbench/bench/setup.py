@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from steerbench import testbed
+from steerbench.bench.capability import Capability
 from steerbench.bench.method import Method
 from steerbench.bench.prompt_limit import fitting, prompt_limit
 from steerbench.bench.protocol import FitSettings, Protocol
@@ -152,6 +153,8 @@ class Bench(Setup):
         super().__init__(protocol, options)
         self.protocol = protocol.complete
         """With nothing left open."""
+        part = protocol.capability_part
+        self._checked: Capability | None = Capability(part, build_task(part)) if part else None
 
     @cached_property
     def validation(self) -> list[Example]:
@@ -165,6 +168,19 @@ class Bench(Setup):
         found = self._fitting("test", self.data.test, self.protocol.n_examples)
         if missing := self.protocol.n_examples - len(found):
             self.counts["test prompts asked for that are not there"] = missing
+        return found
+
+    @cached_property
+    def capability(self) -> list[Example]:
+        """The questions of the capability check; empty where none is asked for."""
+        if self._checked is None:
+            return []
+        p, counts = self.protocol, Counter[str]()
+        data = self._checked.load(p.capability_data, p.data)
+        counts.update(data.skipped)
+        found = fitting(self.lm, data.test, p.n_capability, self.max_prompt_tokens, counts)
+        self.counts.update({f"of {self._checked.name}: {reason}": n for reason, n in counts.items()})
+        self._checked.check(found)
         return found
 
     @cached_property
@@ -245,6 +261,7 @@ class Bench(Setup):
             "objective": (p.objective if p.match_kl is None else "kl") if p.tuning_budget else None,
             "match_kl": p.match_kl,
             **({"transductive": True} if p.transductive else {}),
+            **({"capability": self._checked.key(self.capability)} if self._checked else {}),
             "seeds": list(p.seeds),
             "steerbench": ".".join(__version__.split(".")[:2]),
         }
@@ -301,7 +318,7 @@ def load_bench(
         if name is not None:
             check_path(name)
     bench.check_settings(methods)
-    steps = (["data"], ["lm", "train", "validation", "test"], ["reward", "held_out"], ["encoder"])
+    steps = (["data"], ["lm", "train", "validation", "test", "capability"], ["reward", "held_out"], ["encoder"])
     with options.progress(f"{protocol.task}: load", len(steps)) as advance:
         for step in steps:
             for part in step:

@@ -71,6 +71,13 @@ def run(
     transductive: Annotated[
         bool, typer.Option("--transductive", help="Let methods write their pairs from the test prompts.")
     ] = False,
+    capability: Annotated[
+        str | None, typer.Option(help="Task with choices, such as mmlu, by which damage to the model is told.")
+    ] = None,
+    capability_data: Annotated[
+        Path | None, typer.Option(help="Its file or folder; default: its folder in --data, or the Hub.")
+    ] = None,
+    n_capability: Annotated[int, typer.Option(help="Its questions.", min=1)] = 256,
     seeds: Annotated[str, typer.Option(help="Seeds: 0,1,2 or 0-2; 3 is the one seed 3.")] = "0",
     max_prompt_tokens: MaxPrompt = None,
     max_new_tokens: MaxNew = 128,
@@ -91,7 +98,7 @@ def run(
     """Measure methods on tasks, write records, and print the leaderboard. Without options, on the testbed."""
     add_plugins(plugin)
     with blaming(ctx, study):
-        check_names(methods=methods, tasks=tasks)
+        check_names(methods=methods, tasks=tasks if capability is None else f"{tasks},{capability}")
         import_swiftly("steerbench.bench.run")
         from steerbench.bench.protocol import Protocol
         from steerbench.bench.setup import Options
@@ -116,6 +123,9 @@ def run(
                 match_kl=match_kl,
                 n_validation=n_validation,
                 transductive=transductive,
+                capability=capability,
+                capability_data=capability_data,
+                n_capability=n_capability,
                 max_prompt_tokens=max_prompt_tokens,
                 decoding=decoding,
                 thinking=thinking,  # type: ignore[arg-type]  # checked there

@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 
 from steerbench.data.task import Task
 from steerbench.errors import SteerbenchError
+from steerbench.plugins.spec import label_of
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
 
 _SPLIT_WORDS = {"train": "train", "test": "test"} | dict.fromkeys(["validation", "valid", "val", "dev"], "validation")
 
 BROKEN = object()
+_TOLD = 8
+"""Files that an error names."""
 
 
 class Source(NamedTuple):
@@ -59,28 +62,43 @@ def from_hub(task: Task) -> Origin:
     return Origin(sources, f"{task.hub}@{task.hub_revision}")
 
 
-def from_path(path: Path) -> Origin:
-    """Return the rows of a file, or of all files in a folder. Raises SteerbenchError if there is none."""
+def from_path(path: Path, task: Task) -> Origin:
+    """Return the rows of a file, or of the task's files in a folder. Raises SteerbenchError if there is none."""
     try:
         path.stat()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise SteerbenchError(f"no data at {path}: {reason}. Check the path given to --data.") from error
     if path.is_dir():
-        return _from_folder(path)
+        return _from_folder(path, task)
     if _suffix(path) is None:
         raise SteerbenchError(f"cannot read {path}: its name must end in one of {', '.join(_SUFFIXES)}.")
-    return Origin([Source(str(path), None, _rows(path))], f"sha256:{_file_hash(path)}")
+    _of_task([path], task, path)
+    return Origin([Source(str(path), None, _rows(path, task))], f"sha256:{_file_hash(path)}")
 
 
-def _from_folder(folder: Path) -> Origin:
+def _from_folder(folder: Path, task: Task) -> Origin:
     names = [file.relative_to(folder) for file in folder.rglob("*") if _suffix(file) and file.is_file()]
     names = sorted((name for name in names if not any(part.startswith(".") for part in name.parts)), key=Path.as_posix)
     if not names:
         raise SteerbenchError(f"no data file in {folder}: it must hold files that end in {', '.join(_SUFFIXES)}.")
-    sources = [Source(str(folder / name), _split_of(name.parts[::-1]), _rows(folder / name)) for name in names]
+    names = _of_task(names, task, folder)
+    sources = [Source(str(folder / name), _split_of(name.parts[::-1]), _rows(folder / name, task)) for name in names]
     listing = "".join(f"{name.as_posix()}\0{_file_hash(folder / name)}\n" for name in names)
     return Origin(sources, f"sha256:{hashlib.sha256(os.fsencode(listing)).hexdigest()}")
+
+
+def _of_task(names: Sequence[Path], task: Task, path: Path) -> list[Path]:
+    """Return the files that the task reads. Raises SteerbenchError that names the others if there is none."""
+    stems = [name.name[: -len(_suffix(name) or "")] for name in names]
+    found = [name for name, stem in zip(names, stems, strict=True) if task.reads(stem)]
+    if not found:
+        told = ", ".join(sorted(set(stems))[:_TOLD])
+        raise SteerbenchError(
+            f"{path} has no file of the task {label_of(type(task).__name__, task)}, only {told}; give another --data, "
+            f"or a setting that names one of these."
+        )
+    return found
 
 
 def _split_of(names: Sequence[str]) -> str | None:
@@ -106,14 +124,15 @@ def _file_hash(path: Path) -> str:
         raise SteerbenchError(f"cannot read {path}: {error.strerror}. Check that you may read it.") from error
 
 
-def _rows(path: Path) -> Iterator[object]:
+def _rows(path: Path, task: Task) -> Iterator[object]:
     from pyarrow import ArrowException  # type: ignore[import-untyped]
 
-    read = {".parquet": _parquet_rows, ".csv": _csv_rows}.get(str(_suffix(path)), _json_rows)
+    is_csv = _suffix(path) == ".csv"
+    read = _parquet_rows if _suffix(path) == ".parquet" else _json_rows
     try:
-        yield from read(path)
+        yield from _csv_rows(path, task.csv_columns) if is_csv else read(path)
     except (OSError, EOFError, zlib.error, csv.Error, ArrowException, ValueError, OverflowError, LookupError) as error:
-        cure = "Save it as CSV in UTF-8 again." if read is _csv_rows else "Download it again."
+        cure = "Save it as CSV in UTF-8 again." if is_csv else "Download it again."
         raise SteerbenchError(f"cannot read {path}: it is damaged or cut off ({error}). {cure}") from error
 
 
@@ -125,13 +144,14 @@ def _parquet_rows(path: Path) -> Iterator[object]:
             yield from batch.to_pylist()
 
 
-def _csv_rows(path: Path) -> Iterator[object]:
-    """Read a table whose first line names its columns. All values are text; that of a cell that is not there is None.
+def _csv_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[object]:
+    """Read a table whose first line names its columns, if these are not given. All values are text.
 
-    UTF-8, with the mark that spreadsheets put in front or without.
+    That of a cell that is not there is None, and cells beyond the columns stand under None. UTF-8, with the mark that
+    spreadsheets put in front or without.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file, strict=True)
+        yield from csv.DictReader(file, columns or None, strict=True)
 
 
 def _json_rows(path: Path) -> Iterator[object]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from steerbench.data.sources import BROKEN, Source, from_hub, from_path
 from steerbench.data.task import Example, Task, TaskData, Unusable
 from steerbench.errors import SteerbenchError
+from steerbench.plugins.spec import label_of
 
 _PRECEDENCE = ("test", "validation", "train")  # what stands in two splits stays in the first of them
 _CARVED = {"test": 0.3, "validation": 0.1}  # share of the groups that goes into a split the data does not have
@@ -21,7 +22,7 @@ def load_data(task: Task, path: Path | None = None) -> TaskData:
     Splits that the data has are kept; missing ones are carved out by group. Neither the order of the
     rows nor the path of the files changes the result; the first n of a split are a fixed random sample.
     """
-    origin = from_hub(task) if path is None else from_path(path)
+    origin = from_hub(task) if path is None else from_path(path, task)
     skipped: Counter[str] = Counter()
     pools = _read(task, origin.sources, skipped)
     splits = _carve(task, _disjoint(task, pools, skipped))
@@ -129,15 +130,25 @@ def _disjoint(task: Task, pools: Mapping[str, list[Example]], skipped: Counter[s
 
 
 def _carve(task: Task, splits: dict[str, list[Example]]) -> dict[str, list[Example]]:
-    """Take missing splits out of train: the groups are ranked by hash and cut at fixed shares."""
+    """Take missing splits out of train: the groups are ranked by hash and cut at fixed shares, or at their half."""
     missing = [split for split in _CARVED if split not in splits]
     groups = sorted({example.group for example in splits["train"]}, key=_hash)
+    half = task.scored_half()
+    if half is not None:
+        if "test" not in missing:
+            raise SteerbenchError(
+                f"the data of {label_of(type(task).__name__, task)} have a test split of their own, so that no half of "
+                f"them is scored; give one file without splits."
+            )
+        groups = [*groups[half::2], *groups[1 - half :: 2]]  # the scored half stands first
     if len(groups) <= len(missing):
         raise SteerbenchError(
             f"too few records to make the splits {', '.join(['train', *missing])}: "
             f"they need {len(missing) + 1} different {task.group_word}s, and there are {len(groups)}. Add records."
         )
     counts = [max(1, round(_CARVED[split] * len(groups))) for split in missing]
+    if half is not None:
+        counts[0] = (len(groups) + 1 - half) // 2
     parts = split_by_group([example.group for example in splits["train"]], groups, counts)
     carved = [[splits["train"][i] for i in part] for part in parts]
     return splits | dict(zip([*missing, "train"], carved, strict=True))

@@ -19,6 +19,9 @@ class Choices(NamedTuple):
     """Each answer, as a reply would give it."""
     right: tuple[bool, ...]
     """Which of them are true, or match; at least one is and one is not."""
+    prompt: Dialogue | None = None
+    """What they answer, where that is another prompt than the example's, such as one with its answers in another order.
+    Choices of one name in an example are averaged."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,20 @@ class Task(Plugin):
     """What `Example.group` stands for, in one word: it appears in reports of skipped records."""
     one_per_group: ClassVar[bool] = False
     """Keep one example of each group only, as for a post with many pairs of replies."""
+    csv_columns: ClassVar[tuple[str, ...]] = ()
+    """Names of the columns of a CSV whose first line is a row already; empty: the first line names them."""
 
     @abstractmethod
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Turn one row in the original schema into an example. Raises `Unusable` with a short reason."""
+
+    def reads(self, name: str) -> bool:
+        """Tell whether a file is one of this task, by its name without an ending; by default all are."""
+        return True
+
+    def scored_half(self) -> int | None:
+        """Return which half of the groups is scored, 0 or 1, the other one being learned from; None: no halves."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from steerbench.metrics.coherence import Coherence as Coherence
     from steerbench.metrics.diversity import Diversity as Diversity
     from steerbench.metrics.length import Length as Length
+    from steerbench.metrics.refusal import refuses as refuses
     from steerbench.metrics.relevance import coherence_of as coherence_of
     from steerbench.metrics.repeated_ngrams import Repetition as Repetition
     from steerbench.metrics.win_rate import WinRate as WinRate

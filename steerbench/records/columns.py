@@ -117,6 +117,15 @@ METRIC_COLUMNS = (
     ),
     Column("truncated", "truncated", "share of responses that reached the token limit", "share", digits=2, better=-1),
     Column("empty", "empty", "share of responses without text", "share", digits=2, better=-1),
+    Column("accuracy", "accuracy", "share of questions whose right choice is the likeliest reply", "share", better=1),
+    Column("mc1", "MC1", "share of questions whose true answer is the likeliest reply", "share", better=1),
+    Column("mc2", "MC2", "probability of the true answers among those of MC2", "probability", better=1),
+    Column(
+        "matching",
+        "matching",
+        "probability of the answer that matches the behavior, mean of both orders of the two choices",
+        "probability",
+    ),
 )
 """The metrics of a record, in its order."""
 _GAIN_COLUMNS = (
@@ -175,6 +184,25 @@ _SIDE_EFFECT_COLUMNS = (
         "nats per response",
         digits=2,
         better=-1,
+    ),
+    Column(
+        "over_refusal",
+        "over-refusal",
+        "share of the safe questions that are refused: of those that look unsafe in the testbed's world; elsewhere of "
+        "all that the data set's preferred reply does not refuse, refusals found by their words",
+        "share",
+        digits=2,
+        better=-1,
+    ),
+    Column(
+        "harmful_compliance",
+        "compliance",
+        "share of the harmful questions that the response goes along with; elsewhere than in the testbed's world of "
+        "those that the data set's preferred reply refuses, without the words of a refusal",
+        "share",
+        digits=2,
+        better=-1,
+        long="harmful compliance",
     ),
     Column(
         "agreement",
@@ -258,6 +286,50 @@ _WHERE = (
     Column("protocol", "protocol", "hash of every choice that must be equal to compare"),
 )
 
+
+def _with_ends(column: Column) -> list[Column]:
+    """Return a column with those of its interval."""
+    ends = (("low", "lower"), ("high", "upper"))
+    told = [(f"{column.title} {end}", f"{which} end of the 95 % interval of `{column.name}`") for end, which in ends]
+    return [
+        column,
+        *(
+            Column(f"{column.name}_{end}", *text, column.unit, digits=column.digits, of=column.name)
+            for (end, _), text in zip(ends, told, strict=True)
+        ),
+    ]
+
+
+def _choice_gain(score: Column) -> Column:
+    meaning = f"`{score.name}` over the unsteered model on the same questions, with a 95 % interval over them"
+    return Column(f"{score.name}_gain", f"{score.heading} gain", meaning, score.unit, better=score.better)
+
+
+CHOICE_SCORES = ("accuracy", "mc1", "mc2", "matching")
+"""Metrics of given answers, which have gains over the unsteered model as well."""
+_ODDS = "the log-odds of the matching answer"
+_STEERABILITY = Column(
+    "steerability",
+    "steerability",
+    f"rise of {_ODDS} over the unsteered model, mean over the questions",
+    "nats",
+)
+_ANTI_STEERABLE = Column(
+    "anti_steerable", "anti-steerable", f"share of questions where {_ODDS} are lower than without steering", "share"
+)
+_CAPABILITY = Column("capability", "capability", "score by the capability check, as accuracy on `mmlu`", better=1)
+_DAMAGE = Column(
+    "damage", "damage", "how much lower `capability` is than without steering, with a 95 % interval", better=-1
+)
+_CHOICE_GAINS = tuple(_choice_gain(score) for score in METRIC_COLUMNS if score.name in CHOICE_SCORES)
+_CHOICE_COLUMNS = (
+    *(column for one in (*_CHOICE_GAINS, _STEERABILITY) for column in _with_ends(one)),
+    _ANTI_STEERABLE,
+    _CAPABILITY,
+    *_with_ends(_DAMAGE),
+)
+CHOICE_COLUMNS = tuple(column.name for column in _CHOICE_COLUMNS)
+"""What is derived from given answers: gains, steerability, and damage."""
 GAINS = tuple(column.name.removesuffix("_gain") for column in _GAIN_COLUMNS)
 """Metrics that have a gain over the unsteered model, such as `reward_gain` with `reward_gain_low` and `_high`."""
 RATES = tuple(column.name for column in METRIC_COLUMNS if column.unit == "share")
@@ -311,6 +383,7 @@ COLUMNS = {
         *METRIC_COLUMNS,
         *_OF_GAINS,
         *_SIDE_EFFECT_COLUMNS,
+        *_CHOICE_COLUMNS,
         _TUNED,
         *_OF_RATES,
         *_LATENCY_COLUMNS,

@@ -13,6 +13,7 @@ from steerbench import testbed
 from steerbench.errors import SteerbenchError
 from steerbench.files import write_asked
 from steerbench.plugins.spec import UNSTEERED
+from steerbench.records.choice_gains import choice_gains
 from steerbench.records.columns import GAIN_COLUMNS, GAIN_ENDS, GAINS, LATENCY, RATES
 from steerbench.records.comparisons import COMPARISONS, compared, comparisons
 from steerbench.records.identity import Difference, differences, fingerprint
@@ -122,7 +123,8 @@ def _ranked(records: Sequence[Record]) -> list[dict[Hashable, object]]:
     rows = rows_of([Scored.of(record) for record in records])
     unsteered = _unsteered([record for group in rows.values() for record in group])
     gains, beside = _gains(rows, unsteered), side_effects(rows, unsteered)
-    derived = {name: gains[name] | beside[name] for name in rows}
+    choices = choice_gains(rows, unsteered, {name: fits_of(group) != 1 for name, group in rows.items()})
+    derived = {name: gains[name] | beside[name] | choices[name] for name in rows}
     whole = {name: group for name, group in rows.items() if len(group) == len(records[0].protocol["seeds"])}
     ranks = ranks_of(over_first(whole))
     table = pd.DataFrame(_row(name, ranks.get(name), group, unsteered, derived[name]) for name, group in rows.items())

@@ -9,7 +9,7 @@ import pandas as pd
 from steerbench.errors import SteerbenchError
 from steerbench.files import write_asked
 from steerbench.plugins.spec import UNSTEERED
-from steerbench.records.columns import COLUMNS, GAINS
+from steerbench.records.columns import CHOICE_SCORES, COLUMNS, GAINS
 
 START, END = "<!-- leaderboard: written by steerbench leaderboard --markdown -->", "<!-- end of leaderboard -->"
 SIGNIFICANT = 0.05
@@ -17,7 +17,11 @@ _AT_THE_END = (
     "\n† Tuning chose a value at an end of its range, with one seed at least: a better one may lie beyond; the column "
     "`at_the_end` of the CSV says which."
 )
-_MEANS = ("win_rate", "worse", "kl", "diversity", "length", "decode_ratio", "decode_floor")
+_MEANS = (
+    *CHOICE_SCORES,
+    *("anti_steerable", "over_refusal", "harmful_compliance", "damage"),
+    *("win_rate", "worse", "kl", "diversity", "length", "decode_ratio", "decode_floor"),
+)
 """What a README shows beside the gains."""
 
 

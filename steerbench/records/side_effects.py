@@ -20,6 +20,7 @@ from steerbench.records.scores import Scores, scores_of
 Numbers = dict[str, float | None]
 AGREEMENTS = {"agreement": "held_out_reward", "agreement_gold": "gold"}
 """What the guiding reward is held against."""
+REFUSALS = ("over_refusal", "harmful_compliance")
 
 
 def side_effects(rows: Mapping[str, Sequence[Record]], unsteered: Mapping[int, Record]) -> dict[str, Numbers]:
@@ -44,12 +45,19 @@ def side_effects(rows: Mapping[str, Sequence[Record]], unsteered: Mapping[int, R
 def _of_records(records: Sequence[Record]) -> Numbers:
     tables = [scores_of(record) for record in records]
     derived: Numbers = {"kl_response": _over_seeds(per_response(table, "kl") for table in tables)}
+    derived |= {name: _over_seeds(_share(table, name) for table in tables) for name in REFUSALS}
     for name, value in (
         ("repetition", _over_seeds(map(_repetition, tables))),
         ("perplexity", pooled_perplexity(tables)),
     ):
         derived |= {} if value is None else {name: value}  # else as the records keep it
     return derived
+
+
+def _share(table: Scores, name: str) -> float | None:
+    """Return the mean over the responses that a column says anything of; None where there is none."""
+    told = table.table[name].dropna() if name in table else ()
+    return float(told.mean()) if len(told) else None
 
 
 def _repetition(table: Scores) -> float | None:
