@@ -10,7 +10,8 @@ One row of `mc_task.json` (the words are invented, the shape is verbatim):
 
 MC1 is the share of questions whose one true answer in `mc1_targets` is the most likely of them. MC2 is the probability
 of the true answers in `mc2_targets` among all of these. A method that learns from pairs gets the true answer of MC1 and
-a false one.
+a false one. ITI's authors fit on one half of the questions and score the other, and the other way round: `fold=0` and
+`fold=1`.
 
 Known quirks, in the 817 questions of October 2021:
 
@@ -30,13 +31,26 @@ from steerbench.data.task import Choices, Example, Task, Unusable, field_of, tex
 
 @dataclass(frozen=True, kw_only=True)
 class TruthfulQA(Task):
-    """Questions as one user turn, with the choices of MC1 and MC2."""
+    """Questions as one user turn, with the choices of MC1 and MC2.
+
+    - `fold`: which half of the questions is scored, 0 or 1, the other one being learned from; None: 30 % are scored
+    """
 
     version = 1
     hub = "truthfulqa/truthful_qa"
     hub_revision = "741b8276f2d1982aa3d5b832d3ee81ed3b896490"
     hub_config = "multiple_choice"
     group_word = "question"
+
+    fold: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.fold not in (None, 0, 1):
+            raise ValueError("fold must be 0 or 1, which half of the questions is scored, or none.")
+
+    def scored_half(self) -> int | None:
+        """Return the half that is scored."""
+        return self.fold
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Take the true answer of MC1 as the preferred reply, and its first false one in alphabetical order."""

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from steerbench.plugins.spec import UNSTEERED
 from steerbench.records.record import Record
 from steerbench.report import details
+from steerbench.report.choice_curves import choice_panels, steerability_table
 from steerbench.report.curves import sweeps
 from steerbench.report.figures import scatters, sweep_panels, trial_panels
 from steerbench.report.generations import as_json, generations
@@ -63,6 +64,8 @@ def _section(group: Group, known: Sequence[tuple[str, str]]) -> dict[str, Any]:
         "scatters": scatters(group),
         "sweeps": sweep_panels(group, swept, fits),
         "tradeoffs": tradeoff_table(swept, fits),
+        "choices": choice_panels(group, swept),
+        "steerability": steerability_table(group, swept),
         "trials": trial_panels(group),
         "protocol": details.protocol(group),
         "tunings": details.tunings(group),

@@ -8,7 +8,16 @@ from made_records import make
 
 from steerbench import leaderboard
 from steerbench.records.column_page import END, START, column_table
-from steerbench.records.columns import COLUMNS, GAIN_COLUMNS, GAINS, LATENCY, RATES, SIDE_EFFECTS
+from steerbench.records.columns import (
+    CHOICE_COLUMNS,
+    CHOICE_SCORES,
+    COLUMNS,
+    GAIN_COLUMNS,
+    GAINS,
+    LATENCY,
+    RATES,
+    SIDE_EFFECTS,
+)
 from steerbench.records.markdown import write_between
 from steerbench.records.record import METRICS
 
@@ -16,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_metric_of_a_record_has_a_column() -> None:
-    assert {*METRICS, *GAINS, *RATES, *LATENCY, *GAIN_COLUMNS, *SIDE_EFFECTS} <= {*COLUMNS}
+    assert {*METRICS, *GAINS, *RATES, *LATENCY, *GAIN_COLUMNS, *SIDE_EFFECTS, *CHOICE_COLUMNS} <= {*COLUMNS}
     assert {name: COLUMNS[name].meaning for name in METRICS} == METRICS
 
 
@@ -28,8 +37,9 @@ def test_no_heading_stands_over_two_columns() -> None:
 
 def test_a_column_says_what_it_means_and_belongs_to_one_that_is_there() -> None:
     assert not [column.name for column in COLUMNS.values() if len(column.meaning.split()) < 2 and not column.of]
-    gains = {f"{name}_gain" for name in (*GAINS, "length_controlled")}
-    assert {column.of for column in COLUMNS.values() if column.of} == {*RATES, *gains}
+    gains = {f"{name}_gain" for name in (*GAINS, *CHOICE_SCORES, "length_controlled")}
+    told = {column.of for column in COLUMNS.values() if column.of}
+    assert told == {*RATES, *gains, "steerability", "damage"}
 
 
 def test_the_csv_has_the_columns_in_their_order() -> None:
