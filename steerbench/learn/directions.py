@@ -68,6 +68,11 @@ def _check(pairs: Sequence[Pair], pool: Pool, source: str) -> None:
         )
     if pool in ("last_response", "response_mean") and not any(t.response for p in pairs for t in p):
         raise SteerbenchError(f"pairs={source} have no reply for pool={pool!r}; set pool=last_prompt.")
+    if pool in ("last_response", "response_mean") and all(p.chosen == p.rejected for p in pairs):
+        raise SteerbenchError(
+            f"both sides of pairs={source} are the same in the tokens that are read, as many as a response may have; "
+            f"raise --max-new-tokens."
+        )
 
 
 def difference_of_means(contrast: Contrast) -> Tensor:

@@ -55,9 +55,8 @@ def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
     """
     groups = by_task(records)
     # not `concat`: a column may be empty in one task, as gold is on real data, and have numbers in another
-    return pd.DataFrame(row for group in groups.values() for row in _ranked(group)).astype(
-        {"rank": "Int64", "fits": "Int64"}
-    )
+    table = pd.DataFrame(row for group in groups.values() for row in _ranked(group))
+    return table.astype({"rank": "Int64", "fits": "Int64"}).copy()  # else each column lies in a block of its own
 
 
 def method_gaps(records: Sequence[Record], metric: str) -> dict[tuple[str, str], Gaps]:

@@ -75,7 +75,7 @@ def table_line(cells: Sequence[str]) -> str:
 
 def _of_task(task: str, rows: pd.DataFrame) -> str:
     gains = [name for name in GAINS if rows[f"{name}_gain"].notna().any()]
-    means = [name for name in _MEANS if rows[name].notna().any()]
+    means = [name for name in _MEANS if name in rows and rows[name].notna().any()]
     heads = ["#", task, *(COLUMNS[name].title for name in gains), *(COLUMNS[name].heading for name in means)]
     lines = [table_line(heads), table_line(["--:", ":--", *["--:"] * (len(heads) - 2)])]
     for row in rows.to_dict("records"):

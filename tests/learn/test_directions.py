@@ -287,3 +287,14 @@ def test_a_shift_below_the_nuisance_is_found_by_the_means_alone(seed: int) -> No
     assert cosine(difference_of_means(pairs), truth) > 0.97
     for estimate in PCA_FORMS.values():
         assert abs(cosine(estimate(pairs), truth)) < 0.2
+
+
+def test_pairs_that_are_cut_to_the_same_tokens_are_refused(llama: LanguageModel) -> None:
+    context = FitContext(
+        lm=llama,
+        examples=[Example(str(i), str(i), user(f"Question {i}?"), "(A)", "(B)") for i in range(3)],
+        reward=tiny.VowelReward(),
+        decoding=Decoding(max_new_tokens=1),
+    )
+    with pytest.raises(SteerbenchError, match=r"are the same in the tokens that are read.*raise --max-new-tokens"):
+        contrast(context, Site("resid_post", 0), "response_mean")

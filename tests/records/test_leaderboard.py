@@ -274,7 +274,7 @@ def test_csv_has_gains_after_the_metrics_whatever_the_order_of_the_records(tmp_p
     start = list(again.columns).index("reward_gain")
     ends = ("", "_low", "_high", "_p", "_p_holm", "_fit_sd", "_sampling_sd")
     names = [f"{name}_gain{end}" for name in SCORES for end in ends]
-    assert list(again.columns[start - 1 : start + 22]) == ["empty", *names, "length_controlled_gain"]
+    assert list(again.columns[start - 1 : start + 22]) == ["matching", *names, "length_controlled_gain"]
     pd.testing.assert_frame_equal(again[names], table[names], check_exact=True)
 
 
