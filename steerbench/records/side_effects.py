@@ -56,8 +56,8 @@ def _of_records(records: Sequence[Record]) -> Numbers:
 
 def _share(table: Scores, name: str) -> float | None:
     """Return the mean over the responses that a column says anything of; None where there is none."""
-    told = table.table[name].dropna() if name in table else ()
-    return float(told.mean()) if len(told) else None
+    told = table.table[name].dropna() if name in table else None
+    return None if told is None or told.empty else float(told.mean())
 
 
 def _repetition(table: Scores) -> float | None:

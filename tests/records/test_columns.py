@@ -51,7 +51,7 @@ def test_the_csv_has_the_columns_in_their_order() -> None:
 def test_the_shares_and_gains_are_these() -> None:
     assert GAINS == ("reward", "held_out_reward", "gold")
     shares = ("win_rate", "win_rate_preferred", "held_out_win_rate", "held_out_win_rate_preferred", "worse")
-    assert (*shares, "truncated", "empty") == RATES
+    assert (*shares, "truncated", "empty", "accuracy", "mc1") == RATES
 
 
 def test_the_page_is_what_the_columns_say(tmp_path: Path) -> None:
