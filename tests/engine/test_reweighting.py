@@ -10,7 +10,7 @@ from thorough import mostly_slow
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from steerbench import Decoding, LanguageModel, Steering, generate
+from steerbench import Decoding, LanguageModel, SteerbenchError, Steering, generate
 from steerbench.contract import tiny
 from steerbench.contract.case import close
 from steerbench.data import user
