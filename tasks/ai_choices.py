@@ -32,10 +32,10 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from steerbench import Example, Task
-from steerbench.data import Choices, Unusable, text_field, user
+from steerbench.data import Choices, Range, Unusable, text_field, user
 
 _LISTED = re.compile(r"(?P<asked>.*?)\s*\n\s*Choices:\s*\n\s*\(A\)(?P<a>.*)\n\s*\(B\)(?P<b>.*)", re.DOTALL)
 _LETTERS = ("(A)", "(B)")
@@ -54,11 +54,7 @@ class AIChoices(Task):
     group_word = "question"
 
     behavior: str
-    fold: int = 0
-
-    def __post_init__(self) -> None:
-        if self.fold not in (0, 1):
-            raise ValueError("fold must be 0 or 1: which half of the questions is scored.")
+    fold: Annotated[int, Range(0, 1)] = 0
 
     def reads(self, name: str) -> bool:
         """Tell whether a file is that of the behaviour."""

@@ -23,10 +23,11 @@ Known quirks, in the 817 questions of October 2021:
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from steerbench.data.dialogue import user
 from steerbench.data.task import Choices, Example, Task, Unusable, field_of, text_field
+from steerbench.plugins.ranges import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +43,7 @@ class TruthfulQA(Task):
     hub_config = "multiple_choice"
     group_word = "question"
 
-    fold: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.fold not in (None, 0, 1):
-            raise ValueError("fold must be 0 or 1, which half of the questions is scored, or none.")
+    fold: Annotated[int, Range(0, 1)] | None = None
 
     def scored_half(self) -> int | None:
         """Return the half that is scored."""

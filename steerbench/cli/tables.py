@@ -59,7 +59,7 @@ def show(console: Console, table: pd.DataFrame, records: Sequence[Record], elsew
     """Print one table per task, what was measured, and what was left out. `elsewhere` says where all columns are."""
     for task, rows in table.groupby("task", sort=True):
         first = next(r for r in records if r.labels["task"] == task)
-        present = [name for name in _SHOWN if rows[name].notna().any()]
+        present = [name for name in _SHOWN if name in rows and rows[name].notna().any()]
         yields = [COLUMNS[name].heading for name in _YIELDS]
         cells: Columns = {COLUMNS[name].heading: [_cell(value) for value in rows[name]] for name in present}
         print_table(console, str(task), cells, yields=yields, elsewhere=elsewhere)

@@ -34,10 +34,14 @@ def other_copy(folder: Path, where: Path) -> str:
 def changed(protocol: Protocol, world: Path, tmp_path: Path) -> dict[str, tuple[Protocol, set[str]]]:
     """Return for each field of a protocol the same with another value, and what in the key tells of it."""
     (tmp_path / "data.jsonl").write_text((world / "hh_rlhf.jsonl").read_text() + "\n")
+    (tmp_path / "mmlu.csv").write_text("".join(f"Which of {i}?,One,Two,Three,Four,{x}\n" for i, x in enumerate("ABCD")))
     tuned = {"n_validation", "validation_examples", "tuning_budget", "objective"}
 
     def new(**values: Any) -> Protocol:
         return replace(protocol, **values)
+
+    def asking(**values: Any) -> Protocol:
+        return new(capability="mmlu", capability_data=tmp_path / "mmlu.csv", **values)
 
     return {
         "task": (new(task="shp", data=None), set()),
@@ -59,6 +63,9 @@ def changed(protocol: Protocol, world: Path, tmp_path: Path) -> dict[str, tuple[
         "transductive": (new(transductive=True), {"transductive"}),
         "max_prompt_tokens": (new(max_prompt_tokens=60), {"max_prompt_tokens"}),
         "decoding": (new(decoding=Decoding(max_new_tokens=6, temperature=0.5, top_k=3)), {"temperature", "top_k"}),
+        "capability": (asking(), {"capability"}),
+        "capability_data": (asking(), {"capability"}),
+        "n_capability": (asking(n_capability=3), {"capability"}),
         "seeds": (new(seeds=(1,)), {"seeds"}),
         "dtype": (new(dtype="bfloat16"), {"dtype"}),
     }

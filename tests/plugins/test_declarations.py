@@ -78,11 +78,15 @@ def test_a_method_learns_from_what_its_card_says_and_touches_that(name: str, lla
     assert (" and ".join(touched) or "nothing") == said.touches
 
 
+def default_text(value: object) -> str:
+    return "" if value is dataclasses.MISSING else option_text(value)
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_what_is_read_from_a_file_is_what_its_class_says(name: str) -> None:
     cls = load(SOURCES[name].kind, SOURCES[name].name)
     found = declared(SOURCES[name])
-    assert [(s.name, s.default) for s in found] == [(f.name, option_text(f.default)) for f in dataclasses.fields(cls)]
+    assert [(s.name, s.default) for s in found] == [(f.name, default_text(f.default)) for f in dataclasses.fields(cls)]
     assert [s.name for s in found if not s.meaning] == []
     assert {s.name: s.off for s in found if s.off is not None} == {
         k: option_text(v) for k, v in getattr(cls, "off", {}).items()

@@ -1,7 +1,7 @@
 """The ranges that settings declare: what they hold, how they are said, and that every method and task keeps them."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -79,10 +79,12 @@ def beyond(hint: Any) -> list[str]:
 
 @pytest.mark.parametrize(("kind", "name"), PLUGINS, ids=[name for _, name in PLUGINS])
 def test_every_number_beyond_a_range_is_refused_by_its_name(kind: Any, name: str) -> None:
-    hints = get_type_hints(registry.load(kind, name), include_extras=True)
-    for field in fields(registry.load(kind, name)):
+    cls = registry.load(kind, name)
+    hints = get_type_hints(cls, include_extras=True)
+    needed = {f.name: "x" for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    for field in fields(cls):
         for text in beyond(hints[field.name]):
-            spec = str(Part(name, {field.name: text}))
+            spec = str(Part(name, needed | {field.name: text}))
             with pytest.raises(SteerbenchError) as told:
                 build_task(parse_tasks(spec)[0]) if kind == "tasks" else build_methods(parse(spec)[0])
             assert str(told.value) == f"{name}:{field.name} must be {expected(hints[field.name])}, not {text!r}."

@@ -27,6 +27,7 @@ QUICK = {
     "reft": "reft:epochs=1",
     "pref_ctrl": "pref_ctrl:epochs=2:n_steps=5",
     "prime_guard": "prime_guard:n_prompts=4",
+    "classifier_free": "classifier_free:text=kindly",
     **GIVEN,
 }
 """No invariant depends on how well a value function is trained, nor on what is in a file."""

@@ -182,7 +182,7 @@ def test_shp_keeps_pairs_of_a_large_enough_ratio() -> None:
 
 
 def test_shp_refuses_a_ratio_below_one() -> None:
-    with pytest.raises(SteerbenchError, match=r"task shp:min_ratio=0\.5: min_ratio must be 1 or more"):
+    with pytest.raises(SteerbenchError, match=r"shp:min_ratio must be a finite number of 1 or more, not '0\.5'"):
         build_task(parse_tasks("shp:min_ratio=0.5")[0])
 
 
