@@ -228,7 +228,7 @@ def test_folds_of_truthful_qa_leave_its_default_alone() -> None:
     folds = [load_data(task(f"truthful_qa:fold={fold}"), path) for fold in (0, 1)]
     assert [len(data.test) for data in folds] == [409, 408]
     assert {e.id for data in folds for e in data.test} == {e.id for e in everything(plain)}
-    with pytest.raises(SteerbenchError, match="fold must be .*from 0 to 1"):
+    with pytest.raises(SteerbenchError, match=r"fold must be .*from 0 to 1"):
         task("truthful_qa:fold=3")
 
 
