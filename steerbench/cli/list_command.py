@@ -16,7 +16,7 @@ from steerbench.cli.options import Plugins, add_plugins
 from steerbench.errors import SteerbenchError, suggest
 
 if TYPE_CHECKING:
-    from steerbench.plugins.cards import Head
+    from steerbench.plugins.docstrings import Head
     from steerbench.plugins.plugin import Kind
     from steerbench.plugins.registry import Source
 
@@ -71,8 +71,8 @@ def _show_list(kind: "Kind", found: Sequence["Source"]) -> None:
 
 def _read(source: "Source") -> tuple[str, "Head | SteerbenchError"]:
     """Return the group of a source and the head of its card, or why there is none: a broken one hides no other."""
-    from steerbench.plugins.cards import head
     from steerbench.plugins.declarations import declared
+    from steerbench.plugins.docstrings import head
 
     try:
         found = head(source)
@@ -153,7 +153,7 @@ def _show_settings(source: "Source") -> None:
 
 
 def _show_card(source: "Source") -> None:
-    from steerbench.plugins.cards import card
+    from steerbench.plugins.docstrings import card
 
     out.print(plain(f"{source.name}  ") + plain(source.origin, "dim"), highlight=False, soft_wrap=True)
     try:

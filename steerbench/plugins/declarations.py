@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from steerbench.errors import SteerbenchError
 from steerbench.plugins import ranges
-from steerbench.plugins.cards import file_of, syntax_tree
+from steerbench.plugins.docstrings import file_of, syntax_tree
 from steerbench.plugins.plugin import BASES
 from steerbench.plugins.ranges import Range
 from steerbench.plugins.registry import Source

@@ -31,7 +31,7 @@ from steerbench.data import Turn, user
 from steerbench.engine.effect import effect
 from steerbench.learn import Response
 from steerbench.plugins import registry
-from steerbench.plugins.cards import head
+from steerbench.plugins.docstrings import head
 from steerbench.plugins.plugin import KINDS
 from steerbench.plugins.template import METHOD
 

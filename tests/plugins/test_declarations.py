@@ -15,8 +15,8 @@ from steerbench.decoding import Decoding
 from steerbench.learn import Pair, Rollout
 from steerbench.learn.fitting import steerers_of
 from steerbench.plugins import registry
-from steerbench.plugins.cards import head
 from steerbench.plugins.declarations import declared
+from steerbench.plugins.docstrings import head
 from steerbench.plugins.plugin import KINDS
 from steerbench.plugins.registry import BUILT_IN, PLUGINS, Source
 from steerbench.plugins.settings import option_text

@@ -12,7 +12,7 @@ import pytest
 
 from steerbench import SteerbenchError
 from steerbench.plugins import registry
-from steerbench.plugins.cards import card
+from steerbench.plugins.docstrings import card
 from steerbench.plugins.plugin import KINDS
 from steerbench.plugins.registry import BUILT_IN, Source
 
