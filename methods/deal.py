@@ -34,15 +34,18 @@ from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Blocks, Candidate, DecodePart, DecodingContext, rewards_of
 from steerbench.learn import Count, Range, Whole
 
+MOST = 64
+"""Beams x branches: rows of a batch for each prompt."""
+
 
 class Beams(DecodePart):
     """Keep the best beams by likelihood and reward, and branch each of them."""
 
     def __init__(self, beams: int, branches: int, block: int, lookahead: int, weight: float) -> None:
-        if min(beams, branches, block) < 1 or beams * branches > 64 or lookahead < 0 or not isfinite(weight):
+        if min(beams, branches, block) < 1 or beams * branches > MOST or lookahead < 0 or not isfinite(weight):
             raise SteerbenchError(
                 f"deal: beams={beams}, branches={branches} and block={block} must be 1 or more, beams x branches at "
-                f"most 64, lookahead={lookahead} 0 or more, and weight={weight} a number."
+                f"most {MOST}, lookahead={lookahead} 0 or more, and weight={weight} a number."
             )
         self.beams, self.branches, self.candidates = beams, branches, beams * branches
         self.block, self.lookahead, self.weight = block, lookahead, weight
@@ -85,6 +88,12 @@ class DeAL(Steerer):
     block: Count = 8
     lookahead: Whole = 10
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.beams * self.branches > MOST:
+            raise SteerbenchError(
+                f"deal: {self.beams} beams with {self.branches} branches each are more than {MOST} rows."
+            )
 
     def fit(self, context: FitContext) -> Steering:
         """Nothing to learn."""

@@ -101,9 +101,20 @@ def test_its_kl_is_not_known(llama: LanguageModel) -> None:
     assert all(isnan(kl) for kl in effect(llama, PROMPTS, found, steering).kl)
 
 
-@pytest.mark.parametrize("fields", [{"beams": 0}, {"branches": 40}, {"block": 0}, {"lookahead": -1}])
-def test_settings_out_of_range_are_refused(llama: LanguageModel, fields: dict[str, Any]) -> None:
-    with pytest.raises(
-        SteerbenchError, match=r"deal: beams=|must be a whole number (from 1 to 64|of [01] or more), not"
-    ):
-        method(llama, **fields)
+@pytest.mark.parametrize("fields", [{"beams": 0}, {"branches": 0}, {"block": 0}, {"lookahead": -1}])
+def test_settings_out_of_range_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(SteerbenchError, match=r"must be a whole number (from 1 to 64|of [01] or more), not"):
+        load("methods", "deal")(**fields)
+
+
+def test_more_rows_than_fit_a_batch_are_refused_before_a_model_is_there() -> None:
+    with pytest.raises(SteerbenchError, match="deal: 13 beams with 5 branches each are more than 64 rows"):
+        load("methods", "deal")(beams=13)
+    assert load("methods", "deal")(beams=16, branches=4).beams == 16
+
+
+@pytest.mark.parametrize("given", [(0, 5, 8, 10, 1.0), (13, 5, 8, 10, 1.0), (3, 5, 8, 10, float("nan"))])
+def test_beams_of_a_file_are_checked_as_well(llama: LanguageModel, given: tuple[int, int, int, int, float]) -> None:
+    cls = type(method(llama).decode)
+    with pytest.raises(SteerbenchError, match="deal: beams="):
+        cls(*given)
