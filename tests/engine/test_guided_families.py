@@ -60,5 +60,5 @@ def test_neither_batch_nor_cache_changes_it(family: str, name: str, world: Path)
         together = run(batch_size=8)
         assert together == run(batch_size=1)
         assert together == run(batch_size=8, use_cache=False)
-        if how == "sampled":
+        if how == "sampled" and (family, name) != ("llama", "dexperts"):  # its expert is this very model
             assert together != generate(lm, PROMPTS, Steering(), decoding)
