@@ -25,6 +25,8 @@ _AT_ONCE = 256
 """Texts of a row, or columns of what they share, in one pass."""
 _SPARE = 64
 """Columns of the cache that may be out of use besides those that are in use."""
+_BY_LENGTH = {"dynamic", "longrope", "su"}
+"""Kinds of rotary positions that short texts cannot tell from others."""
 _tried: "WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, bool]]" = WeakKeyDictionary()
 
 Ids = Sequence[int]
@@ -46,7 +48,21 @@ class GuideReader:
         if self._shared is None or not isinstance(self._reward, RewardModel):
             return self._reward.score(prompts, flat)
         ids = iter(self._reward.tokens(prompts, flat))
-        return self._reward.finite(self._shared.scores([[next(ids) for _ in row] for row in texts]))
+        return self._reward.finite(self._read(self._reward, self._shared, [[next(ids) for _ in row] for row in texts]))
+
+    def _read(self, reward: RewardModel, shared: "SharedReading", rows: Sequence[Sequence[list[int]]]) -> Tensor:
+        """Read texts from what is held; those at the limit, cut on the left, from beginnings that none shares."""
+        cut = [[reward.limit is not None and len(ids) >= reward.limit for ids in row] for row in rows]
+        whole = [[ids for ids, c in zip(*pair, strict=True) if not c] for pair in zip(rows, cut, strict=True)]
+        alone = [ids for pair in zip(rows, cut, strict=True) for ids, c in zip(*pair, strict=True) if c]
+        if not alone:
+            return shared.scores(whole)
+        is_cut = torch.tensor([c for row in cut for c in row])
+        scores = torch.zeros(len(is_cut))
+        scores[is_cut] = reward.read(alone)
+        if any(whole):
+            scores[~is_cut] = shared.scores(whole)
+        return scores
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the rows."""
@@ -188,8 +204,17 @@ def can_share(reward: RewardModel) -> bool:
     backbone, _ = reward.decoder
     known = _tried.setdefault(backbone, {})
     if backbone.dtype not in known:
-        known[backbone.dtype] = keeps_columns(backbone) and _agrees(reward, backbone.dtype)
+        agrees = keeps_columns(backbone) and not _turns_by_length(backbone) and _agrees(reward, backbone.dtype)
+        known[backbone.dtype] = agrees
     return known[backbone.dtype]
+
+
+def _turns_by_length(backbone: PreTrainedModel) -> bool:
+    """Tell whether positions are turned by angles that depend on how long the whole text is: held keys would be old."""
+    config = backbone.config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [one.get("rope_type", one.get("type")) for one in (rope, *rope.values()) if isinstance(one, dict)]
+    return any(kind in _BY_LENGTH for kind in kinds)
 
 
 def _agrees(reward: RewardModel, dtype: torch.dtype) -> bool:

@@ -122,6 +122,36 @@ def test_what_cannot_share_is_read_from_its_beginning(rewards: dict[str, RewardM
     assert torch.equal(found, reward.score([PROMPTS[0], PROMPTS[0], PROMPTS[2]], ["Yes.", "No.", "Blue"]))
 
 
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_positions_that_turn_with_the_length_of_a_text_are_read_from_its_beginning(tmp_path: Path, rope: str) -> None:
+    """Keys that were held before a text passed the length that it was trained on would be of other angles."""
+    long = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 64}
+    more = {"rope_type": rope, "rope_theta": 1e4, "factor": 4.0, **(long if rope == "longrope" else {})}
+    torch.manual_seed(0)
+    config = LlamaConfig(**SIZES, **COMMON, max_position_embeddings=64, rope_parameters=more)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    reward = RewardModel.load(str(tmp_path))
+    reward.limit = 256
+    reader = GuideReader(reward)
+    for n in (5, 60, 90):
+        texts = ["a" * n + z for z in "xy"]
+        alone = torch.cat([reward.score(PROMPTS[:1], [text]) for text in texts])
+        torch.testing.assert_close(reader.scores(PROMPTS[:1], [texts]), alone, atol=1e-4, rtol=1e-4)
+
+
+def test_texts_that_are_cut_at_different_places_are_not_one_tree(tmp_path: Path) -> None:
+    """They share no beginning: a pass over all their tokens would be as wide as all of them together."""
+    reward = made(tmp_path, "gpt2")
+    reward.limit = 100
+    texts = [["b" * 150 + "a" * n for n in range(1, 9)], ["a", "b", "c" * 99], []]
+    prompts = [p for p, row in zip(PROMPTS, texts, strict=True) for _ in row]
+    with columns_read(reward) as read:
+        found = GuideReader(reward).scores(PROMPTS, texts)
+    assert max(read) <= reward.limit
+    torch.testing.assert_close(found, reward.score(prompts, [t for row in texts for t in row]), atol=1e-4, rtol=1e-4)
+
+
 def test_a_text_that_is_too_long_is_read_and_counted_as_elsewhere(tmp_path: Path) -> None:
     reward = made(tmp_path, "llama")
     reward.limit = 20
