@@ -199,7 +199,7 @@ def _shared(texts: Sequence[Ids]) -> list[int]:
 
 def can_share(reward: RewardModel) -> bool:
     """Tell whether a shared reading gives what texts read alone give. Tried out once for each model and data type."""
-    if reward.decoder is None:
+    if reward.decoder is None or reward.largest_batch is not None:  # what stands beside a text changes its score
         return False
     backbone, _ = reward.decoder
     known = _tried.setdefault(backbone, {})

@@ -152,6 +152,15 @@ def test_texts_that_are_cut_at_different_places_are_not_one_tree(tmp_path: Path)
     torch.testing.assert_close(found, reward.score(prompts, [t for row in texts for t in row]), atol=1e-4, rtol=1e-4)
 
 
+def test_a_reward_that_takes_one_text_at_a_time_is_given_no_more(tmp_path: Path) -> None:
+    reward = made(tmp_path, "llama")
+    reward.largest_batch = 1
+    texts = [["Yes.", "No"], ["Blue"]]
+    found = GuideReader(reward).scores(PROMPTS[:2], texts)
+    assert torch.equal(found, reward.score([PROMPTS[0], PROMPTS[0], PROMPTS[1]], ["Yes.", "No", "Blue"]))
+    assert not can_share(reward)
+
+
 def test_a_text_that_is_too_long_is_read_and_counted_as_elsewhere(tmp_path: Path) -> None:
     reward = made(tmp_path, "llama")
     reward.limit = 20
