@@ -38,6 +38,7 @@ from steerbench import Example, Task
 from steerbench.data import Choices, Range, Unusable, text_field, user
 
 _LISTED = re.compile(r"(?P<asked>.*?)\s*\n\s*Choices:\s*\n\s*\(A\)(?P<a>.*)\n\s*\(B\)(?P<b>.*)", re.DOTALL)
+_THIRD = re.compile(r"\n\s*\(C\)")
 _LETTERS = ("(A)", "(B)")
 _PLAIN = ("Yes", "No")
 
@@ -87,7 +88,7 @@ def _read(question: str) -> tuple[str, tuple[str, str], tuple[str, str]]:
     if listed is None and "Choices:" in question:
         raise Unusable("the choices are not (A) and (B), a line each")
     asked, a, b = (text.strip() for text in listed.group("asked", "a", "b")) if listed else (question, *_PLAIN)
-    if "\n (C)" in b:
+    if _THIRD.search(b):
         raise Unusable("more than two choices")
     if not asked:
         raise Unusable("empty question")

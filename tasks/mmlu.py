@@ -27,7 +27,7 @@ Known quirks:
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,7 @@ def _texts(row: Mapping[Any, Any]) -> tuple[str, ...]:
     if "choices" not in row:
         return tuple(text_field(row, letter) for letter in _LETTERS)
     texts = field_of(row, "choices")
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, Sequence) or isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise Unusable("wrong type")
     return tuple(text.strip() for text in texts)
 

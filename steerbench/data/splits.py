@@ -141,14 +141,15 @@ def _carve(task: Task, splits: dict[str, list[Example]]) -> dict[str, list[Examp
                 f"them is scored; give one file without splits."
             )
         groups = [*groups[half::2], *groups[1 - half :: 2]]  # the scored half stands first
-    if len(groups) <= len(missing):
-        raise SteerbenchError(
-            f"too few records to make the splits {', '.join(['train', *missing])}: "
-            f"they need {len(missing) + 1} different {task.group_word}s, and there are {len(groups)}. Add records."
-        )
     counts = [max(1, round(_CARVED[split] * len(groups))) for split in missing]
     if half is not None:
         counts[0] = (len(groups) + 1 - half) // 2
+    needed = len(missing) + (1 if half is None else 2)  # the half that is not scored is split once more
+    if len(groups) < needed:
+        raise SteerbenchError(
+            f"too few records to make the splits {', '.join(['train', *missing])}: they need {needed} that differ in "
+            f"their {task.group_word}, and there are {len(groups)}. Add records."
+        )
     parts = split_by_group([example.group for example in splits["train"]], groups, counts)
     carved = [[splits["train"][i] for i in part] for part in parts]
     return splits | dict(zip([*missing, "train"], carved, strict=True))

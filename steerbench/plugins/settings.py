@@ -65,9 +65,16 @@ def fits(value: Any, hint: Any, shape: Shape = UNKNOWN) -> bool:
         return True
     if hint in (int, float):
         number = isinstance(value, int | float if hint is float else int) and not isinstance(value, bool)
-        return number and math.isfinite(value)
+        return number and _is_finite(value)
     kind = get_origin(hint) or hint
     return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number above all that a float can be
+        return False
 
 
 def takes_whole_numbers(cls: type[Any], name: str) -> bool:

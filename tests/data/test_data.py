@@ -283,7 +283,7 @@ def test_a_pool_needs_three_groups(tmp_path: Path, n: int, enough: bool) -> None
     if enough:
         assert all(topics(load_data(Toy(), path)).values())
     else:
-        assert f"3 different topics, and there are {n}" in message(path)
+        assert f"3 that differ in their topic, and there are {n}" in message(path)
 
 
 # What is skipped

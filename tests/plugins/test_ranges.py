@@ -25,10 +25,10 @@ PLUGINS = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 @pytest.mark.parametrize(
     ("hint", "inside", "outside", "words"),
     [
-        (Whole, [0, 7], [-1, 1.0, True], "a whole number of 0 or more"),
+        (Whole, [0, 7], [-1, 1.0, True, 10**400], "a whole number of 0 or more"),
         (Count, [1, 7], [0, -3], "a whole number of 1 or more"),
         (Positive, [1e-9, 3], [0, -1, math.nan, math.inf], "a finite number above 0"),
-        (NotNegative, [0, 2.5], [-1e-9, math.nan], "a finite number of 0 or more"),
+        (NotNegative, [0, 2.5], [-1e-9, math.nan, 10**400], "a finite number of 0 or more"),
         (Share, [0, 1, 0.5], [-0.1, 1.1], "a finite number from 0 to 1"),
         (Annotated[int, Range(1, 64)], [1, 64], [0, 65], "a whole number from 1 to 64"),
         (Annotated[float, Range(0, below=1)], [0, 0.99], [1, -0.1], "a finite number from 0 to below 1"),

@@ -82,6 +82,7 @@ def test_mmlu_has_the_texts_of_its_choices() -> None:
         (mmlu(B=""), "not four choices with a text each"),
         (hub(choices=["tea", "jam"]), "not four choices with a text each"),
         (hub(choices="tea"), "wrong type"),
+        (hub(choices=4), "wrong type"),
         (mmlu(B="tea"), "equal choices"),
         (mmlu(A="rye bread"), "a choice begins another one"),
         (mmlu(answer="E"), "the answer is neither a letter A to D nor a number 0 to 3"),
@@ -164,6 +165,7 @@ def test_a_persona_gets_its_choices() -> None:
         (RISK | {"question": 3}, "wrong type"),
         (RISK | {"question": "Q?\n\nChoices:\n (1) a\n (2) b"}, "the choices are not (A) and (B), a line each"),
         (RISK | {"question": "Q?\n\nChoices:\n (A) a\n (B) b\n (C) c"}, "more than two choices"),
+        (RISK | {"question": "Q?\n\nChoices:\n(A) a\n(B) b\n(C) c"}, "more than two choices"),
         (RISK | {"question": "Q?\n\nChoices:\n (A) a\n (B) "}, "empty choice"),
         (RISK | {"question": "Q?\n\nChoices:\n (A) a\n (B) a"}, "equal choices"),
         (RISK | {"question": "\n\nChoices:\n (A) a\n (B) b"}, "the choices are not (A) and (B), a line each"),
@@ -211,6 +213,15 @@ def test_what_is_scored_in_one_fold_is_learned_from_in_the_other(tmp_path: Path)
     for data, other in zip(folds, reversed(tests), strict=True):
         assert {e.id for e in (*data.train, *data.validation)} == other
         assert data.validation
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_too_few_questions_for_a_fold_are_refused(tmp_path: Path, fold: int) -> None:
+    told = "need 4 that differ in their question, and there are 3"
+    with pytest.raises(SteerbenchError, match=told):
+        load_data(task(f"{CHOICES}:fold={fold}"), written(tmp_path, "x", 3))
+    data = load_data(task(f"{CHOICES}:fold={fold}"), written(tmp_path, "x", 4))
+    assert (len(data.train), len(data.validation), len(data.test)) == (1, 1, 2)
 
 
 def test_folds_of_data_with_a_test_split_of_its_own_are_refused(tmp_path: Path) -> None:
