@@ -21,7 +21,11 @@ class Capability:
         """Read its data: from a path, from the folder of its name in that of the study's data, or from the Hub."""
         if path is None and beside is not None and (beside / self._folder).is_dir():
             path = beside
-        data = load_data(self.task, folder_of(self._folder, path))
+        try:
+            data = load_data(self.task, folder_of(self._folder, path))
+        except SteerbenchError as error:  # --data is the study's
+            told = str(error).replace("--data", "--capability-data")
+            raise SteerbenchError(f"capability check {self.name}: {told}") from error
         self._revision = data.revision
         return data
 

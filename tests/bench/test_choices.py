@@ -279,3 +279,12 @@ def test_mmlu_equals_single_passes(assets: Path) -> None:
         lengths = [len(lm.tokens(example.prompt, text).response) for text in texts]
         assert all(abs(a - b) < 1e-4 * n for a, b, n in zip(plain, likelihoods[i][0], lengths, strict=True))
         assert found[i] == float(texts[plain.index(max(plain))] == example.chosen)
+
+
+def test_missing_data_of_a_capability_check_are_told_by_its_own_option(tmp_path: Path) -> None:
+    (part,) = parse_tasks("ai_choices:behavior=x")
+    check = Capability(part, build_task(part))
+    with pytest.raises(SteerbenchError, match="its file with --capability-data PATH"):
+        check.load(None, None)
+    with pytest.raises(SteerbenchError, match="Check the path given to --capability-data"):
+        check.load(tmp_path / "nowhere.jsonl", None)
