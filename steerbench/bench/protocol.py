@@ -114,9 +114,10 @@ class Protocol(FitSettings):
             raise SteerbenchError(f"objective {self.objective!r} is for tuning; add --tune 8, and drop --match-kl.")
         if self.match_kl is not None and not 0 < self.match_kl < inf:
             raise SteerbenchError(f"match_kl is {self.match_kl}; it must be above 0, in nats per token, such as 0.1.")
-        if self.n_capability < 1 or (self.capability_data and not self.capability):
+        idle = self.capability_data is not None or self.n_capability != Protocol.n_capability
+        if self.n_capability < 1 or (idle and not self.capability):
             raise SteerbenchError(
-                "n_capability must be at least 1, and capability_data needs a capability, such as mmlu."
+                "n_capability must be at least 1, and it and capability_data need a capability, such as mmlu."
             )
         if self.n_samples < 1 or (self.n_samples > 1 and not self.decoding.temperature):
             raise SteerbenchError(
