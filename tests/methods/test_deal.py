@@ -108,13 +108,14 @@ def test_settings_out_of_range_are_refused(fields: dict[str, Any]) -> None:
 
 
 def test_more_rows_than_fit_a_batch_are_refused_before_a_model_is_there() -> None:
+    cls: Any = load("methods", "deal")
     with pytest.raises(SteerbenchError, match="deal: 13 beams with 5 branches each are more than 64 rows"):
-        load("methods", "deal")(beams=13)
-    assert load("methods", "deal")(beams=16, branches=4).beams == 16
+        cls(beams=13)
+    assert cls(beams=16, branches=4).beams == 16
 
 
 @pytest.mark.parametrize("given", [(0, 5, 8, 10, 1.0), (13, 5, 8, 10, 1.0), (3, 5, 8, 10, float("nan"))])
 def test_beams_of_a_file_are_checked_as_well(llama: LanguageModel, given: tuple[int, int, int, int, float]) -> None:
-    cls = type(method(llama).decode)
+    cls: Any = type(method(llama).decode)
     with pytest.raises(SteerbenchError, match="deal: beams="):
         cls(*given)
