@@ -113,7 +113,7 @@ def _prompts(
 ) -> list[Tokens]:
     """Return what the model sees. Raises SteerbenchError if that, or what a twin sees, and `new` tokens do not fit."""
     seen = prompted(lm, steering, dialogues, batch_size)
-    twins = [part.twin.prompt for part in steering.logits if isinstance(part, Reweighting) and part.twin]
+    twins = [part.twin.prompt for part in steering.logits if isinstance(part, Reweighting) and part.beta and part.twin]
     for prompt in filter(None, twins):
         lm.check_fit([lm.tokens(d) for d in prompted(lm, Steering(prompt=prompt), seen, batch_size)], new)
     tokens = [lm.tokens(d) for d in seen]

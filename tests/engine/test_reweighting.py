@@ -215,6 +215,8 @@ def test_a_twin_whose_prompt_does_not_fit_is_told_before_anything_is_drawn(llama
     assert longer > longest
     with pytest.raises(SteerbenchError, match=f"a text of {longer} tokens and {new} new ones do not fit"):
         generate(llama, RAGGED, steering, Decoding(max_new_tokens=new))
+    unasked = Steering(logits=(TwinGap(0.0, "prompt"),))  # at beta 0 nobody reads along
+    assert len(generate(llama, RAGGED, unasked, Decoding(max_new_tokens=new))) == len(RAGGED)
 
 
 class Guided(Reweighting):

@@ -73,11 +73,15 @@ def of_reward(step: Step, tokens: Tensor) -> Tensor:
 
 
 PARTS = {
-    "states": Looking(ahead),
-    "another model": Reading(of_guide),
-    "twin": Twinned(of_twin, -0.7),
-    "edited twin": Differing(of_twin, -0.7),
-    "reward": Scored(of_reward),
+    "states": (Looking(ahead),),
+    "another model": (Reading(of_guide),),
+    "twin": (Twinned(of_twin, -0.7),),
+    "edited twin": (Differing(of_twin, -0.7),),
+    "reward": (Scored(of_reward),),
+    "states beside a twin": (
+        Looking(lambda step, tokens: step.states.mean(-1, keepdim=True) * tokens),
+        Twinned(of_twin),
+    ),
 }
 CASES = [(part, edited, how) for part in PARTS for edited in (False, True) for how in DECODINGS]
 
@@ -117,7 +121,7 @@ def test_rows_leave_and_nothing_changes(
     lm = tiny.language_model()
     lm.end_ids = list(range(2, 259, 5))
     monkeypatch.setattr(Reading, "models", {"guide": str(world / "lm")})
-    steering = Steering(edits=(EDIT,) if edited else (), logits=(PARTS[name],))
+    steering = Steering(edits=(EDIT,) if edited else (), logits=PARTS[name])
 
     def run(batch_size: int = 16) -> list[tuple[int, ...]]:
         found = generate(lm, PROMPTS, steering, DECODINGS[how], reward=reward, batch_size=batch_size)
