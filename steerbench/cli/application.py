@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from steerbench.cli import (
     check_command,
+    compare_command,
     exchange_command,
     generate_command,
     judge_command,
@@ -67,6 +68,7 @@ app = Commands(
 app.command()(run_command.run)
 app.command("list")(list_command.list_)
 app.command()(leaderboard_command.leaderboard)
+app.command()(compare_command.compare)
 app.command()(pack_command.pack)
 app.command()(power_command.power)
 app.command()(latency_command.latency)

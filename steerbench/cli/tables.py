@@ -85,6 +85,21 @@ def show_power(console: Console, table: pd.DataFrame) -> None:
         console.print()
 
 
+def show_paired(console: Console, table: pd.DataFrame, first: str, second: str) -> None:
+    """Print one table per task: two methods beside each other, metric by metric."""
+    for task, rows in table.groupby("task", sort=True):
+        cells: Columns = {
+            "metric": [COLUMNS[name].title for name in rows["metric"]],
+            first: [_cell(value) for value in rows["first"]],
+            second: [_cell(value) for value in rows["second"]],
+            "difference": [_difference(row["difference"], row["low"], row["high"]) for _, row in rows.iterrows()],
+            "p": [_cell(value) for value in rows["p"]],
+            "higher": [_cell(value) for value in rows["higher"]],
+        }
+        print_table(console, f"{task}, {rows['seeds'].iloc[0]} seeds", cells, yields=["higher", "p"], names="metric")
+        console.print()
+
+
 def show_forecasts(console: Console, ahead: "Sequence[Forecast]") -> None:
     """Print what a run would come to, one row per task."""
     cells: Columns = {
@@ -118,7 +133,10 @@ def _print_gains(console: Console, gains: pd.DataFrame, elsewhere: str) -> None:
 
 
 def _gain(row: pd.Series, name: str) -> Cell:
-    mean, low, high = (row[f"{name}_gain{end}"] for end in ("", "_low", "_high"))
+    return _difference(*(row[f"{name}_gain{end}"] for end in ("", "_low", "_high")))
+
+
+def _difference(mean: float, low: float, high: float) -> Cell:
     if pd.isna(mean):
         return "–"
     return lambda n: f"{mean:+z.{n}f} ({'no interval' if pd.isna(low) else between(low, high, n)})"

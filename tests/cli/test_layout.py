@@ -226,6 +226,33 @@ POWER = pd.DataFrame(
 )
 
 
+def test_two_methods_line_by_line() -> None:
+    table = pd.DataFrame(
+        {
+            "task": "shp",
+            "metric": ["reward", "kl"],
+            "seeds": 3,
+            "first": [1.5, 0.02],
+            "second": [1.0, 0.01],
+            "difference": [0.5, None],
+            "low": [0.25, None],
+            "high": [0.75, None],
+            "p": [0.01, None],
+            "higher": [0.75, None],
+        }
+    )
+    console = console_of(80)
+    tables.show_paired(console, table, "re_control", "caa")
+    assert lines_of(console) == [
+        "shp, 3 seeds",
+        "metric  re_control    caa               difference      p  higher",
+        "─────────────────────────────────────────────────────────────────",
+        "reward       1.500  1.000  +0.500 (0.250 to 0.750)  0.010   0.750",
+        "KL           0.020  0.010                        –      –       –",
+        "",
+    ]
+
+
 def test_power_line_by_line() -> None:
     console = console_of(80)
     tables.show_power(console, POWER)

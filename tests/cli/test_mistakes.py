@@ -110,13 +110,16 @@ ANSWERS = {
     "latency --config llama-3-8b --model x": "--config makes a model of its own; leave out --model.",
     "latency --out notes.txt": "cannot write to notes.txt: File exists; choose another folder with --out and run the "
     "same command again. Finished records are kept.",
-    # leaderboard, report, power, pack
+    # leaderboard, compare, report, power, pack
     "leaderboard nowhere": "nowhere is not there; `steerbench run --out FOLDER` makes one with records.",
     "leaderboard folder": "there are no records in folder; `steerbench run --out FOLDER` makes some.",
     "leaderboard notes.txt": "notes.txt is no folder; `steerbench run --out FOLDER` makes one with records.",
     "leaderboard runs --rows 3": "--rows is for a table in Markdown; say which file it goes to: --markdown FILE.",
     "leaderboard runs --csv a.csv --csv b.csv": "--csv is given twice; give it once.",
     "leaderboard runs --csv folder": "cannot write folder: Is a directory; choose another file.",
+    "compare caa iti nowhere": "nowhere is not there; `steerbench run --out FOLDER` makes one with records.",
+    "compare caa iti folder": "there are no records in folder; `steerbench run --out FOLDER` makes some.",
+    "compare caa iti runs": "unknown method in these records 'iti'. Known: caa, unsteered.",
     "report nowhere": "nowhere is not there; `steerbench run --out FOLDER` makes one with records.",
     "report runs --out folder": "cannot write folder: Is a directory; choose another file.",
     "report runs --out page.pdf": "page.pdf would hold HTML; give it a name that ends in .html.",
