@@ -22,6 +22,7 @@ from steerbench.cli import (
     reward_command,
     run_command,
     testbed_command,
+    verdicts_command,
 )
 from steerbench.cli.console import complain, out, tell
 from steerbench.cli.interruption import farewell, status
@@ -71,6 +72,7 @@ app.command()(leaderboard_command.leaderboard)
 app.command()(compare_command.compare)
 app.command()(pack_command.pack)
 app.command()(power_command.power)
+app.command()(verdicts_command.verdicts)
 app.command()(latency_command.latency)
 app.command()(report_command.report)
 app.command()(generate_command.generate)

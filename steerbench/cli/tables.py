@@ -1,6 +1,7 @@
 """What the command line shows: the leaderboard, power, and written pairs."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -15,6 +16,8 @@ from steerbench.records.record import Record
 
 if TYPE_CHECKING:
     from steerbench.bench.forecast import Forecast
+    from steerbench.records.statistics import Interval
+    from steerbench.records.verdicts import Verdict
 
 _SHOWN = (
     "rank",
@@ -98,6 +101,23 @@ def show_paired(console: Console, table: pd.DataFrame, first: str, second: str) 
         }
         print_table(console, f"{task}, {rows['seeds'].iloc[0]} seeds", cells, yields=["higher", "p"], names="metric")
         console.print()
+
+
+def show_verdicts(console: Console, found: "Sequence[Verdict]") -> None:
+    """Print a line for each claim and task."""
+    cells: Columns = {
+        "claim": [one.claim.claim for one in found],
+        "task": [one.task or "–" for one in found],
+        "difference": [_difference(one.difference.mean, *_ends(one.difference)) for one in found],
+        "smallest": [_cell(one.smallest) for one in found],
+        "verdict": [one.verdict for one in found],
+    }
+    print_table(console, "", cells, yields=["smallest", "difference"], names="claim")
+
+
+def _ends(interval: "Interval") -> tuple[float, float]:
+    low, high = (nan if end is None else end for end in (interval.low, interval.high))
+    return low, high
 
 
 def show_forecasts(console: Console, ahead: "Sequence[Forecast]") -> None:

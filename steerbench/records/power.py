@@ -53,6 +53,12 @@ def power_table(
     return table if difference is None else table.astype({"n_needed": "Int64"})
 
 
+def smallest_difference(gap: Gaps, *, power: float = 0.8, alpha: float = 0.05) -> float | None:
+    """Return the true difference that studies like this one find with some power; None where nothing varies."""
+    error = standard_error(gap)
+    return _Seen(gap, error, alpha, power).smallest(1) if error else None
+
+
 class _Seen:
     """What can be seen with some times the prompts measured, and the same seeds."""
 

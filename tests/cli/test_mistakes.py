@@ -124,6 +124,8 @@ ANSWERS = {
     "report runs --out folder": "cannot write folder: Is a directory; choose another file.",
     "report runs --out page.pdf": "page.pdf would hold HTML; give it a name that ends in .html.",
     "report runs --plot plot.png": "plot.png would hold SVG; give it a name that ends in .svg.",
+    "verdicts nowhere.toml": "cannot read nowhere.toml: No such file or directory.",
+    "verdicts notes.txt": "cannot read notes.txt: Expected '=' after a key in a key/value pair (at line 1, column 9).",
     "power nowhere": "nowhere is not there; `steerbench run --out FOLDER` makes one with records.",
     "power runs --metric rewrd": "unknown metric 'rewrd'. Did you mean 'reward'? Known: {metrics}.",
     "power runs --difference 0": "the difference is 0.0; it must be a number above 0, in units of reward.",
