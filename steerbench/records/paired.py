@@ -25,10 +25,10 @@ class Pair(NamedTuple):
 
     def difference(self, metric: str) -> Gaps | None:
         """Return first minus second on each prompt; None for a metric that not every response has."""
-        tables = [[scores_of(record) for record in group] for group in self]
-        if not all(table.has(metric) for group in tables for table in group):
+        first, second = ([scores_of(record) for record in group] for group in self)
+        if not all(table.has(metric) for table in (*first, *second)):
             return None
-        return gaps(*tables, metric, seeded=any(fits_of(group) != 1 for group in self))
+        return gaps(first, second, metric, seeded=any(fits_of(group) != 1 for group in self))
 
     def means(self, metric: str) -> tuple[float, float]:
         """Return the mean of a metric over the seeds of each."""

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from made_records import make
 
 from steerbench import Record, SteerbenchError
 from steerbench.records.paired import paired_comparison
-from tests.support.made_records import make
 
 
 def drawn(method: str, seed: int, mean: float = 0.0, **protocol: object) -> Record:

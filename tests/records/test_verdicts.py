@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_records import make
 
 from steerbench import Record, SteerbenchError
 from steerbench.records.verdicts import Claim, Says, markdown, read_claims, verdicts
-from tests.support.made_records import make
 
 
 def record(method: str, seed: int, mean: float, sd: float = 0.1) -> Record:
