@@ -55,6 +55,7 @@ class ARGS(Steerer):
     - `relative_w`: replaces w: in logits per standard deviation of the rewards of the rollouts
     """
 
+    engines = ("transformers",)
     off: ClassVar[Mapping[str, Any]] = {"w": 0.0, "relative_w": None}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"relative_w": (0.25, 0.5, 1.0, 2.0, 4.0)}
 

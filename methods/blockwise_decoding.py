@@ -93,6 +93,7 @@ class BlockwiseDecoding(Steerer):
     - `batch_size`: rollouts in a step of training
     """
 
+    engines = ("transformers",)
     off: ClassVar[Mapping[str, Any]] = {"candidates": 1}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "block": (4, 8, 16, 32),

@@ -119,6 +119,7 @@ class Cards(Steerer):
     - `parallel`: draws that are made at once, 1 to 64
     """
 
+    engines = ("transformers",)
     off: ClassVar[Mapping[str, Any]] = {"tries": 1}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "entropy": (0.5, 1.0, 2.0, 3.0),

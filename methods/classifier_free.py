@@ -74,6 +74,7 @@ class ClassifierFree(Steerer):
     - `scale`: 0 is the model without it, 1 with it
     """
 
+    engines = ("transformers",)
     off: ClassVar[Mapping[str, Any]] = {"scale": 0.0}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"scale": (0.5, 1.0, 1.25, 1.5, 2.0, 3.0)}
 

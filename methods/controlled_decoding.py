@@ -95,6 +95,7 @@ class ControlledDecoding(Steerer):
     - `batch_size`: rollouts in a step of training
     """
 
+    engines = ("transformers",)
     off: ClassVar[Mapping[str, Any]] = {"beta": 0.0, "relative_beta": None}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "relative_beta": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0),

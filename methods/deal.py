@@ -77,6 +77,7 @@ class DeAL(Steerer):
     - `weight`: of the reward, in nats per unit
     """
 
+    engines = ("transformers",)
     off: ClassVar[Mapping[str, Any]] = {"beams": 1, "branches": 1}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "weight": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),

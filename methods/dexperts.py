@@ -55,6 +55,7 @@ class DExperts(Steerer):
     - `alpha`: what their difference counts
     """
 
+    engines = ("transformers",)
     off: ClassVar[Mapping[str, Any]] = {}  # with neither named, as by default, it is the model
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"alpha": (0.25, 0.5, 1.0, 1.5, 2.0)}
 

@@ -84,6 +84,7 @@ class GenARM(Steerer):
     - `batch_size`: pairs in a step
     """
 
+    engines = ("transformers",)
     off: ClassVar[Mapping[str, Any]] = {"alpha": 0.0}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"alpha": (0.25, 0.5, 1.0, 2.0, 4.0), "contrast": (False, True)}
 

@@ -118,6 +118,7 @@ class Nudging(Steerer):
     - `gamma`: probability of the most likely token below which the guide is asked
     """
 
+    engines = ("transformers",)
     off: ClassVar[Mapping[str, Any]] = {}  # with no guide, as by default, it is the model
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"gamma": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)}
 

@@ -73,6 +73,7 @@ class RTD(Steerer):
     - `size`: references that are kept, at most
     """
 
+    engines = ("transformers",)
     off: ClassVar[Mapping[str, Any]] = {"share": 0.0}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "share": (0.05, 0.1, 0.25, 0.5, 0.75),

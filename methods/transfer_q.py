@@ -70,6 +70,7 @@ class TransferQ(Steerer):
     - `weight`: of the reward, in log-odds per unit
     """
 
+    engines = ("transformers",)
     off: ClassVar[Mapping[str, Any]] = {"candidates": 1}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "weight": (0.5, 1.0, 2.0, 4.0, 8.0),

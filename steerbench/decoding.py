@@ -15,6 +15,11 @@ Thinking = Literal["off", "strip", "keep"]
 """
 
 
+TRANSFORMERS, VLLM = "transformers", "vllm"
+ENGINES = (TRANSFORMERS, VLLM)
+"""What can generate; the first is the reference."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
     """Generation settings. Temperature 0 is greedy, without top_k and top_p; top_k 0 and top_p 1 switch off."""

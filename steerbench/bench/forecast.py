@@ -66,8 +66,9 @@ def _pace(bench: Bench) -> tuple[float, float]:
     some = bench.test[:_TRIAL]
     prompts = [e.prompt for e in some]
     start = time.perf_counter()
-    responses = generate(bench.lm, prompts, decoding=bench.protocol.decoding, batch_size=bench.options.batch_size)
-    effect(bench.lm, prompts, responses, Steering(), decoding=bench.protocol.decoding, reward=bench.reward)
+    decoding, size = bench.protocol.decoding, bench.options.batch_size
+    responses = generate(bench.lm, prompts, decoding=decoding, batch_size=size, engine=bench.engine)
+    effect(bench.lm, prompts, responses, Steering(), decoding=decoding, reward=bench.reward)
     texts = [r.text for r in responses]
     for reward in filter(None, (bench.reward, bench.held_out)):
         reward.score(prompts, texts)

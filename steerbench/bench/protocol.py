@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, Self, get_args
 
 from steerbench import testbed
-from steerbench.decoding import Decoding, Thinking, as_floats, check_thinking
+from steerbench.decoding import ENGINES, TRANSFORMERS, Decoding, Thinking, as_floats, check_thinking
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.plugins.spec import Part, parse_tasks
 
@@ -42,9 +42,13 @@ class FitSettings:
     dtype: str = "auto"
     """Of the language model: auto (float32 on a CPU and for a testbed, else the checkpoint's own), float32, bfloat16,
     float16."""
+    engine: str = TRANSFORMERS
+    """What generates: transformers, or vllm."""
 
     def __post_init__(self) -> None:
         check_thinking(self.thinking)
+        if self.engine not in ENGINES:
+            raise SteerbenchError(suggest("engine", self.engine, list(ENGINES)))
 
     @property
     def task_part(self) -> Part:

@@ -150,7 +150,8 @@ def measure(bench: Bench, method: Method, seed: int) -> Record:
         choices = add_choices(bench, table, steering)
         checked = capability(bench, steering)
     truncated = bench.reward.truncated - truncated
-    costs = latency(bench.lm, _median_prompt(bench), steering, bench.reward, progress=bench.options.progress)
+    prompt, progress = _median_prompt(bench), bench.options.progress
+    costs = latency(bench.lm, prompt, steering, bench.reward, engine=bench.engine, progress=progress)
     seeded = context.seeded or bool(tuned.report)  # what tuning tries, and on which responses, are drawn
     report: dict[str, Any] = {"fit": context.report, "effect": found.report, "seeded": seeded}
     if choices:
@@ -181,7 +182,7 @@ def _record(
         labels=bench.labels,
         metrics=means(table),
         counts=dict(bench.counts),
-        environment={**bench.batch_sizes, **environment(bench.lm.device)},
+        environment={**bench.batch_sizes, **environment(bench.lm.device), **bench.engine_facts},
         steering=steering.digest(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         examples=table,
@@ -212,6 +213,7 @@ def _responses(bench: Bench, steering: Steering, seed: int) -> list[Response]:
             sample=sample,
             reward=bench.reward,
             batch_size=options.batch_size,
+            engine=bench.engine,
             progress=options.progress,
         )
     ]

@@ -9,11 +9,14 @@ from typing import Any, overload
 
 from steerbench import testbed
 from steerbench.bench.capability import Capability
+from steerbench.bench.engines import check_engine, engine_of
 from steerbench.bench.method import Method
 from steerbench.bench.prompt_limit import fitting, prompt_limit
 from steerbench.bench.protocol import FitSettings, Protocol
 from steerbench.data.splits import folder_of, load_data
 from steerbench.data.task import Example, Task, TaskData
+from steerbench.decoding import TRANSFORMERS
+from steerbench.engine.backends.generation_engine import GenerationEngine
 from steerbench.errors import SteerbenchError
 from steerbench.learn.context import FitContext
 from steerbench.learn.fitting import NoReward
@@ -78,13 +81,27 @@ class Setup:
         return lm
 
     @cached_property
+    def engine(self) -> GenerationEngine | None:
+        """What generates in place of transformers; started when it first does."""
+        return engine_of(self.settings.engine, self.settings.model)
+
+    @property
+    def engine_facts(self) -> dict[str, str]:
+        """What generated, and its version, where it was not transformers."""
+        return {} if self.engine is None else {"engine": self.engine.name, **self.engine.facts}
+
+    @cached_property
     def reward(self) -> Reward:
         """The guiding reward; without one, what says so when it is asked."""
         name = self.settings.reward_model
         return self._reward_model(name) if name else NoReward()
 
     def check_settings(self, methods: Sequence[Method]) -> None:
-        """Raise SteerbenchError for a setting that the model is too small for. Loads its configuration at most."""
+        """Raise SteerbenchError for a setting that the model is too small for, or the engine cannot carry.
+
+        Loads the configuration of the model at most.
+        """
+        check_engine(self.settings.engine, [s for method in methods for s in method.steerers])
         loaded = vars(self).get("lm")
         known = shape(loaded.model.config) if loaded else shape_of(self.settings.model)
         name = loaded.name if loaded else display_name(self.settings.model)
@@ -110,6 +127,7 @@ class Setup:
             seed=seed,
             decoding=self.settings.decoding,
             batch_size=self.options.batch_size,
+            engine=self.engine,
             progress=self.options.progress,
             _shared=self.shared,
         )
@@ -251,6 +269,7 @@ class Bench(Setup):
             "max_prompt_tokens": self.max_prompt_tokens,
             "model": asset(self.lm.name, self.lm.revision),
             "dtype": str(self.lm.dtype).removeprefix("torch."),
+            **({"engine": p.engine} if p.engine != TRANSFORMERS else {}),
             **self.lm.format.key,
             **asdict(p.decoding),
             "reward_model": asset(self.reward.name, self.reward.revision),
@@ -311,6 +330,8 @@ def load_bench(
         configured(protocol.model)  # a model that is nowhere needs no reward
     bench = Bench(protocol, options)
     p = bench.protocol
+    if lm is not None and p.engine != TRANSFORMERS:
+        raise SteerbenchError(f"engine {p.engine} loads a model by its name; give that, and leave lm out.")
     if lm is not None:
         bench.lm, bench.device = lm, lm.device if options.device == "auto" else bench.device
         lm.largest_batch  # noqa: B018 - tells now what would be told in the middle of the run

@@ -55,6 +55,7 @@ def sample(
             seed=seed,
             reward=setup.reward,
             batch_size=options.batch_size,
+            engine=setup.engine,
             progress=options.progress,
         )
         found = effect(

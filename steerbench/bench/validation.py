@@ -58,6 +58,7 @@ class Validation:
             seed=context.seed,
             reward=context.reward,
             batch_size=context.batch_size,
+            engine=context.engine,
             progress=context.progress,
         )
         texts = [r.text for r in responses]

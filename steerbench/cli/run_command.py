@@ -89,6 +89,9 @@ def run(
     device: Device = "auto",
     threads: Threads = None,
     batch_size: BatchSize = 32,
+    engine: Annotated[
+        str, typer.Option(help="What generates: transformers, or vllm; rewards and states stay with transformers.")
+    ] = "transformers",
     folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("runs"),
     plugin: Plugins = None,
     dry_run: Annotated[
@@ -131,6 +134,7 @@ def run(
                 thinking=thinking,  # type: ignore[arg-type]  # checked there
                 seeds=numbers(seeds),
                 dtype=dtype,
+                engine=engine,
             )
             for task in parse_tasks(tasks)
         ]

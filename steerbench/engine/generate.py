@@ -11,6 +11,8 @@ from transformers import LogitsProcessor
 
 from steerbench.data.dialogue import Dialogue, dialogues_of
 from steerbench.decoding import Decoding
+from steerbench.engine.backends.choice import responses_of
+from steerbench.engine.backends.generation_engine import GenerationEngine
 from steerbench.engine.bias_folding import folded
 from steerbench.engine.continuation import Continuation
 from steerbench.engine.decode import check_choice, choosing
@@ -51,15 +53,24 @@ def generate(  # noqa: PLR0913 - the settings of one call, each by name
     reward: "Reward | None" = None,
     batch_size: int = 16,
     use_cache: bool = True,
+    engine: GenerationEngine | None = None,
     progress: Progress = silent,
 ) -> list[Response]:
     """Return one response per prompt, in order. A text is one user turn, and a single prompt is a list of one.
 
     Sampling draws from one generator per dialogue, seeded by `seed`, `sample` and the dialogue, so that neither the
-    batch nor the steering changes what is drawn; another `sample` is an independent draw. Raises SteerbenchError if a
-    prompt does not fit the context or an edit gives NaN.
+    batch nor the steering changes what is drawn; another `sample` is an independent draw. An `engine` generates in
+    place of transformers. Raises SteerbenchError if a prompt does not fit the context, an edit gives NaN, or the engine
+    cannot carry the steering.
     """
     dialogues = dialogues_of(prompts)
+    if steering.decode is not None:
+        check_choice(steering.decode, decoding, reward)
+    if engine is not None:
+        engine.check(steering)
+        tokens = _prompts(lm, steering, dialogues, batch_size, decoding.max_new_tokens)
+        names = (seed, sample)
+        return responses_of(engine, lm, tokens, dialogues, steering, decoding, names, reward, batch_size, progress)
 
     def draw(name: tuple[Any, ...]) -> list[Response]:
         names = (seed, *name)
@@ -67,7 +78,6 @@ def generate(  # noqa: PLR0913 - the settings of one call, each by name
 
     if steering.decode is None:
         return draw(("sample", sample))
-    check_choice(steering.decode, decoding, reward)
     tokens = _prompts(lm, steering, dialogues, batch_size, decoding.max_new_tokens)
 
     def work(rows: list[int]) -> list[Response]:
@@ -90,6 +100,7 @@ def generate_fixed(
     steering: Steering,
     new_tokens: int,
     reward: "Reward | None" = None,
+    engine: GenerationEngine | None = None,
 ) -> None:
     """Generate exactly `new_tokens` greedy tokens for each dialogue, and throw them away: for timing.
 
@@ -97,8 +108,12 @@ def generate_fixed(
     generated, and with a reward the choice is made, too.
     """
     tokens = _prompts(lm, steering, dialogues, len(dialogues), new_tokens)
-    batch = lm.left_padded(tokens)
     decoding = Decoding(max_new_tokens=new_tokens)
+    if engine is not None:
+        names, rows = (0, 0), len(dialogues)
+        responses_of(engine, lm, tokens, dialogues, steering, decoding, names, reward, rows, silent, endless=True)
+        return
+    batch = lm.left_padded(tokens)
     with torch.no_grad():
         if steering.decode:
             given = Given(dialogues, reward, [generator_for(0, "choice", d) for d in dialogues])

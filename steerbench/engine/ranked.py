@@ -20,7 +20,7 @@ _Asked = tuple[Place, GatePool]
 """A place, and which positions of the prompts are read there."""
 
 
-class _Begun(Edit):
+class Begun(Edit):
     """An edit whose state is known before the first pass."""
 
     def __init__(self, edit: Edit, state: Any) -> None:
@@ -28,9 +28,11 @@ class _Begun(Edit):
         self.edit, self.state = edit, state
 
     def start(self, prompt: Tensor, mask: Tensor) -> Any:
+        """Return what was decided."""
         return self.state
 
     def forward(self, h: Tensor, state: Any) -> Tensor:
+        """Edit as the edit does."""
         edited: Tensor = self.edit(h, state)
         return edited
 
@@ -103,11 +105,11 @@ def _behind_gate(placed: PlacedEdit, rows: Tensor) -> PlacedEdit:
 
 def _begun(
     ranked: Mapping[int, RankedEdit], queries: Mapping[int, Tensor], places: Sequence[Place]
-) -> dict[int, _Begun]:
+) -> dict[int, Begun]:
     """Hold the contests and return each ranked edit with the state that it begins with."""
     working = {i: copy.deepcopy(edit).to(queries[i].device).eval() for i, edit in ranked.items()}
     chosen = _chosen(working, queries, _contests(working, places))
-    return {i: _Begun(edit, edit.begin(queries[i], chosen[i])) for i, edit in working.items()}
+    return {i: Begun(edit, edit.begin(queries[i], chosen[i])) for i, edit in working.items()}
 
 
 def _contests(edits: Mapping[int, RankedEdit], places: Sequence[Place]) -> list[list[int]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from steerbench.data.dialogue import Dialogue
+from steerbench.engine.backends.generation_engine import GenerationEngine
 from steerbench.engine.floor import decode_floor
 from steerbench.engine.generate import generate_fixed
 from steerbench.models.language_model import LanguageModel
@@ -33,7 +34,7 @@ class Timing(NamedTuple):
         return max(self.all - self.first, 1e-9)
 
 
-def latency(
+def latency(  # noqa: PLR0913 - the settings of one call, each by name
     lm: LanguageModel,
     dialogue: Dialogue,
     steering: Steering,
@@ -41,6 +42,7 @@ def latency(
     *,
     new_tokens: int = 32,
     rounds: int = 5,
+    engine: GenerationEngine | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Time a steering against the unsteered model on one prompt at batch 1, after one round of warm-up.
@@ -54,7 +56,7 @@ def latency(
     with progress("latency", rounds + 1) as advance:
         for i in range(rounds + 1):
             for arm in (0, 1) if i % 2 else (1, 0):
-                timings[arm].append(timed(lm, [dialogue], arms[arm], reward, new_tokens))
+                timings[arm].append(timed(lm, [dialogue], arms[arm], reward, new_tokens, engine))
             advance(1)
     base, steered = (rows[1:] for rows in timings)
     return {
@@ -72,12 +74,19 @@ def latency(
     }
 
 
-def timed(lm: LanguageModel, dialogues: Sequence[Dialogue], steering: Steering, reward: "Reward", new: int) -> Timing:
+def timed(
+    lm: LanguageModel,
+    dialogues: Sequence[Dialogue],
+    steering: Steering,
+    reward: "Reward",
+    new: int,
+    engine: GenerationEngine | None = None,
+) -> Timing:
     """Time a batch twice: up to its first tokens, and up to `new` tokens of each row, 2 or more."""
     _reset_peak(lm.device)
-    first = _seconds(lm, dialogues, steering, reward, 1)
-    whole = _seconds(lm, dialogues, steering, reward, new)
-    return Timing(first, whole, peak_memory_mb(lm.device))
+    first = _seconds(lm, dialogues, steering, reward, 1, engine)
+    whole = _seconds(lm, dialogues, steering, reward, new, engine)
+    return Timing(first, whole, engine.peak_memory_mb() if engine else peak_memory_mb(lm.device))
 
 
 def figures(timings: Sequence[Timing], new: int, rows: int = 1) -> dict[str, float]:
@@ -106,10 +115,17 @@ def _reset_peak(device: torch.device) -> None:
         return
 
 
-def _seconds(lm: LanguageModel, dialogues: Sequence[Dialogue], steering: Steering, reward: "Reward", new: int) -> float:
+def _seconds(
+    lm: LanguageModel,
+    dialogues: Sequence[Dialogue],
+    steering: Steering,
+    reward: "Reward",
+    new: int,
+    engine: GenerationEngine | None,
+) -> float:
     _wait(lm.device)
     start = time.perf_counter()
-    generate_fixed(lm, dialogues, steering, new, reward)
+    generate_fixed(lm, dialogues, steering, new, reward, engine)
     _wait(lm.device)
     return time.perf_counter() - start
 

@@ -11,6 +11,7 @@ from steerbench.data.dialogue import Dialogue
 from steerbench.data.task import Example
 from steerbench.decoding import Decoding
 from steerbench.engine.activations import Pool, activations_at, response_states
+from steerbench.engine.backends.generation_engine import GenerationEngine
 from steerbench.engine.generate import generate
 from steerbench.errors import SteerbenchError
 from steerbench.learn.states import States
@@ -78,6 +79,8 @@ class FitContext:
     """How responses are drawn: `max_new_tokens`, `temperature` (0 is greedy), `top_k`, `top_p`."""
     batch_size: int = 16
     """Texts at once in a pass of the model."""
+    engine: GenerationEngine | None = None
+    """What responses are drawn with; None: transformers."""
     progress: Progress = silent
     """`with context.progress("probes", n) as advance:` shows a bar of n steps; `advance(1)` is one of them."""
     report: dict[str, Any] = field(default_factory=dict)
@@ -170,7 +173,13 @@ class FitContext:
         self.reward.check_prompts(prompts)
         seed, size = seed_of_draws(self), self.batch_size
         responses = generate(
-            self.lm, prompts, decoding=self.decoding, seed=seed, batch_size=size, progress=self.progress
+            self.lm,
+            prompts,
+            decoding=self.decoding,
+            seed=seed,
+            batch_size=size,
+            engine=self.engine,
+            progress=self.progress,
         )
         rewards = self.reward.score(prompts, [r.text for r in responses], progress=self.progress).tolist()
         tokens = [self._read(p, r) for p, r in zip(prompts, responses, strict=True)]

@@ -161,7 +161,13 @@ def _answers(context: FitContext, dialogues: Sequence[Dialogue], new: int) -> li
     decoding = replace(context.decoding, max_new_tokens=new)
     size, progress = context.batch_size, context.progress
     return generate(
-        context.lm, dialogues, decoding=decoding, seed=seed_of_draws(context), batch_size=size, progress=progress
+        context.lm,
+        dialogues,
+        decoding=decoding,
+        seed=seed_of_draws(context),
+        batch_size=size,
+        engine=context.engine,
+        progress=progress,
     )
 
 

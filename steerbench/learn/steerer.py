@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, overload
 
 from steerbench.data.task import Task
+from steerbench.decoding import ENGINES
 from steerbench.learn.context import FitContext
 from steerbench.plugins import registry
 from steerbench.plugins.plugin import Kind, Plugin
@@ -22,6 +23,8 @@ class Steerer(Plugin):
     """Hyperparameter values at which the method does nothing, for example `{"strength": 0.0}`."""
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Values worth trying, by hyperparameter: what tuning draws from."""
+    engines: ClassVar[Sequence[str]] = ENGINES
+    """Engines that can carry its steering, as far as that is known before `fit`: what it returns is looked at again."""
 
     @property
     def models(self) -> Sequence[str]:

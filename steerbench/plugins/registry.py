@@ -90,6 +90,11 @@ def add_plugin(plugin: str | Path | type[Any]) -> tuple[Kind, str]:
     return source.kind, source.name
 
 
+def plugin_files() -> list[str]:
+    """Return the paths of the plugin files that are registered in this process, for another one."""
+    return sorted(source.origin for source in _files.values() if source.module.startswith(f"{PLUGINS}."))
+
+
 def _add_class(cls: type[Any]) -> tuple[Kind, str]:
     """Register a class of a module that is there, or of a notebook. One that has a source already keeps it."""
     if not issubclass(cls, Plugin) or inspect.isabstract(cls):

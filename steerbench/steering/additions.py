@@ -42,6 +42,7 @@ class AddInFront(Edit):
 
     vectors: Tensor
     """(n, width), float32"""
+    start_reads_states = False
 
     def __init__(self, vectors: Tensor, first: int = 0, strength: float = 1.0) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,10 @@ class Edit(nn.Module, Part, ABC):
         super().__init_subclass__()
         if "forward" in vars(cls) and "constant" not in vars(cls):
             cls.constant = Edit.constant  # type: ignore[method-assign]
+
+    start_reads_states: ClassVar[bool] = True
+    """Whether `start` looks at the activations, and not just at the mask: engines without them can carry what does not.
+    """
 
     def start(self, prompt: Tensor, mask: Tensor) -> Any:
         """Return the state of one generation, computed afresh at each prefill and kept per row.

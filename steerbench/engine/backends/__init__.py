@@ -1,0 +1,1 @@
+"""Engines that generate in place of transformers, and what each of them can carry."""

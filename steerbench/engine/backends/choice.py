@@ -1,0 +1,75 @@
+"""Responses of another engine: continuations of prompts, and the choice among them where a steering makes one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from steerbench.data.dialogue import Dialogue
+from steerbench.decoding import Decoding
+from steerbench.engine.backends.generation_engine import GenerationEngine
+from steerbench.engine.decode import choosing
+from steerbench.engine.guidance import Given, Passes
+from steerbench.models.language_model import LanguageModel, Tokens
+from steerbench.models.response import Response
+from steerbench.progress import Progress
+from steerbench.seeds import generator_for, seed_for
+from steerbench.steering.blocks import Candidate
+from steerbench.steering.steering import Steering
+
+if TYPE_CHECKING:
+    from steerbench.models.reward import Reward
+
+
+def responses_of(  # noqa: PLR0913, PLR0917
+    engine: GenerationEngine,
+    lm: LanguageModel,
+    tokens: Sequence[Tokens],
+    dialogues: Sequence[Dialogue],
+    steering: Steering,
+    decoding: Decoding,
+    seed: tuple[int, int],
+    reward: "Reward | None",
+    batch_size: int,
+    progress: Progress,
+    *,
+    endless: bool = False,
+) -> list[Response]:
+    """Return one response per dialogue; `tokens` are the prompts as the model sees them, `seed` a seed and a sample."""
+    part, (base, sample) = steering.decode, seed
+    count = part.candidates if part else 1
+    alone = count == 1  # where there is no choice, it draws what the model draws
+    names = [("sample", sample)] if alone else [("candidate", sample, k) for k in range(count)]
+    seeds = [[seed_for(base, *name, dialogue) for name in names] for dialogue in dialogues]
+    found = engine.continued(
+        lm, tokens, steering.edits, decoding, seeds, endless=endless, batch_size=batch_size, progress=progress
+    )
+    drawn = [[lm.cut(ids) for ids in of_prompt] for of_prompt in found]
+    if part is None:
+        return [one for (one,) in drawn]
+    chosen: dict[int, Response] = {}
+    for rows in lm.batches(tokens, batch_size):
+        best = _chosen(lm, tokens, dialogues, steering, seed, reward, rows, [drawn[i] for i in rows])
+        chosen |= dict(zip(rows, best, strict=True))
+    return [chosen[i] for i in range(len(dialogues))]
+
+
+def _chosen(  # noqa: PLR0913, PLR0917
+    lm: LanguageModel,
+    tokens: Sequence[Tokens],
+    dialogues: Sequence[Dialogue],
+    steering: Steering,
+    seed: tuple[int, int],
+    reward: "Reward | None",
+    rows: Sequence[int],
+    drawn: Sequence[Sequence[Response]],
+) -> list[Response]:
+    """Return what the decode part chooses for some of the prompts."""
+    part, asked = steering.decode, [dialogues[i] for i in rows]
+    assert part is not None
+    given = Given(asked, reward, [generator_for(*seed, "choice", dialogue) for dialogue in asked])
+    batch = lm.left_padded([tokens[i] for i in rows])
+    passes = Passes(lm, steering.edits, batch.input_ids.shape[1], prompt=steering.prompt)
+    candidates = [[Candidate(response, finished=True) for response in row] for row in drawn]
+    kept = choosing(part, lm, batch, given, passes)(range(len(rows)), candidates)
+    draws = (part.candidates,) if part.candidates > 1 else ()
+    return [replace(row[first], draws=draws) for row, (first, *_) in zip(drawn, kept, strict=True)]
