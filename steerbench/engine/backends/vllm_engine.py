@@ -30,7 +30,14 @@ from steerbench.steering.parts import DecodePart, PlacedEdit
 from steerbench.steering.steering import Steering
 
 _HOME = "steerbench.engine.backends"
-_SETTINGS = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+_SETTINGS = {
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a copy of a process that has threads may hang
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # where each sequence stands is read off the first runner
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+"""What vLLM reads from the environment, where the user has set nothing else."""
 
 
 class VllmEngine(GenerationEngine):
