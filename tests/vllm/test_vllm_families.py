@@ -1,0 +1,55 @@
+"""Families that vLLM runs on a CPU, on tiny models: no list of them is in the engine, the try on the model decides."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from carried_steerings import CONSTANTS, PROMPTS, carried
+from transformers import AutoModelForCausalLM
+
+from steerbench import LanguageModel, Steering, generate
+from steerbench.contract import tiny
+from steerbench.decoding import Decoding
+from steerbench.engine.backends.vllm_engine import VllmEngine
+
+NEW = Decoding(max_new_tokens=6)
+# heads of 32 and more, which the kernels on a CPU need
+LIKE_LLAMA = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+WIDER: dict[str, dict[str, Any]] = {
+    "mistral": LIKE_LLAMA,
+    "qwen2": {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "qwen3": LIKE_LLAMA,
+    "gemma2": LIKE_LLAMA,
+    "phi3": {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "falcon": {"hidden_size": 64, "num_attention_heads": 2},
+    "gpt2": {"n_embd": 64, "n_head": 2},
+    "gpt_neox": {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128},
+    "opt": {"hidden_size": 64, "word_embed_proj_dim": 64, "num_attention_heads": 2, "ffn_dim": 128},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", list(WIDER))
+def test_every_site_of_a_family(family: str, tmp_path: Path) -> None:
+    config = tiny.FAMILIES[family]()
+    for name, value in WIDER[family].items():
+        setattr(config, name, value)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    tiny._randomise(model, 0)
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    lm, engine = LanguageModel.load(str(tmp_path)), VllmEngine(str(tmp_path))
+    try:
+        steerings = carried(lm, share=1.0)
+        plain = generate(lm, PROMPTS, decoding=NEW, engine=engine)
+        assert plain == generate(lm, PROMPTS, decoding=NEW)
+        found = {n: _same(lm, engine, steerings[n]) for n in [*CONSTANTS, "ascent", "several", "contest", "in front"]}
+        assert all(found.values()), [name for name, same in found.items() if not same]
+        changed = [n for n in found if generate(lm, PROMPTS, steerings[n], NEW) != plain]
+        assert len(changed) > len(found) / 2
+    finally:
+        engine.close()
+
+
+def _same(lm: LanguageModel, engine: VllmEngine, steering: Steering) -> bool:
+    return generate(lm, PROMPTS, steering, NEW, engine=engine) == generate(lm, PROMPTS, steering, NEW)
