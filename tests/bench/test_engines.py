@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from checked_methods import METHODS, named
 
 from steerbench import FitContext, SteerbenchError, Steering, load
@@ -48,7 +49,7 @@ def test_without_the_package_a_run_says_how_to_get_it(protocol: Protocol, tmp_pa
 
 
 def test_an_unknown_engine_is_refused() -> None:
-    with pytest.raises(SteerbenchError, match="unknown engine 'vlm'.*vllm"):
+    with pytest.raises(SteerbenchError, match=r"unknown engine 'vlm'.*vllm"):
         Protocol(engine="vlm")
 
 
@@ -60,9 +61,10 @@ def test_transformers_is_no_engine_beside_itself() -> None:
 # What stands in a steering decides, whatever the method says
 
 
-@pytest.mark.parametrize(
-    "text", [text for text in METHODS if text.partition(":")[0] in {*TOLD[:3], "best_of_n", "caa"}]
-)
+FITTED = {*TOLD[:3], "best_of_n", "caa", "re_control", "act_add", "cast"}
+
+
+@pytest.mark.parametrize("text", [text for text in METHODS if text.partition(":")[0] in FITTED])
 def test_a_fit_is_carried_where_its_method_says_so(text: str) -> None:
     context = FitContext(
         lm=tiny.language_model(),
@@ -80,8 +82,6 @@ def test_what_a_steering_has_that_cannot_be_carried_is_named() -> None:
     engine = VllmEngine("testbed")
     with pytest.raises(SteerbenchError, match="cannot carry the part Best, which chooses in the middle of a response"):
         engine.check(rejecting)
-    import torch
-
     vectors = torch.ones(2, 8)
     site = Site("resid_pre", 0)
     engine.check(Steering(edits=(PlacedEdit(site, AddInFront(vectors)), PlacedEdit(site, Add(vectors[0])))))
