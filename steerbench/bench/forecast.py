@@ -1,6 +1,7 @@
 """What a run would come to, before it is begun: records, responses, time and room on the disk."""
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 
 from steerbench.bench.method import MethodsLike
@@ -50,7 +51,8 @@ def forecast(
     ahead, p = len(planned) - found, bench.protocol
     tests = len(bench.test) * p.n_samples
     responses = ahead * (tests + p.tuning_budget * len(bench.validation))
-    seconds, text = _pace(bench)
+    with closing(bench):
+        seconds, text = _pace(bench)
     return Forecast(
         task=bench.labels["task"],
         units=len(planned),

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -75,7 +75,8 @@ def run(
     store.prepare()
     bench = load_bench(protocol, options, lm, [unit.built for unit in planned])
     outcome = Outcome()
-    with options.progress(f"{protocol.task}: records, {threads_label()}", len(planned)) as advance:
+    records = options.progress(f"{protocol.task}: records, {threads_label()}", len(planned))
+    with closing(bench), records as advance:
         for unit in planned:
             try:
                 record, found = find_or_measure(bench, unit, store)
@@ -116,7 +117,8 @@ def run_unit(unit: Unit, options: Options = Options()) -> Record:
     """
     store = Store(options.out)
     store.prepare()
-    record, found = find_or_measure(load_bench(unit.protocol, options, methods=[unit.built]), unit, store)
+    with closing(load_bench(unit.protocol, options, methods=[unit.built])) as bench:
+        record, found = find_or_measure(bench, unit, store)
     if not found:
         store.write(record)
     return record

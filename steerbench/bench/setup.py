@@ -85,6 +85,11 @@ class Setup:
         """What generates in place of transformers; started when it first does."""
         return engine_of(self.settings.engine, self.settings.model)
 
+    def close(self) -> None:
+        """End the engine, if one was started."""
+        if (started := vars(self).get("engine")) is not None:
+            started.close()
+
     @property
     def engine_facts(self) -> dict[str, str]:
         """What generated, and its version, where it was not transformers."""

@@ -58,6 +58,9 @@ class GenerationEngine(ABC):
         """Versions and settings for the environment of a record."""
         return {}
 
+    def close(self) -> None:  # noqa: B027 - most have nothing to end
+        """End what was started; it is started again when it is needed."""
+
     @abstractmethod
     def peak_memory_mb(self) -> float:
         """Return the peak memory in MB since it was asked for last."""

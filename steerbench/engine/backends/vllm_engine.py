@@ -187,7 +187,10 @@ class VllmEngine(GenerationEngine):
             for seed in of_prompt:
                 texts.append({"prompt_token_ids": list(prompt.prompt), **salt})
                 params.append(_params(lm, decoding, i, seed, endless))
-        outputs = iter(self._llm.generate(texts, params, use_tqdm=False))
+        try:
+            outputs = iter(self._llm.generate(texts, params, use_tqdm=False))
+        except Exception as error:  # what it says of a text that is too long for it, or of a worker that is no more
+            raise SteerbenchError(f"vLLM could not continue the prompts: {brief(error)}") from error
         return [[list(next(outputs).outputs[0].token_ids) for _ in of_prompt] for of_prompt in seeds]
 
     def _call(self, method: str, *args: Any) -> Any:
@@ -224,7 +227,7 @@ def _loaded(folder: str, lm: LanguageModel, prefix_caching: bool) -> Any:
                 model=folder,
                 skip_tokenizer_init=True,
                 dtype=str(lm.dtype).removeprefix("torch."),
-                max_model_len=lm.context_length,
+                max_model_len=-1,  # what memory has room for
                 enforce_eager=True,  # hooks are not traced
                 async_scheduling=False,  # draws count the tokens that are there
                 enable_prefix_caching=prefix_caching,
