@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +12,7 @@ from steerbench.engine.backends.generation_engine import GenerationEngine
 from steerbench.engine.floor import decode_floor
 from steerbench.engine.generate import generate_fixed
 from steerbench.models.language_model import LanguageModel
-from steerbench.models.machine import device_label, peak_memory_mb
+from steerbench.models.machine import device_label, peak_memory_mb, reset_peak_memory
 from steerbench.progress import Progress, silent
 from steerbench.steering.steering import Steering
 
@@ -83,7 +82,7 @@ def timed(
     engine: GenerationEngine | None = None,
 ) -> Timing:
     """Time a batch twice: up to its first tokens, and up to `new` tokens of each row, 2 or more."""
-    _reset_peak(lm.device)
+    reset_peak_memory(lm.device)
     first = _seconds(lm, dialogues, steering, reward, 1, engine)
     whole = _seconds(lm, dialogues, steering, reward, new, engine)
     return Timing(first, whole, engine.peak_memory_mb() if engine else peak_memory_mb(lm.device))
@@ -102,17 +101,6 @@ def figures(timings: Sequence[Timing], new: int, rows: int = 1) -> dict[str, flo
 def memory_of(device: torch.device) -> str:
     """Return what peak memory is measured of: `device`, its tensors; or `process`, all of it, on a CPU."""
     return "device" if device.type == "cuda" else "process"
-
-
-def _reset_peak(device: torch.device) -> None:
-    """Forget earlier peaks. Only Linux can for a process; elsewhere the peak is that since the process began."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return
 
 
 def _seconds(

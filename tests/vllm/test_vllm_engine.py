@@ -157,7 +157,7 @@ def test_another_model_is_found_out() -> None:
         other.model.get_input_embeddings().weight.mul_(1.5)
     engine = VllmEngine("testbed")
     try:
-        with pytest.raises(SteerbenchError, match=r"not compute what transformers does .* under an edit at no site"):
+        with pytest.raises(SteerbenchError, match=r"does not compute what transformers does .* without edits"):
             generate(other, PROMPTS, decoding=NEW, engine=engine)
     finally:
         engine.close()

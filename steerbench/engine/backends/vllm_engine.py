@@ -134,16 +134,15 @@ class VllmEngine(GenerationEngine):
         self._install(lm, prompts, edits, len(prompts))
         self._call("steerbench_watch", True)
         try:
-            (first, *_) = found = self._generated(lm, prompts, Decoding(max_new_tokens=new), [[0]] * len(prompts), True)
+            found = self._generated(lm, prompts, Decoding(max_new_tokens=new), [[0]] * len(prompts), endless=True)
             seen = self._call("steerbench_seen")
         finally:
             self._call("steerbench_watch", False)
-        assert first
         trial = Trial(prompts, [ids for (ids,) in found], {(p, at): state for p, at, state in seen})
         if fault := told_apart(lm, edits, trial):
-            at = ", ".join(map(str, dict.fromkeys(p.site for p in edits))) or "no site"
+            under = f"under an edit at {', '.join(str(p.site) for p in edits)}" if edits else "without edits"
             raise SteerbenchError(
-                f"vLLM does not compute what transformers does with {lm.name} under an edit at {at}: {fault}. "
+                f"vLLM does not compute what transformers does with {lm.name} {under}: {fault}. "
                 f"Use --engine transformers."
             )
 

@@ -5,7 +5,6 @@ state in the first and zero in the second.
 """
 
 import inspect
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from vllm.forward_context import get_forward_context
 from steerbench.engine.backends.packed_edits import PackedEdits
 from steerbench.engine.backends.packed_step import PackedStep
 from steerbench.engine.backends.shipment import Shipped, read
+from steerbench.models.machine import peak_memory_mb, reset_peak_memory
 
 
 class SteeredWorker:
@@ -49,11 +49,10 @@ class SteeredWorker:
 
     def steerbench_peak(self) -> float:
         """Return the peak memory in MB since it was asked last: of the device, or on a CPU of the process."""
-        if torch.cuda.is_available():
-            peak = torch.cuda.max_memory_allocated() / 2**20
-            torch.cuda.reset_peak_memory_stats()
-            return peak
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        device = self._steerbench_model().device
+        peak = peak_memory_mb(device)
+        reset_peak_memory(device)
+        return peak
 
     def _steerbench_model(self) -> "_Steered":
         if self._steerbench is None:
@@ -66,7 +65,7 @@ class _Steered:
 
     def __init__(self, runner: Any) -> None:
         self._runner, self._model = runner, runner.get_model()
-        self._device = next(self._model.parameters()).device
+        self.device = next(self._model.parameters()).device
         self._handles: list[Any] = []
         self._final: PackedEdits | None = None
         self._step: PackedStep | None = None
@@ -86,8 +85,8 @@ class _Steered:
         found = [(self._module(path), side, group) for (path, side), group in groups.items()]
         for handle in self._handles:
             handle.remove()
-        self._final = PackedEdits(final, self._device) if final else None
-        self._handles = [self._hook(*place, side, PackedEdits(group, self._device)) for place, side, group in found]
+        self._final = PackedEdits(final, self.device) if final else None
+        self._handles = [self._hook(*place, side, PackedEdits(group, self.device)) for place, side, group in found]
 
     def _note(self, module: nn.Module, args: Any) -> None:
         """Find out which tokens a pass holds; a pass that only warms up holds none."""
