@@ -10,6 +10,7 @@ from carried_steerings import CONSTANTS, NAMES, PROMPTS, carried, drawn
 
 from steerbench import LanguageModel, SteerbenchError, Steering, generate
 from steerbench.contract import tiny
+from steerbench.data import user
 from steerbench.decoding import Decoding
 from steerbench.edits import Add, DecodePart, Instruction, PlacedEdit, Site
 from steerbench.engine.backends import vllm_engine
@@ -61,7 +62,7 @@ class Vowels(DecodePart):
 def test_candidates_that_share_a_prompt_and_the_choice_are_the_same(
     lm: LanguageModel, engine: VllmEngine, steerings: dict[str, Steering]
 ) -> None:
-    long = [(*PROMPTS[2][:-1], replace(PROMPTS[2][-1], text=f"{PROMPTS[2][-1].text} " * 12))]
+    long = [user(f"{PROMPTS[2][-1].text} " * 12)]
     steering = steerings["resid_post, response"] + Steering(decode=Vowels(4))
     given: dict[str, Any] = {"reward": tiny.VowelReward(), "seed": 2}
     wanted = generate(lm, [*PROMPTS, *long], steering, DRAWN, **given)
