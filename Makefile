@@ -29,7 +29,8 @@ test-all: $(INSTALLED)
 # vLLM needs versions of its own, and so an environment; what comes along for images and sound is built for CUDA
 VLLM = .venv-vllm/bin
 test-vllm: .venv-vllm/.installed
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(VLLM)/pytest tests/vllm -m "slow or not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(VLLM)/pytest tests/vllm -m "slow or not slow" \
+	  -W ignore::pytest.PytestUnraisableExceptionWarning $(PYTEST_ARGS)
 
 .venv-vllm/.installed: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-vllm

@@ -40,6 +40,9 @@ class Begun(Edit):
 class InRows(Edit):
     """An edit that acts on some rows; the others stay as they are, bit for bit."""
 
+    rows: Tensor
+    """In which rows, (rows, 1, 1), bool."""
+
     def __init__(self, edit: Edit, rows: Tensor) -> None:
         super().__init__()
         self.edit, self.rows = edit, rows[:, None, None]

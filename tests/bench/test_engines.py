@@ -1,6 +1,7 @@
 """What an engine cannot carry is told before anything is loaded, and again from what a fit returned."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ def test_a_run_with_a_method_that_cannot_be_carried_loads_nothing(
 
 
 def test_without_the_package_a_run_says_how_to_get_it(protocol: Protocol, tmp_path: Any) -> None:
-    if vllm_engine.find_spec("vllm"):
+    if find_spec("vllm"):
         pytest.skip("vllm is installed here")
     with pytest.raises(SteerbenchError, match="needs the package vllm, in an environment of its own"):
         run(replace(protocol, engine="vllm"), "caa", Options(out=tmp_path))
@@ -78,7 +79,8 @@ def test_a_fit_is_carried_where_its_method_says_so(text: str) -> None:
 
 
 def test_what_a_steering_has_that_cannot_be_carried_is_named() -> None:
-    rejecting = named("best_of_n:n=4:reject_every=2").fit(None)  # type: ignore[arg-type]  # it learns nothing
+    (best,) = named("best_of_n:n=4:reject_every=2").steerers
+    rejecting = best.fit(None)  # type: ignore[arg-type]  # it learns nothing
     engine = VllmEngine("testbed")
     with pytest.raises(SteerbenchError, match="cannot carry the part Best, which chooses in the middle of a response"):
         engine.check(rejecting)

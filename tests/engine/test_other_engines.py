@@ -90,7 +90,8 @@ class Mean(Edit):
         return prompt.mean(1)
 
     def forward(self, h: Tensor, state: Any) -> Tensor:
-        return h + state[:, None]
+        moved: Tensor = h + state[:, None]
+        return moved
 
 
 def test_what_it_cannot_carry_is_refused_by_name(lm: LanguageModel) -> None:

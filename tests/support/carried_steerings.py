@@ -1,5 +1,7 @@
 """Steerings that another engine carries: every site, every scope, states by row and by position, gates, a contest."""
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ from steerbench.edits import (
     Site,
 )
 from steerbench.engine.activations import activations_at
-from steerbench.models.sites import SITE_NAMES
+from steerbench.models.sites import SiteName
 
 PROMPTS: list[Dialogue] = [
     user(text)
@@ -36,7 +38,7 @@ PROMPTS: list[Dialogue] = [
 
 
 SCOPES: tuple[Scope, ...] = ("all", "prompt", "response")
-CONSTANTS = [f"{name}, {scope}" for name in SITE_NAMES for scope in SCOPES]
+CONSTANTS = [f"{name}, {scope}" for name in get_args(SiteName) for scope in SCOPES]
 OTHERS = [
     "projected",
     "turned",
@@ -64,7 +66,8 @@ def drawn(site: Site, lm: LanguageModel, share: float, seed: int = 0, rows: int 
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(rows or 1, len(mean), generator=generator)
     vectors = vectors * (share * mean.norm() / vectors.norm(dim=1, keepdim=True))
-    return vectors if rows else vectors[0]
+    found: Tensor = vectors if rows else vectors[0]
+    return found
 
 
 def carried(lm: LanguageModel, share: float = 0.4) -> dict[str, Steering]:
@@ -76,8 +79,8 @@ def carried(lm: LanguageModel, share: float = 0.4) -> dict[str, Steering]:
 
 
 def _constants(lm: LanguageModel, share: float) -> dict[str, Steering]:
-    found = {}
-    for name in SITE_NAMES:
+    found: dict[str, Steering] = {}
+    for name in get_args(SiteName):
         site = Site(name, None if name == "final" else lm.n_layers // 2)
         for scope in SCOPES:
             placed = PlacedEdit(site, Add(drawn(site, lm, share, seed=len(found))), scope)

@@ -13,8 +13,7 @@ from steerbench.contract import tiny
 from steerbench.data import user
 from steerbench.decoding import Decoding
 from steerbench.edits import Add, DecodePart, Instruction, PlacedEdit, Site
-from steerbench.engine.backends import vllm_engine
-from steerbench.engine.backends.shipment import Shipped
+from steerbench.engine.backends.shipment import Shipped, shipped
 from steerbench.engine.backends.vllm_engine import VllmEngine
 from steerbench.engine.generate import generate_fixed
 from steerbench.engine.timing import timed
@@ -87,10 +86,10 @@ def test_nothing_is_left_behind(lm: LanguageModel, engine: VllmEngine, steerings
 def test_a_cached_prompt_is_not_taken_for_a_response(lm: LanguageModel, engine: VllmEngine) -> None:
     """A prompt that goes on where another's response ended: states that were edited there are not edited here."""
     site = Site("resid_post", 1)
-    edits = [PlacedEdit(site, Add(drawn(site, lm, 0.5)), "response")]
+    edits = [PlacedEdit(site, Add(drawn(site, lm, 1.0)), "response")]
     ids = lm.tokens(PROMPTS[2]).prompt
-    first = Tokens((ids * 5)[:200])
-    many = Decoding(max_new_tokens=100)
+    first = Tokens((ids * 8)[:120])  # it ends within a block of the cache
+    many = Decoding(max_new_tokens=40)
     (((*new,),),) = engine.continued(lm, [first], edits, many, [[0]], endless=True)
     second = Tokens((*first.prompt, *new))
     found = engine.continued(lm, [second], edits, NEW, [[0]])
@@ -135,12 +134,10 @@ def test_an_edit_without_numbers_is_named(lm: LanguageModel, engine: VllmEngine)
 def test_another_module_than_transformers_has_is_found_out(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, path: str, said: str, engine: VllmEngine
 ) -> None:
-    ours = vllm_engine.shipped
-
     def elsewhere(*args: Any) -> list[Shipped]:
-        return [replace(one, module=path) for one in ours(*args)]
+        return [replace(one, module=path) for one in shipped(*args)]
 
-    monkeypatch.setattr(vllm_engine, "shipped", elsewhere)
+    monkeypatch.setattr("steerbench.engine.backends.vllm_engine.shipped", elsewhere)
     site = Site("mlp_out", 3)
     tried, engine._tried = engine._tried, set()
     try:

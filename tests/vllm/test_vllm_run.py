@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ SAID = ["prompt", "response", "finish", "tokens"]
 SCORES = ["reward", "held_out_reward", "gold", "kl", "nll", "coherence"]
 
 
-def records(methods: str, out: Path, engine: str, **more: object) -> list[Record]:
+def records(methods: str, out: Path, engine: str, **more: Any) -> list[Record]:
     done = run(replace(PROTOCOL, engine=engine, **more), methods, Options(out=out / engine, batch_size=4))
     assert done.failures == []
     return done.records

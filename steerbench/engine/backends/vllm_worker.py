@@ -42,9 +42,15 @@ class SteeredWorker:
         return self._steerbench_model().watched or []
 
     def steerbench_finite(self) -> bool:
-        """Tell whether all logits were numbers since it was asked last."""
+        """Tell whether all logits were numbers since it was asked last.
+
+        If not, the cache is emptied: zero times NaN is NaN, so that a block that held some spoils whoever has it next.
+        """
         steered = self._steerbench_model()
         finite, steered.bad = steered.bad is None or not bool(steered.bad), None
+        if not finite:
+            for cache in self.model_runner.kv_caches:
+                cache.zero_()
         return finite
 
     def steerbench_peak(self) -> float:
