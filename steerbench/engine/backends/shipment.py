@@ -87,8 +87,8 @@ class _Rows:
 def _begun(placed: PlacedEdit, batch: Batch) -> _Rows:
     edit, n = placed.edit, len(batch.prompt_ends)
     rows = torch.full((n,), not isinstance(edit, Idle))
-    if isinstance(edit, InRows):
-        edit, rows = edit.edit, edit.rows[:, 0, 0].cpu()
+    if isinstance(gated := edit, InRows):
+        edit, rows = gated.edit, gated.rows[:, 0, 0].cpu()
     if isinstance(edit, Begun):
         return _Rows(rows, _of_rows(edit, n), None)
     if isinstance(edit, Idle) or type(edit).start is Edit.start:
