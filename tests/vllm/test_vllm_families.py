@@ -7,7 +7,7 @@ import pytest
 from carried_steerings import CONSTANTS, PROMPTS, carried
 from transformers import AutoModelForCausalLM
 
-from steerbench import LanguageModel, Steering, generate
+from steerbench import LanguageModel, SteerbenchError, Steering, generate
 from steerbench.contract import tiny
 from steerbench.decoding import Decoding
 from steerbench.engine.backends.vllm_engine import VllmEngine
@@ -19,7 +19,6 @@ WIDER: dict[str, dict[str, Any]] = {
     "mistral": LIKE_LLAMA,
     "qwen2": {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1},
     "qwen3": LIKE_LLAMA,
-    "gemma2": {**LIKE_LLAMA, "tie_word_embeddings": True},  # vLLM knows no other
     "phi3": {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1},
     "falcon": {"hidden_size": 64, "num_attention_heads": 2},
     "gpt2": {"n_embd": 64, "n_head": 2},
@@ -28,25 +27,41 @@ WIDER: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", list(WIDER))
-def test_every_site_of_a_family(family: str, tmp_path: Path) -> None:
+def build(folder: Path, family: str, changes: dict[str, Any]) -> tuple[LanguageModel, VllmEngine]:
+    """Write a model into a folder, and load it for both."""
     config = tiny.FAMILIES[family]()
-    for name, value in WIDER[family].items():
+    for name, value in changes.items():
         setattr(config, name, value)
     model = AutoModelForCausalLM.from_config(config).eval()
     tiny._randomise(model, 0)
-    model.save_pretrained(tmp_path)
-    tiny.tokenizer().save_pretrained(tmp_path)
-    lm, engine = LanguageModel.load(str(tmp_path)), VllmEngine(str(tmp_path))
+    model.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return LanguageModel.load(str(folder)), VllmEngine(str(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", list(WIDER))
+def test_every_site_of_a_family(family: str, tmp_path: Path) -> None:
+    lm, engine = build(tmp_path, family, WIDER[family])
     try:
-        steerings = carried(lm, share=8.0 if family == "gemma2" else 1.0)  # tied, it says its last token again
+        steerings = carried(lm, share=1.0)
         plain = generate(lm, PROMPTS, decoding=NEW, engine=engine)
         assert plain == generate(lm, PROMPTS, decoding=NEW)
         found = {n: _same(lm, engine, steerings[n]) for n in [*CONSTANTS, "ascent", "several", "contest", "in front"]}
         assert all(found.values()), [name for name, same in found.items() if not same]
         changed = [n for n in found if generate(lm, PROMPTS, steerings[n], NEW) != plain]
-        assert len(changed) > len(found) / 3
+        assert len(changed) > len(found) / 2
+    finally:
+        engine.close()
+
+
+@pytest.mark.slow
+def test_a_family_that_is_computed_otherwise_is_refused(tmp_path: Path) -> None:
+    """Gemma 2, with the tied head that vLLM knows alone: its states differ by 0.1 %, more than rounding."""
+    lm, engine = build(tmp_path, "gemma2", {**LIKE_LLAMA, "tie_word_embeddings": True})
+    try:
+        with pytest.raises(SteerbenchError, match=r"does not compute what transformers does with .* without edits"):
+            generate(lm, PROMPTS, decoding=NEW, engine=engine)
     finally:
         engine.close()
 
