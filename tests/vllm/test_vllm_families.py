@@ -18,11 +18,8 @@ LIKE_LLAMA = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads"
 WIDER: dict[str, dict[str, Any]] = {
     "mistral": LIKE_LLAMA,
     "qwen2": {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1},
-    "qwen3": LIKE_LLAMA,
     "phi3": {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1},
-    "falcon": {"hidden_size": 64, "num_attention_heads": 2},
     "gpt2": {"n_embd": 64, "n_head": 2},
-    "gpt_neox": {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128},
     "opt": {"hidden_size": 64, "word_embed_proj_dim": 64, "num_attention_heads": 2, "ffn_dim": 128},
 }
 
