@@ -17,6 +17,7 @@ from steerbench.data.task import Example, Task, TaskData
 from steerbench.errors import SteerbenchError
 from steerbench.learn.context import FitContext
 from steerbench.learn.fitting import NoReward
+from steerbench.learn.study_folder import StudyFolder
 from steerbench.models.chat_template import TEMPLATE_DATE
 from steerbench.models.checkpoint import check_path, configured
 from steerbench.models.encoder import SentenceEncoder
@@ -42,6 +43,8 @@ class Options:
     """Prompts at once; halved where the memory runs out."""
     threads: int | None = None
     """CPU threads; default: what is fastest now for a model of that size, by a short measurement."""
+    shared: Path | None = None
+    """Folder in which rollouts and states are kept for other processes and later runs. None: for this run alone."""
     progress: Progress = silent
 
 
@@ -112,6 +115,7 @@ class Setup:
             batch_size=self.options.batch_size,
             progress=self.options.progress,
             _shared=self.shared,
+            _study=StudyFolder(self.options.shared) if self.options.shared else None,
         )
 
     def _reward_model(self, name: str) -> RewardModel:

@@ -1,5 +1,6 @@
 """`steerbench run`."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +34,7 @@ from steerbench.testbed import NAME as TESTBED
 
 if TYPE_CHECKING:
     from steerbench.bench.protocol import Protocol
+    from steerbench.bench.ray_cluster import RayCluster
     from steerbench.bench.run import Outcome
     from steerbench.bench.setup import Options
 
@@ -91,6 +93,17 @@ def run(
     batch_size: BatchSize = 32,
     folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("runs"),
     plugin: Plugins = None,
+    shared: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps rollouts and states for other runs; default with --ray: in --out."),
+    ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Spread the records over the processes of a Ray cluster; default: of this machine."),
+    ] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Address of the cluster, such as ray://head:10001; default: RAY_ADDRESS.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would come to: records, responses, time, disk.")
     ] = False,
@@ -135,39 +148,63 @@ def run(
             for task in parse_tasks(tasks)
         ]
         units(protocols, methods, swept=sweep)  # mistakes in the names and settings first, of all tasks
-    options = Options(out=folder, device=device, batch_size=batch_size, threads=threads)
+    options = Options(out=folder, device=device, batch_size=batch_size, threads=threads, shared=shared)
+    spread = ray or ray_address is not None
     if dry_run:
-        _foretell(protocols, methods, sweep, options)
+        _foretell(protocols, methods, sweep, options, spread=spread)
         return
-    _run(ctx, protocols, methods, sweep, options)
+    _run(ctx, protocols, methods, sweep, options, ray_address, spread=spread)
 
 
-def _foretell(protocols: "list[Protocol]", methods: str, swept: bool, options: "Options") -> None:
+def _foretell(
+    protocols: "list[Protocol]", methods: str, swept: bool, options: "Options", *, spread: bool = False
+) -> None:
     from steerbench.bench.forecast import forecast
+    from steerbench.bench.units import units
     from steerbench.cli import stages, tables
 
     if options.out.is_file():
         raise SteerbenchError(f"{options.out} is a file; choose another folder with --out.")
+    if spread:
+        tables.show_units(out, units(protocols, methods, swept=swept))
     with stages.shown(err) as progress:
         ahead = [forecast(one, methods, replace(options, progress=progress), swept=swept) for one in protocols]
     tables.show_forecasts(out, ahead)
 
 
-def _run(ctx: typer.Context, protocols: "list[Protocol]", methods: str, swept: bool, options: "Options") -> None:
+def _run(
+    ctx: typer.Context,
+    protocols: "list[Protocol]",
+    methods: str,
+    swept: bool,
+    options: "Options",
+    address: str | None,
+    *,
+    spread: bool,
+) -> None:
     from steerbench.bench.run import run as measure
     from steerbench.cli import stages
 
     outcomes: list[Outcome] = []
     try:
-        with stages.shown(err) as progress:
+        with _cluster(address, spread) as cluster, stages.shown(err) as progress:
+            shown = replace(options, progress=progress)
             for protocol in protocols:
-                outcomes.append(measure(protocol, methods, replace(options, progress=progress), swept=swept))
+                outcomes.append(measure(protocol, methods, shown, swept=swept, carrier=cluster))
     finally:  # the tasks done before an error or Ctrl-C are worth seeing
         if outcomes:
             _report(outcomes, options.out)
             write_study(ctx, options.out)
     if any(outcome.failures for outcome in outcomes):
         raise typer.Exit(2)
+
+
+def _cluster(address: str | None, spread: bool) -> "AbstractContextManager[RayCluster | None]":
+    if not spread:
+        return nullcontext()
+    from steerbench.bench.ray_cluster import RayCluster
+
+    return RayCluster(address)
 
 
 def _report(outcomes: "list[Outcome]", folder: Path) -> None:

@@ -90,6 +90,11 @@ def add_plugin(plugin: str | Path | type[Any]) -> tuple[Kind, str]:
     return source.kind, source.name
 
 
+def plugin_files() -> list[Path]:
+    """Return the files that were added in this process, so that another one can add them too."""
+    return [Path(source.origin) for name, source in _files.items() if name.startswith(f"{PLUGINS}.")]
+
+
 def _add_class(cls: type[Any]) -> tuple[Kind, str]:
     """Register a class of a module that is there, or of a notebook. One that has a source already keeps it."""
     if not issubclass(cls, Plugin) or inspect.isabstract(cls):
