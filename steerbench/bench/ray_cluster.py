@@ -157,8 +157,8 @@ class RayCrew:
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
         except (errors.RayActorError, errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
             raise _Lost(
-                f"its worker went {RETRIES + 1} times, as where memory runs out ({brief(error)}); lower --batch-size, or "
-                f"let fewer workers run by giving each more --threads."
+                f"its worker went {RETRIES + 1} times, as where memory runs out ({brief(error)}); lower --batch-size, "
+                f"or give each worker more --threads, so that fewer run."
             ) from error
 
 
