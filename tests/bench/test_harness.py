@@ -124,7 +124,10 @@ def test_texts_too_long_for_the_reward_are_counted(protocol: Protocol, world: Pa
     config = short / "tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 40}))
     outcome = run(replace(protocol, reward_model=str(short)), "caa", Options(out=tmp_path / "runs"))
-    assert [r.truncated for r in outcome.records] == [8, 4]  # the preferred replies are scored once, at first
+    # the preferred replies are scored once, at first, and count in each: no record depends on which one was first
+    assert [r.truncated for r in outcome.records] == [8, 8]
+    (one,) = run(replace(protocol, reward_model=str(short)), "unsteered", Options(out=tmp_path / "alone")).records
+    assert one.truncated == 8
 
 
 class CountLetters(Reward):
