@@ -87,7 +87,7 @@ class RayCrew:
     def __init__(self, protocol: Protocol, options: Options, planned: Sequence[Unit], most: int | None) -> None:
         self._planned, self._actors = planned, list[Any]()
         threads = options.threads or 1
-        self._needs = {"CPU": threads, "GPU": _gpus(options.device)}
+        self._needs = {"CPU": threads, "GPU": _gpus(options)}
         self._room = min(_room(self._needs), most or sys.maxsize)
         given = replace(options, threads=threads, progress=silent)
         self._made_of = (protocol, given, list(planned), plugin_files(), Path.cwd())
@@ -176,15 +176,24 @@ def _ray() -> Any:
     return ray
 
 
-def _gpus(device: str) -> int:
-    """Return how many GPUs a worker takes: one where the cluster has some, unless another device is asked for."""
-    wanted = device == "auto" or device.startswith("cuda")
-    return int(wanted and _ray().cluster_resources().get("GPU", 0) >= 1)
+def _gpus(options: Options) -> int:
+    """Return how many GPUs a worker takes: one where the cluster has some, and no other device is asked for.
+
+    A model that is spread takes all those of a machine.
+    """
+    most = max(int(machine.get("GPU", 0)) for machine in _machines())
+    if not (options.device == "auto" or options.device.startswith("cuda")):
+        return 0
+    return most if options.device_map else min(1, most)
+
+
+def _machines() -> list[dict[str, float]]:
+    return [node["Resources"] for node in _ray().nodes() if node["Alive"]]
 
 
 def _room(needs: dict[str, int]) -> int:
     """Return how many workers the machines of the cluster have room for. Raises SteerbenchError if there is none."""
-    machines = [node["Resources"] for node in _ray().nodes() if node["Alive"]]
+    machines = _machines()
     room = sum(min(int(has.get(kind, 0) // n) for kind, n in needs.items() if n) for has in machines)
     if not room:
         has = ", ".join(f"{m.get('CPU', 0):g} CPUs and {m.get('GPU', 0):g} GPUs" for m in machines)

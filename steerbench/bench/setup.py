@@ -39,6 +39,8 @@ class Options:
 
     out: Path = Path("runs")
     device: str = "auto"
+    device_map: str | None = None
+    """How accelerate spreads the language model over several GPUs: `auto`. None: it is on the device."""
     batch_size: int = 32
     """Prompts at once; halved where the memory runs out."""
     threads: int | None = None
@@ -53,6 +55,8 @@ class Setup:
 
     def __init__(self, settings: FitSettings, options: Options) -> None:
         """Raises SteerbenchError for a wrong task or device, before anything heavy is loaded."""
+        if options.device_map not in (None, "auto"):
+            raise SteerbenchError(f"device map {options.device_map!r} is not known; give auto, or leave it out.")
         self.task_name = settings.task_part.name
         self.task: Task = build_task(settings.task_part)
         self.settings, self.options = settings.complete, options
@@ -75,7 +79,13 @@ class Setup:
     def lm(self) -> LanguageModel:
         """The frozen model, with as many threads as suit its size."""
         chosen, dtype = self.settings, dtype_of(self.settings.dtype)
-        lm = LanguageModel.load(chosen.model, device=self.device, dtype=dtype, thinking=chosen.thinking)
+        lm = LanguageModel.load(
+            chosen.model,
+            device=self.device,
+            dtype=dtype,
+            thinking=chosen.thinking,
+            device_map=self.options.device_map,
+        )
         if self.options.threads is None:
             use_threads(sum(p.numel() for p in lm.model.parameters()), self.device)
         return lm

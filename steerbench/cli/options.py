@@ -24,6 +24,10 @@ RewardOption = Annotated[
 ]
 Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A file with a method or a task; repeatable.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option("--device-map", help="auto: spread the language model over all GPUs (accelerate)."),
+]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 NTrain = Annotated[int, typer.Option(help="Training examples that methods may learn from.", min=1)]
 Tune = Annotated[

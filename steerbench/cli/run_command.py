@@ -13,6 +13,7 @@ from steerbench.cli.options import (
     BatchSize,
     Data,
     Device,
+    DeviceMap,
     Dtype,
     MaxNew,
     MaxPrompt,
@@ -89,6 +90,7 @@ def run(
     thinking: ThinkingOption = "off",
     dtype: Dtype = "auto",
     device: Device = "auto",
+    device_map: DeviceMap = None,
     threads: Threads = None,
     batch_size: BatchSize = 32,
     folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("runs"),
@@ -148,7 +150,9 @@ def run(
             for task in parse_tasks(tasks)
         ]
         units(protocols, methods, swept=sweep)  # mistakes in the names and settings first, of all tasks
-    options = Options(out=folder, device=device, batch_size=batch_size, threads=threads, shared=shared)
+    options = Options(
+        out=folder, device=device, device_map=device_map, batch_size=batch_size, threads=threads, shared=shared
+    )
     spread = ray or ray_address is not None
     if dry_run:
         _foretell(protocols, methods, sweep, options, spread=spread)

@@ -38,8 +38,8 @@ class Editor:
         *,
         learning: bool = False,
     ) -> None:
-        device = next(place.module.parameters()).device
-        self._edits = [(p.edit if learning else copy.deepcopy(p.edit).to(device).eval(), p.scope) for p in edits]
+        self._device = next(place.module.parameters()).device
+        self._edits = [(p.edit if learning else copy.deepcopy(p.edit).to(self._device).eval(), p.scope) for p in edits]
         self._states: list[Any] = []
         self._positions = positions
         self._site = edits[0].site
@@ -79,6 +79,8 @@ class Editor:
         """Return the edited activation of a pass, of the same shape, type and layout; None where edits rest."""
         if self._positions.resting:
             return None
+        if activation.device != self._device:
+            self._follow_to(activation.device)
         constant = self._constant
         if (
             constant is not None
@@ -100,6 +102,14 @@ class Editor:
         if self._observe:
             self._observe(self._site, h, edited)
         return _laid_out_like(activation, edited if edited.shape == h.shape else edited.expand_as(h))
+
+    def _follow_to(self, device: torch.device) -> None:
+        """Move to the device of the states: of a model on several, what enters a part comes from that of the last."""
+        self._device = device
+        for edit, _ in self._edits:
+            edit.to(device)
+        if self._constant is not None:
+            self._constant = self._constant.to(device)
 
     def _tell_width(self, width: int, error: RuntimeError) -> None:
         """Raise SteerbenchError if an edit failed that has tensors, none of them as wide as the states."""

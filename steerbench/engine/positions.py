@@ -41,20 +41,24 @@ class Rearrangement(NamedTuple):
 
     def of_columns(self, values: Tensor, fill: Any = 0) -> Tensor:
         """Return values by column, (rows, columns) or more dimensions, for the new rows; `fill` where none are."""
-        columns = self._columns(values)
+        columns, rows = self._columns(values), self.rows.to(values.device)
         inside = (columns >= 0) & (columns < values.shape[1])
-        moved = values[self.rows[:, None], columns.clamp(0, values.shape[1] - 1)]
+        moved = values[rows[:, None], columns.clamp(0, values.shape[1] - 1)]
         return moved.masked_fill(~inside.reshape(*inside.shape, *[1] * (values.ndim - 2)), fill)
 
     def of_cache(self, values: Tensor) -> Tensor:
-        """Return a cache's keys or values, (rows, heads, columns, width), for the new rows; anything for padding."""
+        """Return a cache's keys or values, (rows, heads, columns, width), for the new rows; anything for padding.
+
+        Of a model on several devices, those of each layer are on its own.
+        """
+        rows = self.rows.to(values.device)
         if self.plain:
-            return values.index_select(0, self.rows)[:, :, : self.width]
+            return values.index_select(0, rows)[:, :, : self.width]
         columns = self._columns(values).clamp(0, values.shape[2] - 1)
-        return values[self.rows[:, None], :, columns].transpose(1, 2).contiguous()
+        return values[rows[:, None], :, columns].transpose(1, 2).contiguous()
 
     def _columns(self, values: Tensor) -> Tensor:
-        return torch.arange(self.width, device=values.device) - self.shifts[:, None]
+        return torch.arange(self.width, device=values.device) - self.shifts[:, None].to(values.device)
 
 
 class Positions:

@@ -108,4 +108,5 @@ class Sequences:
         self.logits = out.logits[:, -1].to(dtype=torch.float32, device=self.ids.device, copy=True)
 
     def _read(self, activation: Tensor) -> None:
-        self.states = activation.reshape(len(self.ids), -1, activation.shape[-1])[:, -1].float().clone()
+        last = activation.reshape(len(self.ids), -1, activation.shape[-1])[:, -1]
+        self.states = last.to(dtype=torch.float32, device=self.ids.device, copy=True)

@@ -116,20 +116,22 @@ class LanguageModel:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         thinking: Thinking = "off",
+        device_map: str | None = None,
     ) -> Self:
         """Load a folder or a model of the Hub (`org/name` or `org/name@revision`); remote code is never run.
 
         `dtype` defaults to float32 on a CPU and to the checkpoint's own on a GPU. `thinking` is for models that reason
-        before they answer; see `steerbench.decoding.Thinking`.
+        before they answer; see `steerbench.decoding.Thinking`. `device_map="auto"` spreads one model over all GPUs.
         """
         source = find(name)
         if dtype is None and torch.device(device).type == "cpu":
             dtype = torch.float32
         tokenizer = load_tokenizer(source)
-        model, missing = load_model(_auto_class(source), source, dtype or "auto")
+        model, missing = load_model(_auto_class(source), source, dtype or "auto", device_map)
         if missing:
             raise SteerbenchError(f"{name} is no causal language model: its checkpoint lacks {min(missing)}.")
-        lm = cls(model.to(device), tokenizer, name=source.name, revision=source.revision, thinking=thinking)
+        placed = model if device_map else model.to(device)
+        lm = cls(placed, tokenizer, name=source.name, revision=source.revision, thinking=thinking)
         lm._check_vocabulary()
         check_decoder_only(lm.model, lm.name)
         check_causal(lm.model, lm.name)
