@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any, Self
 
 from steerbench.bench.carrier import Failure, Prepared
@@ -54,16 +55,15 @@ class RayCluster:
         """Connect, or start processes here, quietly and without a word to others. Signals stay the command's."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         here = self._address is None and not os.environ.get("RAY_ADDRESS")
-        own = {"include_dashboard": False, "object_store_memory": _OBJECTS, "num_cpus": self._most} if here else {}
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        own = {"include_dashboard": False, "object_store_memory": _OBJECTS} if here else {}
         try:
-            _ray().init(self._address, log_to_driver=False, logging_level="error", **own)
+            with _signals_kept():
+                _ray().init(self._address, log_to_driver=False, logging_level="error", **own)
         except Exception as error:  # Ray raises any of them
             where = self._address or os.environ.get("RAY_ADDRESS") or "this machine"
-            raise SteerbenchError(f"no Ray cluster at {where}: {error}; check the address, or start one.") from error
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            raise SteerbenchError(
+                f"no Ray cluster at {where}: {brief(error)} Check the address, or whether one is running."
+            ) from error
         self._connected = True
 
     def __exit__(self, *error: object) -> None:
@@ -87,33 +87,39 @@ class RayCrew:
     def __init__(self, protocol: Protocol, options: Options, planned: Sequence[Unit], most: int | None) -> None:
         self._planned, self._actors = planned, list[Any]()
         threads = options.threads or 1
-        self._needs = {"CPU": threads, "GPU": _gpus(options)}
+        self._needs = {"num_cpus": threads, "num_gpus": _gpus(options)}
         self._room = min(_room(self._needs), most or sys.maxsize)
         given = replace(options, threads=threads, progress=silent)
         self._made_of = (protocol, given, list(planned), plugin_files(), Path.cwd())
 
     @property
     def label(self) -> str:
-        """How many workers there are at most."""
-        n = min(self._room, len(self._planned))
+        """How many workers there are."""
+        n = len(self._actors)
         return f"{n} worker{'s' if n > 1 else ''}"
 
     def prepare(self) -> Prepared:
-        """Load the models in the first worker."""
-        prepared: Prepared = self._get(self._actor(0).prepare.remote())
+        """Start the workers, and load the models in the first one."""
+        made = _ray().remote(Worker).options(**self._needs, max_restarts=-1, max_task_retries=RETRIES)
+        self._actors += [made.remote(*self._made_of) for _ in range(min(self._room, len(self._planned)))]
+        prepared: Prepared = self._get(self._actors[0].prepare.remote())
         return prepared
 
     def measure(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Record | Failure]]:
         """Yield units as they are done; whoever is free takes the next one."""
-        ray, waiting, busy = _ray(), deque(units), dict[Any, tuple[Any, Unit]]()
-        free = deque(self._actor(i) for i in range(min(self._room, len(units))))
-        while waiting or busy:
+        waiting, free, busy = deque(units), deque(self._actors), dict[Any, tuple[Any, Unit]]()
+
+        def hand_out() -> None:
             while waiting and free:
                 actor, unit = free.popleft(), waiting.popleft()
-                busy[actor.measure.remote(unit)] = (actor, unit)
-            (ready, *_), _ = ray.wait(list(busy))
+                busy[actor.measure.remote(unit)] = actor, unit
+
+        hand_out()
+        while busy:
+            (ready, *_), _ = _ray().wait(list(busy))
             actor, unit = busy.pop(ready)
             free.append(actor)
+            hand_out()  # before this record is written
             yield unit, self._result(ready, unit)
 
     def close(self) -> None:
@@ -121,22 +127,6 @@ class RayCrew:
         for actor in self._actors:
             _ray().kill(actor)
         self._actors.clear()
-
-    def _actor(self, i: int) -> Any:
-        """Return a worker; those before it are there already."""
-        if len(self._actors) == i:
-            made = (
-                _ray()
-                .remote(Worker)
-                .options(
-                    num_cpus=self._needs["CPU"],
-                    num_gpus=self._needs["GPU"],
-                    max_restarts=-1,
-                    max_task_retries=RETRIES,
-                )
-            )
-            self._actors.append(made.remote(*self._made_of))
-        return self._actors[i]
 
     def _result(self, ready: Any, unit: Unit) -> Record | Failure:
         """Return what came of a unit. Raises SteerbenchError if it was the unsteered model's that was lost."""
@@ -164,6 +154,20 @@ class RayCrew:
 
 class _Lost(SteerbenchError):
     """A unit whose workers all went."""
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Give signals back to whom they belong: Ray makes SIGTERM its own."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _ray() -> Any:
@@ -194,11 +198,12 @@ def _machines() -> list[dict[str, float]]:
 def _room(needs: dict[str, int]) -> int:
     """Return how many workers the machines of the cluster have room for. Raises SteerbenchError if there is none."""
     machines = _machines()
-    room = sum(min(int(has.get(kind, 0) // n) for kind, n in needs.items() if n) for has in machines)
+    kinds = {"CPU": needs["num_cpus"], "GPU": needs["num_gpus"]}
+    room = sum(min(int(has.get(kind, 0) // n) for kind, n in kinds.items() if n) for has in machines)
     if not room:
         has = ", ".join(f"{m.get('CPU', 0):g} CPUs and {m.get('GPU', 0):g} GPUs" for m in machines)
         raise SteerbenchError(
-            f"no machine of the cluster has room for a worker of {needs['CPU']} CPUs and {needs['GPU']} GPUs; they "
+            f"no machine of the cluster has room for a worker of {kinds['CPU']} CPUs and {kinds['GPU']} GPUs; they "
             f"have {has}. Lower --threads."
         )
     return room

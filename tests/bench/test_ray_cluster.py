@@ -143,7 +143,7 @@ def test_a_mistake_is_told_as_without_ray(args: list[str], tmp_path: Path) -> No
 
 
 def test_no_cluster_at_an_address_is_told() -> None:
-    with pytest.raises(SteerbenchError, match=r"no Ray cluster at 127\.0\.0\.1:1: .*check the address"):
+    with pytest.raises(SteerbenchError, match=r"no Ray cluster at 127\.0\.0\.1:1: .*Check the address"):
         RayCluster("127.0.0.1:1").__enter__()
 
 

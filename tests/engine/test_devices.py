@@ -55,9 +55,8 @@ def test_parts_of_a_model_that_accelerate_places_are_steered_alike(world: Path) 
     accelerate.dispatch_model(parted.model, where, force_hooks=True)
     assert hasattr(parted.model.model.layers[0], "_hf_hook")
     vector = torch.linspace(-2, 2, plain.model.config.hidden_size)
-    sites = (Site("resid_pre", 1), Site("z", 0), Site("mlp_out", 1), Site("final"))
-    widths = {Site("z", 0): plain.anatomy.width(Site("z", 0))} if hasattr(plain.anatomy, "width") else {}
-    edits = tuple(PlacedEdit(site, Add(vector[: widths.get(site)], 2.0), "response") for site in sites)
+    sites = (Site("resid_pre", 1), Site("attn_out", 0), Site("mlp_out", 1), Site("final"))
+    edits = tuple(PlacedEdit(site, Add(vector, 2.0), "response") for site in sites)
     prompts = ["How do I bake bread?", "Why?"]
     found = [[r.ids for r in generate(lm, prompts, Steering(edits=edits))] for lm in (plain, parted)]
     assert found[0] == found[1] != [r.ids for r in generate(plain, prompts)]
