@@ -25,7 +25,7 @@ def test_without_the_package_the_extra_is_named(
 def test_a_dry_run_shows_the_units_and_starts_nothing(run_cli: Cli, tmp_path: Path) -> None:
     done = run_cli("--methods", "caa,static_prompt", "--seeds", "0-1", "--ray", "--dry-run")
     assert done.exit_code == 0, done.output
-    title, _, heads, _, *rows = [line.split() for line in done.stdout.splitlines()]
+    title, heads, _, *rows = [line.split() for line in done.stdout.splitlines()]
     assert (title, heads) == (["units", "of", "work"], ["method", "task", "seed"])
     methods = ("unsteered", "caa", "static_prompt")
     assert rows[:6] == [[method, "hh_rlhf", seed] for seed in "01" for method in methods]

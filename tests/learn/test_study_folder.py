@@ -134,7 +134,7 @@ def batches(states: States, generator: torch.Generator | None) -> list[tuple[lis
 
 def test_kept_states_are_those_of_the_temporary_file(tmp_path: Path) -> None:
     names = KeptStates.keep(tmp_path, sequences(), shard_bytes=50)
-    assert names == ["000000.safetensors", "000001.safetensors", "000002.safetensors"]
+    assert names == [f"00000{i}.safetensors" for i in range(4)]
     plain, kept = States.write(sequences(), shard_bytes=50), KeptStates.read(tmp_path)
     assert (len(kept), kept.lengths) == (5, plain.lengths)
     for seed in (None, 0, 1):
