@@ -6,10 +6,12 @@ locked, and two who compute the same write the same.
 """
 
 import json
+import os
+import platform
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, TypeVar
@@ -88,41 +90,64 @@ def _fill(folder: Path, key: Mapping[str, Any], write: Callable[[Path], list[str
     names = write(folder)
     with _writing(folder):
         sizes = {name: (folder / name).stat().st_size for name in names}
-        write_whole(folder / INDEX, json.dumps({"files": sizes, "key": fingerprint(key)}))
+        write_whole(folder / INDEX, json.dumps({"key": key, "files": sizes}, indent=1))
 
 
 def _take(claim: Path) -> bool:
     try:
-        claim.touch(exist_ok=False)
+        with claim.open("x", encoding="utf-8") as file:
+            file.write(_words_of(0))
     except FileExistsError:
         return False
     return True
 
 
 def _say_so(claim: Path, over: Event) -> None:
-    while not over.wait(_BEAT):
+    for n in count(1):
+        if over.wait(_BEAT):
+            return
         with suppress(OSError):
-            claim.write_text(uuid.uuid4().hex, encoding="utf-8")
+            claim.write_text(_words_of(n), encoding="utf-8")
+
+
+def _words_of(n: int) -> str:
+    return f"{platform.node()} {os.getpid()} {n}"
 
 
 def _wait(folder: Path, claim: Path) -> None:
-    """Return when a result is there or the claim is gone; one that says nothing new for long enough is taken away.
+    """Return when a result is there or the claim is gone; that of one who has gone is taken away.
 
     Clocks of machines differ, so what counts is whether the claim changes, by the clock of this one.
     """
     said, since = _words(claim), time.monotonic()
     while claim.exists() and not is_whole(folder):
+        if _has_ended(said) or time.monotonic() - since > _PATIENCE:
+            claim.unlink(missing_ok=True)
+            return
         time.sleep(_LOOK)
         if (now := _words(claim)) != said:
             said, since = now, time.monotonic()
-        elif time.monotonic() - since > _PATIENCE:
-            claim.unlink(missing_ok=True)
 
 
-def _words(claim: Path) -> str | None:
+def _words(claim: Path) -> str:
     with suppress(OSError):
         return claim.read_text(encoding="utf-8")
-    return None
+    return ""
+
+
+def _has_ended(words: str) -> bool:
+    """Tell whether a claim is of a process of this machine that has ended; of others nothing is known."""
+    machine, _, rest = words.partition(" ")
+    pid = rest.partition(" ")[0]
+    if machine != platform.node() or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # of another user
+        return False
+    return False
 
 
 @contextmanager

@@ -1,6 +1,10 @@
 """What methods share is computed once, by whoever comes first, and is found whole or not at all."""
 
 import json
+import math
+import os
+import platform
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -78,15 +82,30 @@ def test_those_who_come_meanwhile_wait(tmp_path: Path, monkeypatch: pytest.Monke
     assert (found, log) == (["one"], ["one"])
 
 
-def test_who_was_killed_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("words", ["", "elsewhere 1 0", f"{platform.node()} {os.getpid()} 0"])
+def test_who_falls_silent_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     monkeypatch.setattr(study_folder, "_LOOK", 0.01)
     monkeypatch.setattr(study_folder, "_PATIENCE", 0.05)
-    study = StudyFolder(tmp_path)
-    study.once("word", KEY, read, writer("one"))
-    (folder,) = tmp_path.iterdir()
+    left_behind(tmp_path, words)
+    assert StudyFolder(tmp_path).once("word", KEY, read, writer("two")) == "two"
+
+
+def test_who_was_killed_on_this_machine_is_not_waited_for_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_folder, "_LOOK", math.inf)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left_behind(tmp_path, f"{platform.node()} {ended.pid} 0")
+    assert StudyFolder(tmp_path).once("word", KEY, read, writer("two")) == "two"
+
+
+def left_behind(path: Path, words: str) -> None:
+    """Leave what a process leaves that was killed as it computed."""
+    StudyFolder(path).once("word", KEY, read, writer("one"))
+    (folder,) = path.iterdir()
     (folder / study_folder.INDEX).unlink()
-    (tmp_path / f"{folder.name}.claim").touch()
-    assert study.once("word", KEY, read, writer("two")) == "two"
+    (path / f"{folder.name}.claim").write_text(words)
 
 
 def test_who_is_slow_and_says_so_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
