@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from socket import create_connection
 from threading import current_thread, main_thread
 from typing import Any, Self
 
@@ -31,6 +32,9 @@ RETRIES = 5
 """How often a unit is done again whose worker went: what always needs more memory than there is, ends."""
 _OBJECTS = 256 * 2**20
 """Bytes of shared memory for what processes of one machine hand over: records, one at a time."""
+
+_PATIENCE = 10.0
+"""Seconds in which a cluster must answer."""
 
 
 class RayCluster:
@@ -57,6 +61,7 @@ class RayCluster:
         here = self._address is None and not os.environ.get("RAY_ADDRESS")
         own = {"include_dashboard": False, "object_store_memory": _OBJECTS} if here else {}
         try:
+            _knock(self._address or os.environ.get("RAY_ADDRESS") or "")
             with _signals_kept():
                 _ray().init(self._address, log_to_driver=False, logging_level="error", **own)
         except Exception as error:  # Ray raises any of them
@@ -154,6 +159,13 @@ class RayCrew:
 
 class _Lost(SteerbenchError):
     """A unit whose workers all went."""
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens: Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
 
 
 @contextmanager

@@ -161,3 +161,10 @@ def test_no_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told = "room for a worker of 4 CPUs and 0 GPUs; they have 2 CPUs and 0 GPUs"
     with pytest.raises(SteerbenchError, match=told):
         done(Nearby(named), monkeypatch, Options(threads=4))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_no_cluster_at_an_address_is_told_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "_ray", lambda: SimpleNamespace(is_initialized=lambda: False))
+    with pytest.raises(SteerbenchError, match=rf"no Ray cluster at {address}: .*refused. Check the address"):
+        RayCluster(address).__enter__()
