@@ -67,7 +67,7 @@ class RayCluster:
         except Exception as error:  # Ray raises any of them
             where = self._address or os.environ.get("RAY_ADDRESS") or "this machine"
             raise SteerbenchError(
-                f"no Ray cluster at {where}: {brief(error)} Check the address, or whether one is running."
+                f"no Ray cluster at {where} ({brief(error)}); check the address, and whether one is running."
             ) from error
         self._connected = True
 

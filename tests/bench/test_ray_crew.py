@@ -166,5 +166,5 @@ def test_no_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_no_cluster_at_an_address_is_told_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "_ray", lambda: SimpleNamespace(is_initialized=lambda: False))
-    with pytest.raises(SteerbenchError, match=rf"no Ray cluster at {address}: .*refused. Check the address"):
+    with pytest.raises(SteerbenchError, match=rf"no Ray cluster at {address} \(.*refused\); check the address"):
         RayCluster(address).__enter__()
