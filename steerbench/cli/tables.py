@@ -16,9 +16,9 @@ from steerbench.records.record import Record
 
 if TYPE_CHECKING:
     from steerbench.bench.forecast import Forecast
+    from steerbench.bench.units import Unit
     from steerbench.records.statistics import Interval
     from steerbench.records.verdicts import Verdict
-    from steerbench.bench.units import Unit
 
 _SHOWN = (
     "rank",
