@@ -5,12 +5,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from carried_records import contents
 
 from steerbench import Decoding, Options, Protocol, Store, run
 from steerbench.bench.carrier import Failure, Prepared
+from steerbench.bench.setup import Bench, load_bench
 from steerbench.bench.units import Unit
 from steerbench.bench.worker import Worker
 from steerbench.contract import tiny
@@ -126,14 +128,11 @@ def test_what_the_unsteered_model_fails_with_ends_the_run(
 def test_a_worker_tells_what_its_models_need_said(
     small: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from steerbench.bench import worker
-
-    def loading(*args: object, **kwargs: object) -> object:
+    def loading(*args: Any, **kwargs: Any) -> Bench:
         warnings.warn("one text at a time", stacklevel=1)
-        return load(*args, **kwargs)  # type: ignore[arg-type]
+        return load_bench(*args, **kwargs)
 
-    load = worker.load_bench
-    monkeypatch.setattr(worker, "load_bench", loading)
+    monkeypatch.setattr("steerbench.bench.worker.load_bench", loading)
     with pytest.warns(UserWarning, match="one text at a time"):
         run(replace(small, seeds=(0,)), "unsteered", Options(out=tmp_path), carrier=Backwards())
 
