@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -12,7 +13,7 @@ from transformers import LogitsProcessor
 from steerbench.data.dialogue import Dialogue, dialogues_of
 from steerbench.decoding import Decoding
 from steerbench.engine.bias_folding import folded
-from steerbench.engine.continuation import Continuation
+from steerbench.engine.continuation import Continuation, can_take_turns
 from steerbench.engine.decode import check_choice, choosing
 from steerbench.engine.finiteness import not_finite, origin_of
 from steerbench.engine.guidance import Given, Passes, rows_at_once
@@ -20,9 +21,11 @@ from steerbench.engine.install import steered
 from steerbench.engine.last_pass import LastPass
 from steerbench.engine.positions import Positions
 from steerbench.engine.prompting import prompted
+from steerbench.engine.sampling import uniforms
 from steerbench.engine.search import Processors, Search, Select, Stream
 from steerbench.engine.sequences import Sequences, can_repeat
 from steerbench.engine.twin_rows import TwinRows
+from steerbench.engine.waiting_rows import Turn, WaitingRows
 from steerbench.models.batching import halving
 from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating
@@ -30,6 +33,7 @@ from steerbench.models.response import Response
 from steerbench.progress import Progress, silent
 from steerbench.seeds import generator_for
 from steerbench.steering.blocks import Blocks, Candidate
+from steerbench.steering.parts import PlacedEdit
 from steerbench.steering.reweighting import Reweighting, follows
 from steerbench.steering.steering import Steering
 
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
     from steerbench.models.reward import Reward
 
 T = TypeVar("T")
+Observe = Callable[[int, Tensor], None]
+"""Sees the number of a row and the scores that its next token is drawn from, (vocabulary,)."""
 
 
 @torch.no_grad()
@@ -60,13 +66,9 @@ def generate(  # noqa: PLR0913 - the settings of one call, each by name
     prompt does not fit the context or an edit gives NaN.
     """
     dialogues = dialogues_of(prompts)
-
-    def draw(name: tuple[Any, ...]) -> list[Response]:
-        names = (seed, *name)
-        return _draw(lm, dialogues, steering, decoding, names, reward, batch_size, use_cache, progress)
-
     if steering.decode is None:
-        return draw(("sample", sample))
+        draws = Draws(lm, steering, decoding, reward, use_cache, [(seed, "sample", sample)])
+        return draws.run(dialogues, batch_size, progress)
     check_choice(steering.decode, decoding, reward)
     tokens = _prompts(lm, steering, dialogues, batch_size, decoding.max_new_tokens)
 
@@ -121,33 +123,74 @@ def _prompts(
     return tokens
 
 
-def _draw(  # noqa: PLR0913, PLR0917
-    lm: LanguageModel,
-    dialogues: Sequence[Dialogue],
-    steering: Steering,
-    decoding: Decoding,
-    seed: tuple[Any, ...],
-    reward: "Reward | None",
-    batch_size: int,
-    use_cache: bool,
-    progress: Progress,
-) -> list[Response]:
-    """Return one response per dialogue; see `generate`."""
-    tokens = _prompts(lm, steering, dialogues, batch_size, decoding.max_new_tokens)
+@dataclass
+class Draws:
+    """Responses without a choice among candidates: one for each name that they are drawn by, and each dialogue."""
 
-    def work(rows: list[int]) -> list[list[int]]:
-        batch, chosen = lm.left_padded([tokens[i] for i in rows]), [dialogues[i] for i in rows]
-        given = Given(chosen, reward, [generator_for(*seed, "guide", d) for d in chosen])
-        generators = [generator_for(*seed, d) for d in chosen]
-        return _generate_batch(lm, batch, steering, decoding, generators, use_cache, given)
+    lm: LanguageModel
+    steering: Steering
+    decoding: Decoding
+    reward: "Reward | None"
+    use_cache: bool
+    names: Sequence[tuple[Any, ...]]
+    observe: Observe | None = None
 
-    responses: dict[int, Response] = {}
-    batch_size = rows_at_once(steering.logits, lm, batch_size)
-    with progress("generate", len(tokens)) as advance:
-        for rows, new in halving(lm.batches(tokens, batch_size), work):
-            responses |= {i: lm.cut(ids) for i, ids in zip(rows, new, strict=True)}
-            advance(len(rows))
-    return [responses[i] for i in range(len(dialogues))]
+    def run(self, dialogues: Sequence[Dialogue], batch_size: int, progress: Progress = silent) -> list[Response]:
+        """Draw all, at most `batch_size` at once, fewer where the memory runs out; those of one name stand together."""
+        tokens = _prompts(self.lm, self.steering, dialogues, batch_size, self.decoding.max_new_tokens)
+        self._rows = [(name, dialogue) for name in self.names for dialogue in dialogues]
+        self._tokens = tokens * len(self.names)
+        responses: dict[int, Response] = {}
+
+        def finished(row: int, ids: list[int]) -> None:
+            responses[row] = self.lm.cut(ids)
+            advance(1)
+
+        size = min(rows_at_once(self.steering.logits, self.lm, batch_size), self.lm.largest_batch or batch_size)
+        waiting = WaitingRows(self._tokens, self._numbers_of, finished)
+        in_turn = not self.steering.logits and len(self._rows) > 1 and can_take_turns(self.lm)
+        work = partial(self._in_turn if in_turn else self._by_batch, waiting)
+        with progress("generate", len(self._rows)) as advance:
+            for _ in halving(waiting.batches(size), work):
+                pass
+        return [responses[i] for i in range(len(self._rows))]
+
+    def _numbers_of(self, row: int) -> list[float]:
+        """Return what the tokens of a row are drawn by."""
+        name, dialogue = self._rows[row]
+        drawing = self.decoding.temperature > 0
+        return uniforms(generator_for(*name, dialogue), self.decoding.max_new_tokens).tolist() if drawing else []
+
+    def _in_turn(self, waiting: WaitingRows, rows: list[int]) -> None:
+        """Finish some rows, and others that take their places."""
+        if not (chosen := waiting.claimed(rows)):
+            return
+        prompts, copies = waiting.prompts(chosen)
+        batch, turn = self.lm.left_padded(prompts), Turn(waiting, chosen, copies)
+        try:
+            self._generate(batch, [], turn=turn, observe=self.observe)
+        finally:
+            waiting.restore()
+
+    def _by_batch(self, waiting: WaitingRows, rows: list[int]) -> None:
+        """Finish some rows, for a model or parts that know the batch as it began."""
+        chosen = [self._rows[i] for i in rows]
+        generators = [generator_for(*name, "guide", dialogue) for name, dialogue in chosen]
+        given = Given([dialogue for _, dialogue in chosen], self.reward, generators)
+        batch = self.lm.left_padded([self._tokens[i] for i in rows])
+
+        theirs = [generator_for(*name, dialogue) for name, dialogue in chosen]
+        observe = self.observe and partial(self._observe_row, rows)
+        new = self._generate(batch, theirs, given=given, observe=observe)
+        for row, ids in zip(rows, new, strict=True):
+            waiting.finish(row, ids)
+
+    def _observe_row(self, rows: Sequence[int], place: int, scores: Tensor) -> None:
+        if self.observe is not None:
+            self.observe(rows[place], scores)
+
+    def _generate(self, batch: Batch, generators: Sequence[torch.Generator], **more: Any) -> list[list[int]]:
+        return _generate_batch(self.lm, batch, self.steering, self.decoding, generators, self.use_cache, **more)
 
 
 def _generate_batch(  # noqa: PLR0913, PLR0917
@@ -159,8 +202,13 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
     use_cache: bool,
     given: Given = Given(),
     endless: bool = False,
+    turn: Turn | None = None,
+    observe: Observe | None = None,
 ) -> list[list[int]]:
-    """Return the new ids of each row, up to its end token at least."""
+    """Return the new ids of each row, up to its end token at least. With a `turn`, finish its rows instead.
+
+    Then the batch holds the different prompts of its first rows, and rows that wait take the places of others.
+    """
     twins = TwinRows.of(lm, batch, steering, given)
     batch, whole, more = (twins.own, twins.whole, twins.edits) if twins else (batch, batch, [])
     positions = Positions(whole, lm.end_ids, cached=use_cache)
@@ -173,7 +221,6 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
         processors += [*_guides(lm, batch, steering, given, passes), watches[1]]
     if twins:
         processors = [twins.processor(processors, passes)]
-    rows = len(batch.input_ids)
     continuation = Continuation(
         lm,
         decoding,
@@ -182,17 +229,34 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
         staying=bool(more) or not all(map(follows, steering.logits)),
         leaving=passes.keep if steering.logits else None,
         endless=endless,
+        observe=observe,
     )
+    new: list[list[int]] = []
     with (
         evaluating(lm.model),
         folded(lm.anatomy, steering.edits) as edits,
-        steered(lm.model, lm.anatomy, [*edits, *more], positions),
+        steered(lm.model, lm.anatomy, [*edits, *more], positions, changing=turn is not None),
         last.followed() if last else nullcontext(),
     ):
-        new = continuation.run(whole, rows, positions, use_cache=use_cache)
+        if turn is None:
+            new = continuation.run(whole, len(batch.input_ids), positions, use_cache=use_cache)
+        else:
+            begin = partial(_begun, lm, edits, positions)
+            continuation.run_in_turn(batch, turn, begin, positions, use_cache=use_cache)
     for watch in watches:
         watch.check()
     return new
+
+
+def _begun(lm: LanguageModel, edits: Sequence[PlacedEdit], positions: Positions, batch: Batch) -> Sequences:
+    """Return prompts read under edits of their own, while those that follow `positions` rest."""
+    own = Positions(batch, lm.end_ids, cached=positions.cached)
+    positions.resting = True
+    try:
+        with steered(lm.model, lm.anatomy, edits, own, changing=True):
+            return Sequences(lm.model, batch, own, cached=own.cached, trim=True)
+    finally:
+        positions.resting = False
 
 
 def _prompts_at_once(steering: Steering, lm: LanguageModel, batch_size: int) -> int:

@@ -319,6 +319,12 @@ BROKEN: dict[str, dict[str, str]] = {
         "start_reads_padding": edit("return h + self.strength * state", start="return prompt.mean(1, keepdim=True)"),
         "guide_of_the_first_dialogue": guided("self.context.dialogues[0]"),
     },
+    "refilled_equals_alone": {
+        "keeps_its_state_itself": edit(
+            "return h + self.strength * self.mean if len(h) == len(self.mean) else h",
+            start="self.mean = (prompt * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]",
+        ),
+    },
     "cached_equals_recomputed": {
         "single_token_is_generated": edit(
             "return h + self.strength * self.vector if h.shape[1] == 1 else h", scope="all"
@@ -438,6 +444,7 @@ COMPANIONS: dict[str, set[str]] = {
         "saving_keeps_everything",
         "half_precision_works",
     },
+    "keeps_its_state_itself": set(),
     "start_reads_padding": {"teacher_forcing_equals_decoding"},
     "single_token_is_skipped": {"teacher_forcing_equals_decoding"},
     "last_column_is_the_prompts_end": set(),

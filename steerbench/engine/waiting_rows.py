@@ -1,0 +1,83 @@
+"""Prompts that wait for a place in a batch that is under way, and what came of those that had one."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from steerbench.models.language_model import Tokens
+
+
+class WaitingRows:
+    """All prompts of one call, each by its number, in the order in which they take their turns."""
+
+    def __init__(
+        self,
+        tokens: Sequence[Tokens],
+        numbers_of: Callable[[int], list[float]],
+        finished: Callable[[int, list[int]], None],
+    ) -> None:
+        """`numbers_of` says what a row's tokens are drawn by, and `finished` is told the new ids of a row once."""
+        # equal prompts beside each other: they are read once
+        order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i].prompt), tokens[i].prompt))
+        self._tokens, self._queue = tokens, deque(order)
+        self._taken: list[int] = []
+        self.numbers_of, self._finished = numbers_of, finished
+        self._open = set(order)
+        self.changing = True
+        """Whether rows take the places of others, as long as it turns out that they can."""
+
+    def __len__(self) -> int:
+        return len(self._queue) if self.changing else 0
+
+    def batches(self, size: int) -> Iterator[list[int]]:
+        """Yield the rows that begin a batch; those that have taken part in one before are gone."""
+        while self._queue:
+            self.changing = True
+            yield self._next(size)
+
+    def take(self, n: int) -> list[int]:
+        """Return the next rows, at most `n`, for places of a batch that is under way."""
+        rows = self._next(n)
+        self._taken += rows
+        return rows
+
+    def _next(self, n: int) -> list[int]:
+        return [self._queue.popleft() for _ in range(min(n, len(self._queue)))]
+
+    def give_back(self, rows: Sequence[int]) -> None:
+        """Let rows be the next ones again."""
+        self._queue.extendleft(reversed(rows))
+
+    def claimed(self, rows: Sequence[int]) -> list[int]:
+        """Return the rows of which nothing has come yet; they wait no more."""
+        left = [row for row in rows if row in self._open]
+        if queued := set(left) & set(self._queue):
+            self._queue = deque(row for row in self._queue if row not in queued)
+        self._taken = []
+        return left
+
+    def restore(self) -> None:
+        """Let all rows be the next ones again that a batch has taken and not finished."""
+        waiting = set(self._queue)
+        self.give_back([row for row in self._taken if row in self._open and row not in waiting])
+
+    def finish(self, row: int, ids: list[int]) -> None:
+        """Take the new ids of a row."""
+        self._open.remove(row)
+        self._finished(row, ids)
+
+    def prompts(self, rows: Sequence[int]) -> tuple[list[Tokens], list[int]]:
+        """Return the different prompts of rows, and for each row which of them is its own."""
+        places: dict[Tokens, int] = {}
+        copies = [places.setdefault(self._tokens[row], len(places)) for row in rows]
+        return list(places), copies
+
+
+class Turn(NamedTuple):
+    """The rows that begin a batch, and those that wait for their places."""
+
+    waiting: WaitingRows
+    rows: list[int]
+    """Numbers of the first rows."""
+    copies: list[int]
+    """For each of them, the row of the batch that holds its prompt."""
