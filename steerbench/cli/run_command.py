@@ -26,6 +26,7 @@ from steerbench.cli.options import (
     add_plugins,
     check_names,
     numbers,
+    rows_at_once,
 )
 from steerbench.cli.study_file import blaming, read_study, write_study
 from steerbench.errors import SteerbenchError
@@ -88,7 +89,7 @@ def run(
     dtype: Dtype = "auto",
     device: Device = "auto",
     threads: Threads = None,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = "auto",
     folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("runs"),
     plugin: Plugins = None,
     dry_run: Annotated[
@@ -135,7 +136,7 @@ def run(
             for task in parse_tasks(tasks)
         ]
         units(protocols, methods, swept=sweep)  # mistakes in the names and settings first, of all tasks
-    options = Options(out=folder, device=device, batch_size=batch_size, threads=threads)
+    options = Options(out=folder, device=device, batch_size=rows_at_once(batch_size), threads=threads)
     if dry_run:
         _foretell(protocols, methods, sweep, options)
         return

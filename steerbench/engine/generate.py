@@ -29,6 +29,7 @@ from steerbench.engine.waiting_rows import Turn, WaitingRows
 from steerbench.models.batching import halving
 from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating
+from steerbench.models.pieces import cache_size, in_one_piece, inner_size, logits_size
 from steerbench.models.response import Response
 from steerbench.progress import Progress, silent
 from steerbench.seeds import generator_for
@@ -45,7 +46,6 @@ Observe = Callable[[int, Tensor], None]
 """Sees the number of a row and the scores that its next token is drawn from, (vocabulary,)."""
 
 
-@torch.no_grad()
 def generate(  # noqa: PLR0913 - the settings of one call, each by name
     lm: LanguageModel,
     prompts: str | Dialogue | Sequence[str | Dialogue],
@@ -69,21 +69,61 @@ def generate(  # noqa: PLR0913 - the settings of one call, each by name
     if steering.decode is None:
         draws = Draws(lm, steering, decoding, reward, use_cache, [(seed, "sample", sample)])
         return draws.run(dialogues, batch_size, progress)
+    return _chosen(lm, dialogues, steering, decoding, (seed, sample), reward, batch_size, use_cache, progress)
+
+
+@torch.no_grad()
+def _chosen(  # noqa: PLR0913, PLR0917
+    lm: LanguageModel,
+    dialogues: Sequence[Dialogue],
+    steering: Steering,
+    decoding: Decoding,
+    seed: tuple[int, int],
+    reward: "Reward | None",
+    batch_size: int,
+    use_cache: bool,
+    progress: Progress,
+) -> list[Response]:
+    """Return the response that is chosen for each dialogue."""
+    assert steering.decode is not None
     check_choice(steering.decode, decoding, reward)
     tokens = _prompts(lm, steering, dialogues, batch_size, decoding.max_new_tokens)
 
     def work(rows: list[int]) -> list[Response]:
         chosen = [dialogues[i] for i in rows]
-        given = Given(chosen, reward, [generator_for(seed, sample, "choice", d) for d in chosen])
+        given = Given(chosen, reward, [generator_for(*seed, "choice", d) for d in chosen])
         batch = lm.left_padded([tokens[i] for i in rows])
-        return _search_batch(lm, batch, steering, decoding, (seed, sample), given, use_cache)
+        return _search_batch(lm, batch, steering, decoding, seed, given, use_cache)
 
     responses: dict[int, Response] = {}
     with progress("generate", len(tokens)) as advance:
-        for rows, found in halving(lm.batches(tokens, _prompts_at_once(steering, lm, batch_size)), work):
+        for rows, found in halving(
+            lm.batches(tokens, _prompts_at_once(steering, lm, tokens, decoding, batch_size)), work
+        ):
             responses |= dict(zip(rows, found, strict=True))
             advance(len(rows))
     return [responses[i] for i in range(len(dialogues))]
+
+
+def generate_samples(  # noqa: PLR0913 - as generate
+    lm: LanguageModel,
+    prompts: Sequence[Dialogue],
+    steering: Steering = Steering(),
+    decoding: Decoding = Decoding(),
+    *,
+    samples: int,
+    seed: int = 0,
+    reward: "Reward | None" = None,
+    batch_size: int = 16,
+    progress: Progress = silent,
+) -> list[Response]:
+    """Return what `generate` does for each sample from 0 on, one sample after the other: prompts are read for all."""
+    if steering.decode is None:
+        draws = Draws(lm, steering, decoding, reward, True, [(seed, "sample", sample) for sample in range(samples)])
+        return draws.run(prompts, batch_size, progress)
+    how = {"seed": seed, "reward": reward, "batch_size": batch_size, "progress": progress}
+    of_each = [generate(lm, prompts, steering, decoding, sample=sample, **how) for sample in range(samples)]
+    return [response for of_one in of_each for response in of_one]
 
 
 def generate_fixed(
@@ -135,6 +175,7 @@ class Draws:
     names: Sequence[tuple[Any, ...]]
     observe: Observe | None = None
 
+    @torch.no_grad()
     def run(self, dialogues: Sequence[Dialogue], batch_size: int, progress: Progress = silent) -> list[Response]:
         """Draw all, at most `batch_size` at once, fewer where the memory runs out; those of one name stand together."""
         tokens = _prompts(self.lm, self.steering, dialogues, batch_size, self.decoding.max_new_tokens)
@@ -146,7 +187,8 @@ class Draws:
             responses[row] = self.lm.cut(ids)
             advance(1)
 
-        size = min(rows_at_once(self.steering.logits, self.lm, batch_size), self.lm.largest_batch or batch_size)
+        size = rows_at_once(self.steering.logits, self.lm, batch_size)
+        size = min(_in_one_piece(self.lm, tokens, self.decoding, size), self.lm.largest_batch or size)
         waiting = WaitingRows(self._tokens, self._numbers_of, finished)
         in_turn = not self.steering.logits and len(self._rows) > 1 and can_take_turns(self.lm)
         work = partial(self._in_turn if in_turn else self._by_batch, waiting)
@@ -259,11 +301,23 @@ def _begun(lm: LanguageModel, edits: Sequence[PlacedEdit], positions: Positions,
         positions.resting = False
 
 
-def _prompts_at_once(steering: Steering, lm: LanguageModel, batch_size: int) -> int:
+def _in_one_piece(lm: LanguageModel, tokens: Sequence[Tokens], decoding: Decoding, rows: int) -> int:
+    """Return how many of `rows` are generated at once: a CPU is slower per row where the cache is in large tensors."""
+    longest = max((len(t.prompt) for t in tokens), default=0)
+    kept = (longest + decoding.max_new_tokens) * cache_size(lm.model)
+    return in_one_piece(rows, max(kept, longest * inner_size(lm.model), logits_size(lm.model)), lm.device)
+
+
+def _prompts_at_once(
+    steering: Steering, lm: LanguageModel, tokens: Sequence[Tokens], decoding: Decoding, batch_size: int
+) -> int:
     """Return how many prompts are searched at once: one, where rows that move would mislead a logits processor."""
-    assert steering.decode is not None
-    moving = steering.decode.redraws or steering.decode.blocks.ragged
-    return 1 if moving and steering.logits else rows_at_once([*steering.logits, steering.decode], lm, batch_size)
+    part = steering.decode
+    assert part is not None
+    if (part.redraws or part.blocks.ragged) and steering.logits:
+        return 1
+    candidates = _in_one_piece(lm, tokens, decoding, batch_size * part.candidates)
+    return rows_at_once([*steering.logits, part], lm, max(1, min(batch_size, candidates // part.candidates)))
 
 
 def _search_batch(  # noqa: PLR0913, PLR0917

@@ -17,8 +17,10 @@ class WaitingRows:
         finished: Callable[[int, list[int]], None],
     ) -> None:
         """`numbers_of` says what a row's tokens are drawn by, and `finished` is told the new ids of a row once."""
-        # equal prompts beside each other: they are read once
-        order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i].prompt), tokens[i].prompt))
+        met: dict[Tokens, int] = {}
+        first = [met.setdefault(one, i) for i, one in enumerate(tokens)]
+        # longest first, as always; equal prompts beside each other, which are read once
+        order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i].prompt), first[i]))
         self._tokens, self._queue = tokens, deque(order)
         self._taken: list[int] = []
         self.numbers_of, self._finished = numbers_of, finished
