@@ -10,6 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from steerbench.engine.forward_passes import CACHE, arguments, places, run
+from steerbench.engine.growing_cache import growing_cache
 from steerbench.engine.hooks import watched
 from steerbench.engine.positions import Positions, Rearrangement, Replacement
 from steerbench.models.language_model import Batch
@@ -60,8 +61,7 @@ class Sequences:
         self.ids, self.mask = prompts.input_ids, prompts.attention_mask
         self.ends = prompts.prompt_ends
         self._model, self._positions, self._place, self._trim = model, positions, place, trim
-        # without the configuration all layers keep every column: a window that has moved on could not go back
-        self._cache = DynamicCache() if cached else None
+        self._cache = growing_cache() if cached else None
         self._pass(self.ids)
 
     def extend(self, tokens: Tensor, real: Tensor | None = None) -> None:
