@@ -17,7 +17,7 @@ from steerbench.decoding import Decoding
 from steerbench.engine.positions import Positions
 from steerbench.engine.sampling import drawn, uniforms, warpers
 from steerbench.engine.sequences import Sequences, can_repeat
-from steerbench.engine.waiting_rows import Turn, WaitingRows
+from steerbench.engine.waiting_rows import Begin, Turn, WaitingRows
 from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating, generating
 
@@ -28,8 +28,6 @@ ROOM = 1 / 12
 _tried: "WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, bool]]" = WeakKeyDictionary()
 _turns: "WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, bool]]" = WeakKeyDictionary()
 _FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError)
-Begin = Callable[[Batch], Sequences]
-"""Reads prompts under the steering that is installed."""
 
 
 @dataclass(eq=False)
@@ -134,20 +132,19 @@ class Continuation:
     ) -> Tensor:
         """Put rows that wait at the places of those that have ended; return the tokens of all."""
         ended = [place for place, row in enumerate(rows) if self._has_ended(row)]
-        numbers = waiting.take(len(ended))
-        prompts, copies = waiting.prompts(numbers)
-        others = begin(self._lm.left_padded(prompts))
-        if not sequences.replaceable(others):
-            waiting.changing = False
-            waiting.give_back(numbers)
-            return tokens
-        new = [_Row(n, waiting.numbers_of(n)) for n in numbers]
-        theirs = self._drawn(others.ids[copies], others.logits[copies], new, waiting)
-        places = ended[: len(new)]
-        sequences.replace(places, others, copies)
-        for place, row in zip(places, new, strict=True):
-            rows[place] = row
-        return tokens.index_copy(0, torch.tensor(places, device=tokens.device), theirs)
+        for numbers, others, copies in waiting.begun(len(ended), begin):
+            if not (waiting.changing and sequences.replaceable(others)):
+                waiting.changing = False
+                waiting.give_back(numbers)
+                continue
+            places, ended = ended[: len(numbers)], ended[len(numbers) :]
+            new = [_Row(n, waiting.numbers_of(n)) for n in numbers]
+            theirs = self._drawn(others.ids[copies], others.logits[copies], new, waiting)
+            sequences.replace(places, others, copies)
+            for place, row in zip(places, new, strict=True):
+                rows[place] = row
+            tokens = tokens.index_copy(0, torch.tensor(places, device=tokens.device), theirs)
+        return tokens
 
     def _has_ended(self, row: _Row) -> bool:
         return len(row.ids) == self._most or (bool(row.ids) and row.ids[-1] in self._lm.end_ids)

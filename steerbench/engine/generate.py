@@ -290,8 +290,11 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
     return new
 
 
-def _begun(lm: LanguageModel, edits: Sequence[PlacedEdit], positions: Positions, batch: Batch) -> Sequences:
+def _begun(
+    lm: LanguageModel, edits: Sequence[PlacedEdit], positions: Positions, prompts: Sequence[Tokens]
+) -> Sequences:
     """Return prompts read under edits of their own, while those that follow `positions` rest."""
+    batch = lm.left_padded(prompts)
     own = Positions(batch, lm.end_ids, cached=positions.cached)
     positions.resting = True
     try:

@@ -4,7 +4,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from steerbench.engine.sequences import Sequences
 from steerbench.models.language_model import Tokens
+
+Begin = Callable[[Sequence[Tokens]], Sequences]
+"""Reads prompts under the steering that is installed."""
 
 
 class WaitingRows:
@@ -23,6 +27,9 @@ class WaitingRows:
         order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i].prompt), first[i]))
         self._tokens, self._queue = tokens, deque(order)
         self._taken: list[int] = []
+        self._sequences: Sequences | None = None
+        self._read: dict[Tokens, int] = {}
+        """The prompts that `_sequences` holds, which were read last, and where."""
         self.numbers_of, self._finished = numbers_of, finished
         self._open = set(order)
         self.changing = True
@@ -34,7 +41,7 @@ class WaitingRows:
     def batches(self, size: int) -> Iterator[list[int]]:
         """Yield the rows that begin a batch; those that have taken part in one before are gone."""
         while self._queue:
-            self.changing = True
+            self.changing, self._sequences, self._read = True, None, {}
             yield self._next(size)
 
     def take(self, n: int) -> list[int]:
@@ -62,6 +69,21 @@ class WaitingRows:
         """Let all rows be the next ones again that a batch has taken and not finished."""
         waiting = set(self._queue)
         self.give_back([row for row in self._taken if row in self._open and row not in waiting])
+
+    def begun(self, n: int, begin: Begin) -> list[tuple[list[int], Sequences, list[int]]]:
+        """Return the next rows, at most `n`, in groups: with what holds their prompts, and for each row which of them.
+
+        The prompts that were read last are not read again: those that follow may be further samples of theirs.
+        """
+        rows, groups = self.take(n), []
+        again = [row for row in rows if self._tokens[row] in self._read]
+        for some in (again, [row for row in rows if row not in set(again)]):
+            if some and some is not again:
+                prompts, _ = self.prompts(some)
+                self._sequences, self._read = begin(prompts), {prompt: i for i, prompt in enumerate(prompts)}
+            if some and self._sequences is not None:
+                groups.append((some, self._sequences, [self._read[self._tokens[row]] for row in some]))
+        return groups
 
     def finish(self, row: int, ids: list[int]) -> None:
         """Take the new ids of a row."""

@@ -244,6 +244,17 @@ def test_a_prompt_is_read_once_for_all_its_samples() -> None:
         assert read == 3 * (2 if steering is STEERINGS["gates"] else 4 if steering is CANNOT["numbered"] else 1)
 
 
+def test_samples_that_wait_need_no_reading_of_their_prompt() -> None:
+    lm, names = ending(), [("mine", sample) for sample in range(3)]
+    for steering in (STEERINGS["state per row"],):
+        draw = partial(drawn, lm, steering, DECODINGS["sampled"], 4, names=names)
+        expected, _ = alone(lm, steering, DECODINGS["sampled"], names=names)
+        assert can_take_turns(lm)
+        assert draw()[0] == expected
+        read = sum(rows for rows, columns in passes(lm, draw) if columns > 1)
+        assert len(PROMPTS) <= read <= len(PROMPTS) + 1  # that of the first rows may be read again
+
+
 def test_a_row_that_has_ended_goes_no_further_than_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its place may be taken much later; a table of positions ends with the context."""
     lm = ending("gpt2")
