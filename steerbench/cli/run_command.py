@@ -135,8 +135,8 @@ def run(
             )
             for task in parse_tasks(tasks)
         ]
+        options = Options(out=folder, device=device, batch_size=rows_at_once(batch_size), threads=threads)
         units(protocols, methods, swept=sweep)  # mistakes in the names and settings first, of all tasks
-    options = Options(out=folder, device=device, batch_size=rows_at_once(batch_size), threads=threads)
     if dry_run:
         _foretell(protocols, methods, sweep, options)
         return

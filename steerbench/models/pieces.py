@@ -63,7 +63,7 @@ def logits_size(model: Any) -> int:
 
 
 def cache_size(model: Any) -> int:
-    """Return the bytes per token of the keys of one layer."""
+    """Return the bytes per token of the keys of one layer, or more where heads share them and nothing says so."""
     config = model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_attention_heads", None) or 1
     width = int(getattr(config, "hidden_size", None) or 0)

@@ -236,7 +236,8 @@ def test_train_and_test_are_disjoint(protocol: Protocol) -> None:
 @pytest.mark.parametrize("temperature", mostly_slow([0.0, 1.0], lambda t: t == 1))
 def test_batch_size_changes_no_score(protocol: Protocol, tmp_path: Path, temperature: float) -> None:
     protocol = replace(protocol, decoding=Decoding(max_new_tokens=6, temperature=temperature))
-    folders = {size: tmp_path / str(size) for size in (1, 3, 16)}
+    sizes: tuple[BatchSize, ...] = (1, 3, 16, "auto")
+    folders = {size: tmp_path / str(size) for size in sizes}
     for size, folder in folders.items():
         run(protocol, "caa:strength=4", Options(out=folder, batch_size=size))
     for method in ("unsteered", "caa:strength=4"):
