@@ -26,6 +26,7 @@ from steerbench.engine.timing import latency
 from steerbench.errors import SteerbenchError
 from steerbench.learn import Response, RewardModel
 from steerbench.metrics import diversity_of, repetition_of, wins
+from steerbench.models.pieces import BatchSize
 from steerbench.plugins import registry
 from steerbench.records.comparisons import COMPARISONS, compared, comparisons
 from steerbench.records.identity import differences
