@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -29,7 +30,7 @@ from steerbench.engine.waiting_rows import Turn, WaitingRows
 from steerbench.models.batching import halving
 from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating
-from steerbench.models.pieces import cache_size, in_one_piece, inner_size, logits_size
+from steerbench.models.pieces import cache_size, in_one_piece, logits_size
 from steerbench.models.response import Response
 from steerbench.progress import Progress, silent
 from steerbench.seeds import generator_for
@@ -190,7 +191,7 @@ class Draws:
         size = rows_at_once(self.steering.logits, self.lm, batch_size)
         size = min(_in_one_piece(self.lm, tokens, self.decoding, size), self.lm.largest_batch or size)
         waiting = WaitingRows(self._tokens, self._numbers_of, finished)
-        in_turn = not self.steering.logits and len(self._rows) > 1 and can_take_turns(self.lm)
+        in_turn = not self.steering.logits and (len(self._rows) > size or waiting.repeats) and can_take_turns(self.lm)
         work = partial(self._in_turn if in_turn else self._by_batch, waiting)
         with progress("generate", len(self._rows)) as advance:
             for _ in halving(waiting.batches(size), work):
@@ -277,7 +278,7 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
     with (
         evaluating(lm.model),
         folded(lm.anatomy, steering.edits) as edits,
-        steered(lm.model, lm.anatomy, [*edits, *more], positions, changing=turn is not None),
+        steered(lm.model, lm.anatomy, [*edits, *more], positions, changing=turn is not None and bool(turn.waiting)),
         last.followed() if last else nullcontext(),
     ):
         if turn is None:
@@ -306,9 +307,9 @@ def _begun(
 
 def _in_one_piece(lm: LanguageModel, tokens: Sequence[Tokens], decoding: Decoding, rows: int) -> int:
     """Return how many of `rows` are generated at once: a CPU is slower per row where the cache is in large tensors."""
-    longest = max((len(t.prompt) for t in tokens), default=0)
-    kept = (longest + decoding.max_new_tokens) * cache_size(lm.model)
-    return in_one_piece(rows, max(kept, longest * inner_size(lm.model), logits_size(lm.model)), lm.device)
+    usual = median(len(t.prompt) for t in tokens) if tokens else 0
+    kept = int(usual + decoding.max_new_tokens) * cache_size(lm.model)
+    return in_one_piece(rows, max(kept, logits_size(lm.model)), lm.device)
 
 
 def _prompts_at_once(

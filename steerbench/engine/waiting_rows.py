@@ -26,6 +26,8 @@ class WaitingRows:
         # longest first, as always; equal prompts beside each other, which are read once
         order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i].prompt), first[i]))
         self._tokens, self._queue = tokens, deque(order)
+        self.repeats = len(met) < len(tokens)
+        """Whether prompts are there more than once."""
         self._taken: list[int] = []
         self._sequences: Sequences | None = None
         self._read: dict[Tokens, int] = {}
