@@ -122,9 +122,9 @@ def generate_samples(  # noqa: PLR0913 - as generate
     if steering.decode is None:
         draws = Draws(lm, steering, decoding, reward, True, [(seed, "sample", sample) for sample in range(samples)])
         return draws.run(prompts, batch_size, progress)
-    how = {"seed": seed, "reward": reward, "batch_size": batch_size, "progress": progress}
-    of_each = [generate(lm, prompts, steering, decoding, sample=sample, **how) for sample in range(samples)]
-    return [response for of_one in of_each for response in of_one]
+    seeds = [(seed, sample) for sample in range(samples)]
+    found = (_chosen(lm, prompts, steering, decoding, one, reward, batch_size, True, progress) for one in seeds)
+    return [response for of_one in found for response in of_one]
 
 
 def generate_fixed(

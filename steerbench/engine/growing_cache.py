@@ -33,8 +33,8 @@ class GrowingLayer(DynamicLayer):
         if self.get_seq_length() == 0 or key_states.requires_grad:
             keys, values = super().update(key_states, value_states, *args, **kwargs)
             return keys, values
-        self.keys = self._extended(0, self.keys, key_states)
-        self.values = self._extended(1, self.values, value_states)
+        old: tuple[Tensor, Tensor] = self.keys, self.values  # type: ignore[has-type]
+        self.keys, self.values = self._extended(0, old[0], key_states), self._extended(1, old[1], value_states)
         return self.keys, self.values
 
     def _extended(self, which: int, kept: Tensor, new: Tensor) -> Tensor:
@@ -53,5 +53,5 @@ def _end_in(room: Tensor, kept: Tensor) -> int | None:
     shared = kept.untyped_storage().data_ptr() == room.untyped_storage().data_ptr()
     if not shared or kept.shape[:2] != room.shape[:2] or kept.stride() != room.stride():
         return None
-    first, rest = divmod(kept.storage_offset(), room.shape[3])
+    first, rest = divmod(int(kept.storage_offset()), room.shape[3])
     return None if rest or first + kept.shape[2] > room.shape[2] else first + kept.shape[2]

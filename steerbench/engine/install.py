@@ -64,7 +64,8 @@ class Editor:
     def replace(self, change: Replacement, other: "Editor") -> None:
         """Take over the states, and where gates are open, of rows that another editor with the same edits has begun."""
         pairs = list(zip(self._edits, other._edits, strict=True))
-        gated = [(mine, theirs) for (mine, _), (theirs, _) in pairs if isinstance(mine, InRows)]
+        gates = ((mine, theirs) for (mine, _), (theirs, _) in pairs)
+        gated = [(a, b) for a, b in gates if isinstance(a, InRows) and isinstance(b, InRows)]
         for mine, theirs in gated:
             mine.rows = change.of_rows(mine.rows, theirs.rows)
         if gated and self._constant is not None:

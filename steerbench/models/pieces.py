@@ -23,10 +23,10 @@ def automatic(model: Any, columns: int) -> int:
     device = torch.device(model.device)
     if device.type != "cuda":
         return _CPU
-    layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1)
+    layers = int(getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1))
     of_row = columns * (2 * layers * cache_size(model) + 3 * logits_size(model))  # in float32 as well
-    fitting = torch.cuda.mem_get_info(device)[0] // 2 // of_row
-    return max(_LEAST, min(_MOST, 2 ** (max(1, fitting).bit_length() - 1)))
+    fitting = max(1, int(torch.cuda.mem_get_info(device)[0]) // 2 // of_row)
+    return max(_LEAST, min(_MOST, 1 << (fitting.bit_length() - 1)))
 
 
 def in_one_piece(rows: int, size: int, device: torch.device) -> int:

@@ -191,7 +191,7 @@ def test_without_the_unsteered_model_nothing_is_compared(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise SteerbenchError("broken model")
 
-    monkeypatch.setattr(harness, "generate", fail)
+    monkeypatch.setattr(harness, "generate_samples", fail)
     with pytest.raises(SteerbenchError, match="broken model"):
         run(protocol, "caa", Options(out=tmp_path))
 

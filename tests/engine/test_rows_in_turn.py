@@ -77,7 +77,7 @@ class Positive(Gate):
         self.sign = sign
 
     def opens(self, query: Tensor) -> Tensor:
-        return query.sum(-1) * self.sign > 0
+        return query.sum(-1).mul(self.sign).gt(0)
 
 
 class Ranked(RankedEdit):

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from steerbench.contract import tiny
-from steerbench.models import pieces
 from steerbench.models.pieces import automatic, cache_size, in_one_piece, inner_size, logits_size
 
 
@@ -38,5 +37,5 @@ def test_auto_goes_by_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     there.get_input_embeddings = model.get_input_embeddings
     of_row = 100 * (2 * tiny.LAYERS * 32 + 3 * 259 * 2)  # two of four heads, 8 wide; 259 tokens
     for rows, expected in ((3, 8), (9, 8), (16, 16), (33, 32), (100, 64), (10**6, 256)):
-        monkeypatch.setattr(pieces.torch.cuda, "mem_get_info", lambda device, n=rows: (2 * n * of_row, 0))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, n=rows: (2 * n * of_row, 0))
         assert automatic(there, 100) == expected
