@@ -16,8 +16,8 @@ from steerbench.decoding import Decoding
 from steerbench.engine.bias_folding import folded
 from steerbench.engine.continuation import Continuation, can_take_turns
 from steerbench.engine.decode import check_choice, choosing
-from steerbench.engine.finiteness import not_finite, origin_of
-from steerbench.engine.guidance import Given, Passes, rows_at_once
+from steerbench.engine.finiteness import Watch, origin_of
+from steerbench.engine.guidance import Given, Passes, processors_of, rows_at_once
 from steerbench.engine.install import steered
 from steerbench.engine.last_pass import LastPass
 from steerbench.engine.positions import Positions
@@ -255,13 +255,13 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
     twins = TwinRows.of(lm, batch, steering, given)
     batch, whole, more = (twins.own, twins.whole, twins.edits) if twins else (batch, batch, [])
     positions = Positions(whole, lm.end_ids, cached=use_cache)
-    watches, last = [_Watch(origin_of(steering))], None
+    watches, last = [Watch(origin_of(steering))], None
     processors: list[LogitsProcessor] = [watches[0]]
     passes = Passes(lm, steering.edits, batch.input_ids.shape[1], positions, steering.prompt)
     if steering.logits:
-        watches.append(_Watch("a logits processor"))
+        watches.append(Watch("a logits processor"))
         last = passes.last = LastPass.wanted(lm, steering.logits)
-        processors += [*_guides(lm, batch, steering, given, passes), watches[1]]
+        processors += [*processors_of(lm, batch, steering, given, passes), watches[1]]
     if twins:
         processors = [twins.processor(processors, passes)]
     continuation = Continuation(
@@ -370,7 +370,7 @@ def _searching(  # noqa: PLR0913, PLR0917
     cached = use_cache and can_repeat(lm.model)
     positions = Positions(batch, lm.end_ids, cached=cached)
     passes = Passes(lm, steering.edits, batch.input_ids.shape[1], positions, steering.prompt)
-    watches = [_Watch(origin_of(steering)), *([_Watch("a logits processor")] if steering.logits else [])]
+    watches = [Watch(origin_of(steering)), *([Watch("a logits processor")] if steering.logits else [])]
 
     def processors(streams: Sequence[Stream]) -> list[LogitsProcessor]:
         if not steering.logits:
@@ -379,7 +379,7 @@ def _searching(  # noqa: PLR0913, PLR0917
         copies = Batch(batch.input_ids[rows], batch.attention_mask[rows], [batch.prompt_ends[i] for i in rows])
         generators = [generator_for(seed[0], *s.name, "guide", dialogues[s.prompt]) for s in streams]
         theirs = given.of(rows)._replace(generators=generators)
-        return [watches[0], *_guides(lm, copies, steering, theirs, passes), watches[1]]
+        return [watches[0], *processors_of(lm, copies, steering, theirs, passes), watches[1]]
 
     search = Search(lm, part, decoding, seed, dialogues, compact=not steering.logits, endless=endless)
     place = lm.anatomy.place(part.site) if part.site else None
@@ -393,39 +393,3 @@ def _searching(  # noqa: PLR0913, PLR0917
     for watch in watches:
         watch.check()
     return found
-
-
-def _guides(lm: LanguageModel, batch: Batch, steering: Steering, given: Given, passes: Passes) -> list[LogitsProcessor]:
-    """Return the processors of the logits parts, around each of which the edits rest, if there are any."""
-    processors = [part.processor_in(given.context(part, lm, batch, passes)) for part in steering.logits]
-    return [_Unsteered(p, passes) for p in processors] if steering.edits or passes.last else processors
-
-
-class _Unsteered(LogitsProcessor):
-    """Calls a processor while the edits rest."""
-
-    def __init__(self, processor: LogitsProcessor, passes: Passes) -> None:
-        self._processor, self._passes = processor, passes
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        with self._passes.unsteered():
-            changed: Tensor = self._processor(input_ids, scores)
-        return changed
-
-
-class _Watch(LogitsProcessor):
-    """Notices NaN without waiting for the device. A single token may be forbidden with -inf, all of them may not."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._bad: Tensor | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        bad = ~torch.isfinite(scores.amax(-1)).all()  # NaN beats every number
-        self._bad = bad if self._bad is None else self._bad | bad
-        return scores
-
-    def check(self) -> None:
-        """Raise SteerbenchError if any logit was NaN or infinite."""
-        if self._bad is not None and bool(self._bad):
-            raise not_finite(self._source)
