@@ -63,8 +63,8 @@ def generate(  # noqa: PLR0913 - the settings of one call, each by name
     """Return one response per prompt, in order. A text is one user turn, and a single prompt is a list of one.
 
     Sampling draws from one generator per dialogue, seeded by `seed`, `sample` and the dialogue, so that neither the
-    batch nor the steering changes what is drawn; another `sample` is an independent draw. Raises SteerbenchError if a
-    prompt does not fit the context or an edit gives NaN.
+    batch nor the steering changes what is drawn; another `sample` is an independent draw. `batch_size` is how many are
+    worked on at once, at most. Raises SteerbenchError if a prompt does not fit the context or an edit gives NaN.
     """
     dialogues = dialogues_of(prompts)
     if steering.decode is None:
