@@ -68,17 +68,17 @@ class Widest(Edit):
         return edited
 
 
-class Positive(Gate):
-    """Opens for some of the prompts."""
+class Every(Gate):
+    """Opens for about every other prompt."""
 
-    site, pool = "resid_post.0", "last_prompt"
+    site, pool = "resid_post.0", "prompt_mean"
 
-    def __init__(self, sign: float = 1.0) -> None:
+    def __init__(self, other: int = 0) -> None:
         super().__init__()
-        self.sign = sign
+        self.other = other
 
     def opens(self, query: Tensor) -> Tensor:
-        return query.sum(-1).mul(self.sign).gt(0)
+        return (query.sum(-1) * 20).floor().remainder(2).eq(self.other)
 
 
 class Ranked(RankedEdit):
@@ -127,7 +127,7 @@ STEERINGS = {
     "prompt": Steering(edits=(at(Add(VECTOR, 3.0), scope="prompt"),)),
     "state per row": Steering(edits=(at(Mean()), at(Mean(), 2, "all"), FOLDED)),
     "state per position": Steering(edits=(at(AddInFront(VECTOR[None] * 3), scope="all"),)),
-    "gates": Steering(edits=(at(Add(VECTOR, 2.0), 0, gate=Positive()), at(Mean(), gate=Positive(-1.0)))),
+    "gates": Steering(edits=(at(Add(VECTOR, 2.0), 0, gate=Every()), at(Mean(), gate=Every(1)))),
     "contest": Steering(edits=(at(Ranked(VECTOR), 0), at(Ranked(VECTOR.flip(0)), 1), at(Add(VECTOR, 0.1), 1))),
     "final": Steering(edits=(PlacedEdit(Site("final"), Mean()),)),
 }
@@ -276,17 +276,16 @@ def test_samples_that_wait_need_no_reading_of_their_prompt() -> None:
 
 
 def test_a_row_that_has_ended_goes_no_further_than_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its place may be taken much later; a table of positions ends with the context."""
-    lm = ending("gpt2")
-    monkeypatch.setattr("steerbench.engine.continuation.ROOM", 0.9)
+    """Its place may be taken later; a table of positions ends with the context."""
+    lm, names = ending("gpt2"), [("mine", sample) for sample in range(24)]
+    monkeypatch.setattr("steerbench.engine.continuation.ROOM", 0.6)
+    lm.end_ids = list(range(2, 259, 14))
     room = lm.context_length - 9
-    texts = ["x" * n for n in (room, room, room - 100, room - 101, room - 102, 3, 2, 1)]
-    prompts = [user(text[: room - (len(lm.tokens(user("")).prompt))]) for text in texts]
-    assert max(len(lm.tokens(p).prompt) for p in prompts) == room
-    lm.end_ids = [2]
-    expected, _ = alone(lm, Steering(), DECODINGS["sampled"], prompts=prompts)
-    lm.end_ids = [2]
-    assert drawn(lm, Steering(), DECODINGS["sampled"], 3, prompts=prompts)[0] == expected
+    prompts = [user("x" * (room - len(lm.tokens(user("")).prompt)))]
+    assert len(lm.tokens(prompts[0]).prompt) == room
+    expected, _ = alone(lm, Steering(), DECODINGS["sampled"], prompts=prompts, names=names)
+    assert {9} < set(map(len, expected))
+    assert drawn(lm, Steering(), DECODINGS["sampled"], 3, prompts=prompts, names=names)[0] == expected
 
 
 @pytest.mark.parametrize("failing", mostly_slow([2, 6], (6).__eq__))
