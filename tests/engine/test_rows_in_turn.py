@@ -18,6 +18,7 @@ from steerbench.edits import Add, AddInFront, Edit, Gate, LogitsPart, PlacedEdit
 from steerbench.engine import generate as engine
 from steerbench.engine.continuation import can_take_turns
 from steerbench.engine.generate import Draws
+from steerbench.engine.sequences import Sequences
 
 TEXTS = (
     "a",
@@ -205,12 +206,23 @@ def by_default(case: tuple[str, str, str]) -> bool:
 
 
 @pytest.mark.parametrize(("family", "name", "how"), mostly_slow(CASES, by_default))
-def test_each_row_is_as_it_is_alone(family: str, name: str, how: str) -> None:
+def test_each_row_is_as_it_is_alone(family: str, name: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lm, steering, decoding = ending(family), STEERINGS[name], DECODINGS[how]
     expected, logits = alone(lm, steering, decoding)
+    assert can_take_turns(lm)
+    taken: list[int] = []
+    replace = Sequences.replace
+
+    def noting(self: Sequences, places: list[int], *rest: Any) -> None:
+        taken.extend(places)
+        replace(self, places, *rest)
+
+    monkeypatch.setattr(Sequences, "replace", noting)
     for size in (1, 4):
+        taken.clear()
         found, theirs = drawn(lm, steering, decoding, size)
         assert found == expected, size
+        assert len(taken) == len(PROMPTS) - size
         for one, other in zip(theirs, logits, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
     assert how == "greedy" or len(set(map(len, expected))) > 2
