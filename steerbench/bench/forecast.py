@@ -66,7 +66,7 @@ def _pace(bench: Bench) -> tuple[float, float]:
     some = bench.test[:_TRIAL]
     prompts = [e.prompt for e in some]
     start = time.perf_counter()
-    responses = generate(bench.lm, prompts, decoding=bench.protocol.decoding, batch_size=bench.options.batch_size)
+    responses = generate(bench.lm, prompts, decoding=bench.protocol.decoding, batch_size=bench.batch_size)
     effect(bench.lm, prompts, responses, Steering(), decoding=bench.protocol.decoding, reward=bench.reward)
     texts = [r.text for r in responses]
     for reward in filter(None, (bench.reward, bench.held_out)):

@@ -22,7 +22,7 @@ from steerbench.bench.tuning import Tuned, match, tune
 from steerbench.bench.units import Unit, units
 from steerbench.bench.validation import Validation
 from steerbench.engine.effect import Effect, effect
-from steerbench.engine.generate import generate
+from steerbench.engine.generate import generate_samples
 from steerbench.engine.guidance import identified
 from steerbench.engine.timing import latency
 from steerbench.errors import SteerbenchError
@@ -235,21 +235,17 @@ def _tuned(bench: Bench, method: Method, context: FitContext) -> Tuned:
 def _responses(bench: Bench, steering: Steering, seed: int) -> list[Response]:
     """Return the responses to all test prompts, one sample after the other."""
     options, prompts = bench.options, [e.prompt for e in bench.test]
-    return [
-        response
-        for sample in range(bench.protocol.n_samples)
-        for response in generate(
-            bench.lm,
-            prompts,
-            steering,
-            bench.protocol.decoding,
-            seed=seed,
-            sample=sample,
-            reward=bench.reward,
-            batch_size=options.batch_size,
-            progress=options.progress,
-        )
-    ]
+    return generate_samples(
+        bench.lm,
+        prompts,
+        steering,
+        bench.protocol.decoding,
+        samples=bench.protocol.n_samples,
+        seed=seed,
+        reward=bench.reward,
+        batch_size=bench.batch_size,
+        progress=options.progress,
+    )
 
 
 def _effect(bench: Bench, responses: Sequence[Response], steering: Steering) -> Effect:
@@ -261,7 +257,7 @@ def _effect(bench: Bench, responses: Sequence[Response], steering: Steering) -> 
         steering,
         decoding=bench.protocol.decoding,
         reward=bench.reward,
-        batch_size=options.batch_size,
+        batch_size=bench.batch_size,
         progress=options.progress,
     )
 

@@ -28,6 +28,7 @@ from steerbench.cli.options import (
     add_plugins,
     check_names,
     numbers,
+    rows_at_once,
 )
 from steerbench.cli.study_file import blaming, read_study, write_study
 from steerbench.errors import SteerbenchError
@@ -92,7 +93,7 @@ def run(
     device: Device = "auto",
     device_map: DeviceMap = None,
     threads: Threads = None,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = "auto",
     folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("runs"),
     plugin: Plugins = None,
     shared: Annotated[
@@ -149,10 +150,15 @@ def run(
             )
             for task in parse_tasks(tasks)
         ]
+        options = Options(
+            out=folder,
+            device=device,
+            device_map=device_map,
+            batch_size=rows_at_once(batch_size),
+            threads=threads,
+            shared=shared,
+        )
         units(protocols, methods, swept=sweep)  # mistakes in the names and settings first, of all tasks
-    options = Options(
-        out=folder, device=device, device_map=device_map, batch_size=batch_size, threads=threads, shared=shared
-    )
     spread = ray or ray_address is not None
     if dry_run:
         _foretell(protocols, methods, sweep, options, spread=spread)

@@ -11,6 +11,7 @@ from steerbench.engine.finiteness import check_finite
 from steerbench.models.batching import halving
 from steerbench.models.language_model import LanguageModel, Tokens
 from steerbench.models.modes import evaluating
+from steerbench.models.pieces import logits_size
 from steerbench.steering.instructions import AskedPart
 from steerbench.steering.steering import Steering
 
@@ -41,7 +42,7 @@ def label_scores(
     tokens = [lm.tokens(question, label) for question in questions for label in part.labels]
     lm.check_fit(tokens, 0)
     found: dict[int, float] = {}
-    for _, means in halving(lm.batches(tokens, batch_size), partial(_means, lm, tokens)):
+    for _, means in halving(lm.batches(tokens, batch_size, size=logits_size(lm.model)), partial(_means, lm, tokens)):
         found |= means
     n = len(part.labels)
     return [[found[i + k] for k in range(n)] for i in range(0, len(tokens), n)]

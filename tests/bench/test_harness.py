@@ -26,6 +26,7 @@ from steerbench.engine.timing import latency
 from steerbench.errors import SteerbenchError
 from steerbench.learn import Response, RewardModel
 from steerbench.metrics import diversity_of, repetition_of, wins
+from steerbench.models.pieces import BatchSize
 from steerbench.plugins import registry
 from steerbench.records.comparisons import COMPARISONS, compared, comparisons
 from steerbench.records.identity import differences
@@ -193,7 +194,7 @@ def test_without_the_unsteered_model_nothing_is_compared(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise SteerbenchError("broken model")
 
-    monkeypatch.setattr(harness, "generate", fail)
+    monkeypatch.setattr(harness, "generate_samples", fail)
     with pytest.raises(SteerbenchError, match="broken model"):
         run(protocol, "caa", Options(out=tmp_path))
 
@@ -239,7 +240,8 @@ def test_train_and_test_are_disjoint(protocol: Protocol) -> None:
 @pytest.mark.parametrize("temperature", mostly_slow([0.0, 1.0], lambda t: t == 1))
 def test_batch_size_changes_no_score(protocol: Protocol, tmp_path: Path, temperature: float) -> None:
     protocol = replace(protocol, decoding=Decoding(max_new_tokens=6, temperature=temperature))
-    folders = {size: tmp_path / str(size) for size in (1, 3, 16)}
+    sizes: tuple[BatchSize, ...] = (1, 3, 16, "auto")
+    folders = {size: tmp_path / str(size) for size in sizes}
     for size, folder in folders.items():
         run(protocol, "caa:strength=4", Options(out=folder, batch_size=size))
     for method in ("unsteered", "caa:strength=4"):
