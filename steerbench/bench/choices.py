@@ -106,6 +106,6 @@ def capability(bench: Bench, steering: Steering) -> dict[str, Any]:
 
 
 def _scored(bench: Bench, examples: Sequence[Example], steering: Steering) -> dict[str, list[float]]:
-    size = bench.options.batch_size
+    size = bench.batch_size
     likelihoods = choice_log_likelihoods(bench.lm, examples, steering, batch_size=size, reward=bench.reward)
     return choice_scores(examples, likelihoods)

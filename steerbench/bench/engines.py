@@ -32,3 +32,12 @@ def check_engine(name: str, methods: Sequence[Steerer]) -> None:
     from steerbench.engine.backends.vllm_engine import check_installed
 
     check_installed()
+
+
+def check_at_home(name: str) -> None:
+    """Raise SteerbenchError for an engine that the processes of a cluster do not start."""
+    if name != TRANSFORMERS:
+        raise SteerbenchError(
+            f"a run that is spread over processes generates with transformers, and not with {name}, which has a "
+            f"process of its own; leave out --ray or --engine {name}."
+        )

@@ -68,7 +68,7 @@ def _pace(bench: Bench) -> tuple[float, float]:
     some = bench.test[:_TRIAL]
     prompts = [e.prompt for e in some]
     start = time.perf_counter()
-    decoding, size = bench.protocol.decoding, bench.options.batch_size
+    decoding, size = bench.protocol.decoding, bench.batch_size
     responses = generate(bench.lm, prompts, decoding=decoding, batch_size=size, engine=bench.engine)
     effect(bench.lm, prompts, responses, Steering(), decoding=decoding, reward=bench.reward)
     texts = [r.text for r in responses]

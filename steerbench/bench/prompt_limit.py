@@ -7,6 +7,8 @@ from steerbench.data.task import Example
 from steerbench.errors import SteerbenchError
 from steerbench.models.language_model import LanguageModel
 
+MOST = 512
+"""Tokens of a prompt above which it is left out, unless somebody says otherwise."""
 SPARE = 64
 """Tokens left free at least, where the context is large enough, for what a method may add to a prompt."""
 
@@ -20,7 +22,7 @@ def prompt_limit(lm: LanguageModel, max_new_tokens: int, wanted: int | None) -> 
             f"lower --max-new-tokens."
         )
     spare = max(SPARE, room // 3)
-    limit = min(512, max(room - spare, room // 2, 1)) if wanted is None else wanted
+    limit = min(MOST, max(room - spare, room // 2, 1)) if wanted is None else wanted
     if not 1 <= limit <= room:
         raise SteerbenchError(
             f"prompts of {limit} tokens and {max_new_tokens} new tokens do not fit the context of {lm.context_length} "

@@ -1,16 +1,20 @@
 """The main path: units -> [tune on validation] -> fit -> generate on test -> score -> write."""
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
 from steerbench import testbed
+from steerbench.bench.carrier import Carrier, Crew
+from steerbench.bench.carrier import Failure as Failure
 from steerbench.bench.choices import add_choices, capability
+from steerbench.bench.engines import check_at_home
 from steerbench.bench.method import Method, MethodsLike
 from steerbench.bench.protocol import Protocol
 from steerbench.bench.scoring import means, score
@@ -19,7 +23,7 @@ from steerbench.bench.tuning import Tuned, match, tune
 from steerbench.bench.units import Unit, units
 from steerbench.bench.validation import Validation
 from steerbench.engine.effect import Effect, effect
-from steerbench.engine.generate import generate
+from steerbench.engine.generate import generate_samples
 from steerbench.engine.guidance import identified
 from steerbench.engine.timing import latency
 from steerbench.errors import SteerbenchError
@@ -29,18 +33,14 @@ from steerbench.models.language_model import LanguageModel
 from steerbench.models.machine import environment, threads_label
 from steerbench.models.response import Response
 from steerbench.plugins.spec import UNSTEERED
+from steerbench.progress import Progress
 from steerbench.records.record import Record, identity
 from steerbench.records.store import Store
 from steerbench.steering.steering import Steering
 from steerbench.version import __version__
 
-
-class Failure(NamedTuple):
-    """A method that could not be measured, and why: one sentence, or the traceback of a bug."""
-
-    method: str
-    seed: int
-    message: str
+SHARED = "shared"
+"""The folder in that of the records where workers find what methods share."""
 
 
 @dataclass
@@ -60,19 +60,29 @@ def run(
     *,
     lm: LanguageModel | None = None,
     swept: bool = False,
+    carrier: Carrier | None = None,
 ) -> Outcome:
     """Measure methods under a protocol and write their records; what has a record is not measured again.
 
     `methods` is a list such as `caa:strength=2,caa+static_prompt`, or made in Python: a Steerer, its class, or a list
     of them. The unsteered model is always measured too. `lm` is a loaded model, in place of one that the protocol
     names; its revision, or a hash of its weights, stands in the records. A method that fails is reported in the
-    outcome, and the others go on. `swept` measures each at every strength of its search space. Raises SteerbenchError
-    if nothing can be measured, or nothing can be written.
+    outcome, and the others go on. `swept` measures each at every strength of its search space. With a `carrier` others
+    measure, such as the processes of a `RayCluster`, and what they make is written here. Raises SteerbenchError if
+    nothing can be measured, or nothing can be written.
     """
+    if carrier is not None and lm is not None:
+        raise SteerbenchError("a loaded model stays in its process: leave out lm or the carrier.")
+    if carrier is not None:
+        check_at_home(protocol.engine)
     protocol = protocol if lm is None else _of_model(protocol, lm)
     planned = units([protocol], methods, swept=swept)
     store = Store(options.out)
     store.prepare()
+    if carrier is not None:
+        options = replace(options, shared=(options.shared or options.out / SHARED).absolute())
+        with carrier.crew(protocol, options, planned) as crew:
+            return _carried(crew, planned, store, options.progress)
     bench = load_bench(protocol, options, lm, [unit.built for unit in planned])
     outcome = Outcome()
     records = options.progress(f"{protocol.task}: records, {threads_label()}", len(planned))
@@ -91,6 +101,29 @@ def run(
                 outcome.records.append(record)
             advance(1)
     return outcome
+
+
+def _carried(crew: Crew, planned: Sequence[Unit], store: Store, progress: Progress) -> Outcome:
+    """Let workers measure what has no record, and write each as it comes; the outcome is in the order of the units."""
+    task = planned[0].protocol.task
+    with progress(f"{task}: load", 1) as advance:
+        prepared = crew.prepare()
+        advance(1)
+    for message in prepared.warnings:
+        warnings.warn(message, stacklevel=3)
+    known = {unit: store.find(name) for unit, name in zip(planned, prepared.identities, strict=True)}
+    done: dict[Unit, Record | Failure] = {unit: record for unit, record in known.items() if record}
+    found = len(done)
+    with progress(f"{task}: records, {crew.label}", len(planned)) as advance:
+        advance(found)
+        for unit, result in crew.measure([unit for unit in planned if unit not in done]):
+            if isinstance(result, Record):
+                store.write(result)
+            done[unit] = result
+            advance(1)
+    results = [done[unit] for unit in planned]
+    records = [one for one in results if isinstance(one, Record)]
+    return Outcome(records, [one for one in results if isinstance(one, Failure)], found)
 
 
 def _of_model(protocol: Protocol, lm: LanguageModel) -> Protocol:
@@ -132,7 +165,12 @@ def find_or_measure(bench: Bench, unit: Unit, store: Store) -> tuple[Record, boo
 
 def recorded(bench: Bench, unit: Unit, store: Store) -> Record | None:
     """Return the record of a unit, if it was measured before."""
-    return store.find(identity(bench.key, _parts(bench, unit.built), unit.seed, __version__))
+    return store.find(identity_of(bench, unit))
+
+
+def identity_of(bench: Bench, unit: Unit) -> str:
+    """Return the identity of a unit's record, which is known before it is measured."""
+    return identity(bench.key, _parts(bench, unit.built), unit.seed, __version__)
 
 
 def measure(bench: Bench, method: Method, seed: int) -> Record:
@@ -203,22 +241,18 @@ def _tuned(bench: Bench, method: Method, context: FitContext) -> Tuned:
 def _responses(bench: Bench, steering: Steering, seed: int) -> list[Response]:
     """Return the responses to all test prompts, one sample after the other."""
     options, prompts = bench.options, [e.prompt for e in bench.test]
-    return [
-        response
-        for sample in range(bench.protocol.n_samples)
-        for response in generate(
-            bench.lm,
-            prompts,
-            steering,
-            bench.protocol.decoding,
-            seed=seed,
-            sample=sample,
-            reward=bench.reward,
-            batch_size=options.batch_size,
-            engine=bench.engine,
-            progress=options.progress,
-        )
-    ]
+    return generate_samples(
+        bench.lm,
+        prompts,
+        steering,
+        bench.protocol.decoding,
+        samples=bench.protocol.n_samples,
+        seed=seed,
+        reward=bench.reward,
+        batch_size=bench.batch_size,
+        engine=bench.engine,
+        progress=options.progress,
+    )
 
 
 def _effect(bench: Bench, responses: Sequence[Response], steering: Steering) -> Effect:
@@ -230,7 +264,7 @@ def _effect(bench: Bench, responses: Sequence[Response], steering: Steering) -> 
         steering,
         decoding=bench.protocol.decoding,
         reward=bench.reward,
-        batch_size=options.batch_size,
+        batch_size=bench.batch_size,
         progress=options.progress,
     )
 

@@ -71,12 +71,19 @@ def _by_words(harmful: bool, refused: bool) -> tuple[bool | None, bool | None]:
 
 
 def _add_reward(bench: Bench, table: pd.DataFrame, reward: Reward, column: str) -> None:
-    """Add the scores of the responses by a reward, and those of the preferred replies, which methods share."""
+    """Add the scores of the responses by a reward, and those of the preferred replies, which methods share.
+
+    What was truncated among the latter counts each time, so that no record depends on which one was the first.
+    """
     key = ("preferred", column)
     if key not in bench.shared:
-        bench.shared[key] = _rewards(bench, reward, bench.test, [e.chosen for e in bench.test])
+        before = reward.truncated
+        scores = _rewards(bench, reward, bench.test, [e.chosen for e in bench.test])
+        bench.shared[key] = scores, reward.truncated - before
+    else:
+        reward.truncated += bench.shared[key][1]
     table[column] = _rewards(bench, reward, bench.test_examples, list(table["response"]))
-    table[preferred(column)] = bench.shared[key] * bench.protocol.n_samples
+    table[preferred(column)] = bench.shared[key][0] * bench.protocol.n_samples
 
 
 def _rewards(bench: Bench, reward: Reward, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:

@@ -11,7 +11,7 @@ from steerbench import testbed
 from steerbench.bench.capability import Capability
 from steerbench.bench.engines import check_engine, engine_of
 from steerbench.bench.method import Method
-from steerbench.bench.prompt_limit import fitting, prompt_limit
+from steerbench.bench.prompt_limit import MOST, fitting, prompt_limit
 from steerbench.bench.protocol import FitSettings, Protocol
 from steerbench.data.splits import folder_of, load_data
 from steerbench.data.task import Example, Task, TaskData
@@ -20,11 +20,13 @@ from steerbench.engine.backends.generation_engine import GenerationEngine
 from steerbench.errors import SteerbenchError
 from steerbench.learn.context import FitContext
 from steerbench.learn.fitting import NoReward
+from steerbench.learn.study_folder import StudyFolder
 from steerbench.models.chat_template import TEMPLATE_DATE
 from steerbench.models.checkpoint import check_path, configured
 from steerbench.models.encoder import SentenceEncoder
 from steerbench.models.language_model import LanguageModel
 from steerbench.models.machine import dtype_of, fix_threads, pick_device, use_threads
+from steerbench.models.pieces import BatchSize, automatic
 from steerbench.models.revision import display_name
 from steerbench.models.reward import Reward, RewardModel
 from steerbench.models.shape import shape, shape_of
@@ -41,10 +43,14 @@ class Options:
 
     out: Path = Path("runs")
     device: str = "auto"
-    batch_size: int = 32
-    """Prompts at once; halved where the memory runs out."""
+    device_map: str | None = None
+    """How accelerate spreads the language model over several GPUs: `auto`. None: it is on the device."""
+    batch_size: BatchSize = "auto"
+    """Most prompts at once; halved where the memory runs out. `auto`: what suits the device, by its memory."""
     threads: int | None = None
     """CPU threads; default: what is fastest now for a model of that size, by a short measurement."""
+    shared: Path | None = None
+    """Folder in which rollouts and states are kept for other processes and later runs. None: for this run alone."""
     progress: Progress = silent
 
 
@@ -53,6 +59,8 @@ class Setup:
 
     def __init__(self, settings: FitSettings, options: Options) -> None:
         """Raises SteerbenchError for a wrong task or device, before anything heavy is loaded."""
+        if options.device_map not in (None, "auto"):
+            raise SteerbenchError(f"device map {options.device_map!r} is not known; give auto, or leave it out.")
         self.task_name = settings.task_part.name
         self.task: Task = build_task(settings.task_part)
         self.settings, self.options = settings.complete, options
@@ -75,7 +83,13 @@ class Setup:
     def lm(self) -> LanguageModel:
         """The frozen model, with as many threads as suit its size."""
         chosen, dtype = self.settings, dtype_of(self.settings.dtype)
-        lm = LanguageModel.load(chosen.model, device=self.device, dtype=dtype, thinking=chosen.thinking)
+        lm = LanguageModel.load(
+            chosen.model,
+            device=self.device,
+            dtype=dtype,
+            thinking=chosen.thinking,
+            device_map=self.options.device_map,
+        )
         if self.options.threads is None:
             use_threads(sum(p.numel() for p in lm.model.parameters()), self.device)
         return lm
@@ -114,6 +128,15 @@ class Setup:
             check_values(steerer, f"{label}:", known, name)
 
     @cached_property
+    def batch_size(self) -> int:
+        """Most prompts at once."""
+        asked = self.options.batch_size
+        if asked != "auto":
+            return asked
+        longest = (self.settings.max_prompt_tokens or MOST) + self.settings.decoding.max_new_tokens
+        return automatic(self.lm.model, min(longest, self.lm.context_length))
+
+    @cached_property
     def max_prompt_tokens(self) -> int:
         """Tokens above which a prompt is left out."""
         return prompt_limit(self.lm, self.settings.decoding.max_new_tokens, self.settings.max_prompt_tokens)
@@ -131,14 +154,15 @@ class Setup:
             reward=self.reward,
             seed=seed,
             decoding=self.settings.decoding,
-            batch_size=self.options.batch_size,
+            batch_size=self.batch_size,
             engine=self.engine,
             progress=self.options.progress,
             _shared=self.shared,
+            _study=StudyFolder(self.options.shared) if self.options.shared else None,
         )
 
     def _reward_model(self, name: str) -> RewardModel:
-        return RewardModel.load(name, device=self.device, batch_size=self.options.batch_size)
+        return RewardModel.load(name, device=self.device, batch_size=self.batch_size)
 
     def _fitting(self, split: str, examples: Sequence[Example], wanted: int) -> list[Example]:
         limit = self.max_prompt_tokens
@@ -221,7 +245,7 @@ class Bench(Setup):
     @cached_property
     def encoder(self) -> SentenceEncoder:
         """The sentence encoder of the coherence metric."""
-        name, size = str(self.protocol.encoder), self.options.batch_size
+        name, size = str(self.protocol.encoder), self.batch_size
         return SentenceEncoder.load(name, device=self.device, batch_size=size)
 
     @property
@@ -308,7 +332,7 @@ class Bench(Setup):
         found |= {"held_out_reward": self.held_out.largest_batch if self.held_out else None}
         found |= {"encoder": self.encoder.largest_batch}
         alone = [part for part, largest in found.items() if largest]
-        return {"batch_size": self.options.batch_size, **({"one_at_a_time": alone} if alone else {})}
+        return {"batch_size": self.batch_size, **({"one_at_a_time": alone} if alone else {})}
 
     @property
     def has_gold(self) -> bool:

@@ -54,7 +54,7 @@ def sample(
             settings.decoding,
             seed=seed,
             reward=setup.reward,
-            batch_size=options.batch_size,
+            batch_size=setup.batch_size,
             engine=setup.engine,
             progress=options.progress,
         )
@@ -65,7 +65,7 @@ def sample(
             steering,
             decoding=settings.decoding,
             reward=setup.reward,
-            batch_size=options.batch_size,
+            batch_size=setup.batch_size,
             progress=options.progress,
         )
         yield Sample(str(method.spec), responses, context.report, found.kl, _strength(method))

@@ -25,7 +25,7 @@ from steerbench.cli import (
     verdicts_command,
 )
 from steerbench.cli.console import complain, out, tell
-from steerbench.cli.interruption import farewell, status
+from steerbench.cli.interruption import as_it_came, farewell, status
 from steerbench.cli.repetition import Commands
 from steerbench.errors import SteerbenchError
 from steerbench.version import __version__
@@ -52,7 +52,8 @@ class _Commands(TyperGroup):
                 raise
             complain(f"error: {error.strerror}; free some space and run the same command again.")
             raise typer.Exit(2) from error
-        except KeyboardInterrupt as interruption:
+        except KeyboardInterrupt as raised:
+            interruption = as_it_came(raised)
             tell(farewell(ctx.invoked_subcommand, interruption), "yellow")
             raise typer.Exit(status(interruption)) from None
 

@@ -16,6 +16,8 @@ _KEPT = {
     "check": _ANEW,
     "testbed": _ANEW,
 }
+_came: list[KeyboardInterrupt] = []
+"""What signals were turned into. A library that waits in C may raise a plain KeyboardInterrupt in place of it."""
 _SHOW_CURSOR = "\033[?25h"
 
 
@@ -33,8 +35,14 @@ def handled() -> Iterator[None]:
     try:
         yield
     finally:
+        _came.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def as_it_came(interruption: KeyboardInterrupt) -> KeyboardInterrupt:
+    """Return what the latest signal was turned into, or what was raised where there was none."""
+    return _came[-1] if _came else interruption
 
 
 def farewell(command: str | None, interruption: KeyboardInterrupt | None = None) -> str:
@@ -50,6 +58,7 @@ def status(interruption: KeyboardInterrupt) -> int:
 
 def _end(number: int, frame: FrameType | None) -> None:
     interruption = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+    _came.append(interruption)
     if not _importing(frame):
         raise interruption
     # Half-imported modules turn an exception into another, or lose it with a traceback.

@@ -2,11 +2,14 @@
 
 from math import isfinite, nan
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from steerbench.errors import SteerbenchError
+
+if TYPE_CHECKING:
+    from steerbench.models.pieces import BatchSize as BatchSizes
 
 Methods = Annotated[
     str, typer.Option("--methods", "--method", help="Methods, such as 'caa:strength=2,caa+static_prompt'.")
@@ -24,6 +27,10 @@ RewardOption = Annotated[
 ]
 Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A file with a method or a task; repeatable.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option("--device-map", help="auto: spread the language model over all GPUs (accelerate)."),
+]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 NTrain = Annotated[int, typer.Option(help="Training examples that methods may learn from.", min=1)]
 Tune = Annotated[
@@ -41,7 +48,11 @@ ThinkingOption = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int, typer.Option(help="Prompts at once. In float32 it changes no score of a fitted steering.", min=1)
+    str,
+    typer.Option(
+        help="Most prompts at once, or auto: 32 on a CPU, by its memory on a GPU. In float32 it changes no score of a "
+        "fitted steering."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: measured at the start.", min=1)]
 
@@ -106,6 +117,15 @@ def numbers(text: str) -> tuple[int, ...]:
             f"and measures each method anew."
         )
     return tuple(number for each in ranges for number in each)
+
+
+def rows_at_once(text: str) -> "BatchSizes":
+    """Return the number of --batch-size, or `auto`. Raises SteerbenchError for what is neither."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise SteerbenchError(f"--batch-size {text!r} must be auto, or a whole number of 1 or more.")
+    return int(text)
 
 
 def _counted(word: str) -> range:

@@ -1,5 +1,6 @@
 """`steerbench run`."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from steerbench.cli.options import (
     BatchSize,
     Data,
     Device,
+    DeviceMap,
     Dtype,
     MaxNew,
     MaxPrompt,
@@ -26,6 +28,7 @@ from steerbench.cli.options import (
     add_plugins,
     check_names,
     numbers,
+    rows_at_once,
 )
 from steerbench.cli.study_file import blaming, read_study, write_study
 from steerbench.errors import SteerbenchError
@@ -33,6 +36,7 @@ from steerbench.testbed import NAME as TESTBED
 
 if TYPE_CHECKING:
     from steerbench.bench.protocol import Protocol
+    from steerbench.bench.ray_cluster import RayCluster
     from steerbench.bench.run import Outcome
     from steerbench.bench.setup import Options
 
@@ -87,13 +91,25 @@ def run(
     thinking: ThinkingOption = "off",
     dtype: Dtype = "auto",
     device: Device = "auto",
+    device_map: DeviceMap = None,
     threads: Threads = None,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = "auto",
     engine: Annotated[
         str, typer.Option(help="What generates: transformers, or vllm; rewards and states stay with transformers.")
     ] = "transformers",
     folder: Annotated[Path, typer.Option("--out", help="Folder for records.")] = Path("runs"),
     plugin: Plugins = None,
+    shared: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps rollouts and states for other runs; default with --ray: in --out."),
+    ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Spread the records over the processes of a Ray cluster; default: of this machine."),
+    ] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Address of the cluster, such as ray://head:10001; default: RAY_ADDRESS.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would come to: records, responses, time, disk.")
     ] = False,
@@ -103,6 +119,7 @@ def run(
     with blaming(ctx, study):
         check_names(methods=methods, tasks=tasks if capability is None else f"{tasks},{capability}")
         import_swiftly("steerbench.bench.run")
+        from steerbench.bench.engines import check_at_home
         from steerbench.bench.protocol import Protocol
         from steerbench.bench.setup import Options
         from steerbench.bench.units import units
@@ -138,40 +155,73 @@ def run(
             )
             for task in parse_tasks(tasks)
         ]
+        options = Options(
+            out=folder,
+            device=device,
+            device_map=device_map,
+            batch_size=rows_at_once(batch_size),
+            threads=threads,
+            shared=shared,
+        )
         units(protocols, methods, swept=sweep)  # mistakes in the names and settings first, of all tasks
-    options = Options(out=folder, device=device, batch_size=batch_size, threads=threads)
+        spread = ray or ray_address is not None
+        if spread:
+            check_at_home(engine)
     if dry_run:
-        _foretell(protocols, methods, sweep, options)
+        _foretell(protocols, methods, sweep, options, spread=spread)
         return
-    _run(ctx, protocols, methods, sweep, options)
+    _run(ctx, protocols, methods, sweep, options, ray_address, spread=spread)
 
 
-def _foretell(protocols: "list[Protocol]", methods: str, swept: bool, options: "Options") -> None:
+def _foretell(
+    protocols: "list[Protocol]", methods: str, swept: bool, options: "Options", *, spread: bool = False
+) -> None:
     from steerbench.bench.forecast import forecast
+    from steerbench.bench.units import units
     from steerbench.cli import stages, tables
 
     if options.out.is_file():
         raise SteerbenchError(f"{options.out} is a file; choose another folder with --out.")
+    if spread:
+        tables.show_units(out, units(protocols, methods, swept=swept))
     with stages.shown(err) as progress:
         ahead = [forecast(one, methods, replace(options, progress=progress), swept=swept) for one in protocols]
     tables.show_forecasts(out, ahead)
 
 
-def _run(ctx: typer.Context, protocols: "list[Protocol]", methods: str, swept: bool, options: "Options") -> None:
+def _run(
+    ctx: typer.Context,
+    protocols: "list[Protocol]",
+    methods: str,
+    swept: bool,
+    options: "Options",
+    address: str | None,
+    *,
+    spread: bool,
+) -> None:
     from steerbench.bench.run import run as measure
     from steerbench.cli import stages
 
     outcomes: list[Outcome] = []
     try:
-        with stages.shown(err) as progress:
+        with _cluster(address, spread) as cluster, stages.shown(err) as progress:
+            shown = replace(options, progress=progress)
             for protocol in protocols:
-                outcomes.append(measure(protocol, methods, replace(options, progress=progress), swept=swept))
+                outcomes.append(measure(protocol, methods, shown, swept=swept, carrier=cluster))
     finally:  # the tasks done before an error or Ctrl-C are worth seeing
         if outcomes:
             _report(outcomes, options.out)
             write_study(ctx, options.out)
     if any(outcome.failures for outcome in outcomes):
         raise typer.Exit(2)
+
+
+def _cluster(address: str | None, spread: bool) -> "AbstractContextManager[RayCluster | None]":
+    if not spread:
+        return nullcontext()
+    from steerbench.bench.ray_cluster import RayCluster
+
+    return RayCluster(address)
 
 
 def _report(outcomes: "list[Outcome]", folder: Path) -> None:

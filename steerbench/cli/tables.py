@@ -16,6 +16,7 @@ from steerbench.records.record import Record
 
 if TYPE_CHECKING:
     from steerbench.bench.forecast import Forecast
+    from steerbench.bench.units import Unit
     from steerbench.records.statistics import Interval
     from steerbench.records.verdicts import Verdict
 
@@ -132,6 +133,17 @@ def show_forecasts(console: Console, ahead: "Sequence[Forecast]") -> None:
     }
     print_table(console, "what is ahead", cells, names="task")
     remark(console, "Time: at the pace of the unsteered model here and now, fits, timing and costlier decoding apart.")
+
+
+def show_units(console: Console, planned: "Sequence[Unit]") -> None:
+    """Print what is handed to workers, one row per record, in the order in which they take them."""
+    cells: Columns = {
+        "method": [unit.method for unit in planned],
+        "task": [unit.protocol.task for unit in planned],
+        "seed": [str(unit.seed) for unit in planned],
+    }
+    print_table(console, "units of work", cells)
+    console.print()
 
 
 def _gains(rows: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from steerbench.contract import tiny
 from steerbench.data.dialogue import Dialogue, user
 from steerbench.decoding import Decoding
 from steerbench.engine.activations import activations
-from steerbench.engine.generate import generate
+from steerbench.engine.generate import Draws, generate
 from steerbench.engine.hooks import watched
 from steerbench.engine.install import steered
 from steerbench.engine.logits import response_logits
@@ -164,6 +164,19 @@ class Case:
         chosen = self.generate(steering, batch_size=batch_size, use_cache=use_cache) if steering.decode else drawn
         return [Output(c, logits[i][: len(d.ids)]) for i, (c, d) in enumerate(zip(chosen, drawn, strict=True))]
 
+    def turns(self, steering: Steering, batch_size: int) -> list[Output]:
+        """Return responses and logits where responses end early, and those that wait take the places of others."""
+        seen: dict[int, list[Tensor]] = {}
+
+        def observe(row: int, scores: Tensor) -> None:
+            seen.setdefault(row, []).append(scores.clone())
+
+        alone, guide = replace(steering, decode=None), tiny.SharedLetters()
+        with ending_early(self.lm):
+            draws = Draws(self.lm, alone, _DECODING, guide, True, [("turns",)], observe)
+            responses = draws.run(_PROMPTS, batch_size)
+        return [Output(response, torch.stack(seen[row])) for row, response in enumerate(responses)]
+
     def prompts(self, steering: Steering) -> list[Tokens]:
         """Return the fixed prompts as the model sees them under a steering."""
         return [self.lm.tokens(p) for p in prompted(self.lm, steering, _PROMPTS)]
@@ -252,6 +265,17 @@ def same(a: Any, b: Any, equal: Callable[[Tensor, Tensor], bool] = torch.equal) 
 def close(a: Any, b: Any) -> bool:
     """Compare like `same`, up to what the order of float32 arithmetic explains."""
     return same(a, b, lambda x, y: torch.allclose(x, y, rtol=_CLOSE, atol=_CLOSE))
+
+
+@contextmanager
+def ending_early(lm: LanguageModel) -> Iterator[None]:
+    """Let every fifth token end a response."""
+    own = lm.end_ids
+    lm.end_ids = sorted({*own, *range(2, lm.model.config.vocab_size, 5)})
+    try:
+        yield
+    finally:
+        lm.end_ids = own
 
 
 @contextmanager

@@ -126,6 +126,13 @@ def batch_equals_single(case: Case) -> str | None:
     return "logits in a batch differ from those one by one; treat each row by itself, and leave padding out."
 
 
+def refilled_equals_alone(case: Case) -> str | None:
+    """Rows that take the places of others in the middle of a batch are steered as in a batch of their own."""
+    if close(case.turns(case.steering, 4), case.turns(case.steering, 16)):
+        return None
+    return "logits of rows that take the places of others differ; keep what belongs to a row in what `start` returns."
+
+
 def cached_equals_recomputed(case: Case) -> str | None:
     """Decoding with the KV cache equals full recomputation."""
     if close(case.steered(), case.outputs(case.steering, use_cache=False)):
@@ -246,6 +253,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     generation_is_reproducible,
     logits_are_numbers,
     batch_equals_single,
+    refilled_equals_alone,
     cached_equals_recomputed,
     teacher_forcing_equals_decoding,
     edits_keep_their_input,
@@ -261,6 +269,7 @@ INVARIANTS: tuple[Invariant, ...] = (
 
 UP_TO_ROUNDING = (
     batch_equals_single,
+    refilled_equals_alone,
     cached_equals_recomputed,
     teacher_forcing_equals_decoding,
     edits_treat_rows_alone,

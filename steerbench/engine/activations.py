@@ -10,6 +10,7 @@ from steerbench.engine.hooks import read
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.models.batching import halving
 from steerbench.models.language_model import LanguageModel, Tokens
+from steerbench.models.pieces import inner_size
 from steerbench.models.sites import Place, Site
 from steerbench.progress import Progress, silent
 
@@ -67,7 +68,7 @@ def activations_at(
 
     out: dict[Site, dict[int, Tensor]] = {site: {} for site in sites}
     with progress(f"activations {', '.join(map(str, sites))}", len(tokens)) as advance:
-        for rows, found in halving(lm.batches(tokens, batch_size), work):
+        for rows, found in halving(lm.batches(tokens, batch_size, size=inner_size(lm.model)), work):
             for site, place in places.items():
                 out[site] |= zip(rows, found[place], strict=True)
             advance(len(rows))
@@ -105,7 +106,7 @@ def response_states(
 def _nearly_in_order(lm: LanguageModel, tokens: Sequence[Tokens], batch_size: int) -> Iterator[list[int]]:
     """Yield batches of indices: those of each few batches in a row are sorted by length."""
     for start in range(0, len(tokens), 8 * batch_size):
-        for rows in lm.batches(tokens[start : start + 8 * batch_size], batch_size):
+        for rows in lm.batches(tokens[start : start + 8 * batch_size], batch_size, size=inner_size(lm.model)):
             yield [start + i for i in rows]
 
 

@@ -6,6 +6,7 @@ their own `generate`, which knows what else they keep.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,12 +17,27 @@ from steerbench.decoding import Decoding
 from steerbench.engine.positions import Positions
 from steerbench.engine.sampling import drawn, uniforms, warpers
 from steerbench.engine.sequences import Sequences, can_repeat
+from steerbench.engine.waiting_rows import Begin, Turn, WaitingRows
 from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating, generating
 
 SPARSE = 0.75
 """Share of rows that go on at which the others are taken out."""
+ROOM = 1 / 12
+"""Share of rows that have ended at which those that wait take their places."""
 _tried: "WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, bool]]" = WeakKeyDictionary()
+_turns: "WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, bool]]" = WeakKeyDictionary()
+_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError)
+
+
+@dataclass(eq=False)
+class _Row:
+    """A response that is being made."""
+
+    number: int
+    numbers: list[float]
+    """What its tokens are drawn by, each by one; none where decoding is greedy."""
+    ids: list[int] = field(default_factory=list)
 
 
 class Continuation:
@@ -30,9 +46,10 @@ class Continuation:
     `processors` change the scores of all rows, `generators` has one for each own row where tokens are drawn. `staying`
     keeps rows that have ended, for processors that know the batch as it was. `leaving` is called with the own rows that
     go on as others leave, and with all that do; columns then stay where they are. `endless` forbids end tokens.
+    `observe` sees the number of each row and the scores that its next token is drawn from, (vocabulary,).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what goes into one loop
         self,
         lm: LanguageModel,
         decoding: Decoding,
@@ -42,65 +59,127 @@ class Continuation:
         staying: bool,
         leaving: Callable[[Sequence[int], Sequence[int]], None] | None = None,
         endless: bool = False,
+        observe: Callable[[int, Tensor], None] | None = None,
     ) -> None:
         self._lm, self._most = lm, decoding.max_new_tokens
         self._processors, self._staying, self._endless = processors, staying, endless
-        self._leaving = leaving
+        self._leaving, self._observe = leaving, observe
         self._ours = can_continue(lm)  # tried out before the model is steered
         self._warpers = warpers(decoding)
         drawing = decoding.temperature > 0
-        self._numbers = torch.stack([uniforms(g, self._most) for g in generators]) if drawing else None
+        self._numbers = [uniforms(g, self._most).tolist() for g in generators] if drawing else []
 
     def run(self, batch: Batch, own: int, positions: Positions, *, use_cache: bool) -> list[list[int]]:
         """Return the new ids of the first `own` rows, each up to its end token at least.
 
         The steering is installed, and follows `positions`.
         """
+        rows = [_Row(i, self._numbers[i] if self._numbers else []) for i in range(own)]
         if not self._ours:
-            return self._generated(batch, own, use_cache)
+            return self._generated(batch, rows, use_cache)
         sequences = Sequences(self._lm.model, batch, positions, cached=use_cache, trim=self._leaving is None)
-        return self._looped(sequences, own)
+        self._looped(sequences, rows)
+        return [row.ids for row in rows]
 
-    def _looped(self, sequences: Sequences, own: int) -> list[list[int]]:
-        found: list[list[int]] = [[] for _ in range(own)]
-        rows = list(range(own))  # which of the own rows is where
-        for step in range(1, self._most + 1):
-            tokens = self._next(sequences.ids, sequences.logits, rows, step)
-            if any(ended := [self._has_ended(found[i]) for i in rows]):
-                tokens = tokens.masked_fill(torch.tensor(ended, device=tokens.device), self._lm.pad_id)
-            for i, token in zip(rows, tokens.tolist(), strict=True):
-                if not self._has_ended(found[i]):
-                    found[i].append(token)
-            left = [place for place, i in enumerate(rows) if not self._has_ended(found[i])]
-            if not left or step == self._most:
-                break
-            if not self._staying and len(left) <= SPARSE * len(rows) and sequences.movable:
-                with_twins = [i + place for i in range(0, len(sequences.ids), len(rows)) for place in left]
-                sequences.keep(with_twins)
-                if self._leaving is not None:
-                    self._leaving(left, with_twins)
-                rows, tokens = [rows[place] for place in left], tokens[left]
-            sequences.extend(tokens.repeat(len(sequences.ids) // len(rows)))
-        return found
+    def run_in_turn(self, batch: Batch, turn: Turn, begin: Begin, positions: Positions, *, use_cache: bool) -> None:
+        """Finish the rows of a turn, and those that wait, as long as they can take the places of others."""
+        waiting, numbers, copies = turn
+        sequences = Sequences(self._lm.model, batch, positions, cached=use_cache, trim=True)
+        if len(copies) > len(batch.input_ids):
+            if sequences.movable:
+                sequences.keep(copies)
+            else:  # one for each prompt now
+                waiting.changing = False
+                chosen = [copies.index(place) for place in range(len(batch.input_ids))]
+                waiting.give_back([n for i, n in enumerate(numbers) if i not in chosen])
+                numbers = [numbers[i] for i in chosen]
+        self._looped(sequences, [_Row(n, waiting.numbers_of(n)) for n in numbers], waiting, begin)
 
-    def _has_ended(self, ids: Sequence[int]) -> bool:
-        return bool(ids) and ids[-1] in self._lm.end_ids
+    def _looped(
+        self,
+        sequences: Sequences,
+        rows: list[_Row],
+        waiting: WaitingRows | None = None,
+        begin: Begin | None = None,
+    ) -> None:
+        tokens = self._drawn(sequences.ids, sequences.logits, rows, waiting)
+        while True:
+            left = [place for place, row in enumerate(rows) if not self._has_ended(row)]
+            if waiting and begin and len(rows) - len(left) >= max(1, ROOM * len(rows)):
+                tokens = self._refilled(sequences, rows, tokens, waiting, begin)
+                continue
+            if not left:
+                return
+            if not self._staying and len(left) <= SPARSE * len(rows) and not waiting and sequences.movable:
+                tokens = self._without_ended(sequences, len(rows), left, tokens)
+                rows = [rows[place] for place in left]
+            real = [not self._has_ended(row) for row in rows]
+            again = len(sequences.ids) // len(rows)
+            going_on = None if all(real) else torch.tensor(real, device=tokens.device).long().repeat(again)
+            sequences.extend(tokens.repeat(again), going_on)
+            tokens = self._drawn(sequences.ids, sequences.logits, rows, waiting)
 
-    def _next(self, ids: Tensor, scores: Tensor, rows: Sequence[int], step: int) -> Tensor:
-        """Return the tokens of one step, counted from 1, (own rows that are left,)."""
+    def _without_ended(self, sequences: Sequences, rows: int, left: list[int], tokens: Tensor) -> Tensor:
+        """Take rows out that have ended, with their twins; return the tokens of the others."""
+        with_twins = [i + place for i in range(0, len(sequences.ids), rows) for place in left]
+        sequences.keep(with_twins)
+        if self._leaving is not None:
+            self._leaving(left, with_twins)
+        return tokens[left]
+
+    def _refilled(
+        self, sequences: Sequences, rows: list[_Row], tokens: Tensor, waiting: WaitingRows, begin: Begin
+    ) -> Tensor:
+        """Put rows that wait at the places of those that have ended; return the tokens of all."""
+        ended = [place for place, row in enumerate(rows) if self._has_ended(row)]
+        for numbers, others, copies in waiting.begun(len(ended), begin):
+            if not (waiting.changing and sequences.replaceable(others)):
+                waiting.changing = False
+                waiting.give_back(numbers)
+                continue
+            places, ended = ended[: len(numbers)], ended[len(numbers) :]
+            new = [_Row(n, waiting.numbers_of(n)) for n in numbers]
+            theirs = self._drawn(others.ids[copies], others.logits[copies], new, waiting)
+            sequences.replace(places, others, copies)
+            for place, row in zip(places, new, strict=True):
+                rows[place] = row
+            tokens = tokens.index_copy(0, torch.tensor(places, device=tokens.device), theirs)
+        return tokens
+
+    def _has_ended(self, row: _Row) -> bool:
+        return len(row.ids) == self._most or (bool(row.ids) and row.ids[-1] in self._lm.end_ids)
+
+    def _drawn(self, ids: Tensor, scores: Tensor, rows: Sequence[_Row], waiting: WaitingRows | None) -> Tensor:
+        """Return the next token of each own row, (own rows,): a pad of those that have ended, which take none."""
+        open_ = [not self._has_ended(row) for row in rows]
+        numbers = [row.numbers[min(len(row.ids), self._most - 1)] for row in rows if row.numbers]
+        tokens = self._next(ids, scores, rows, numbers)
+        if not all(open_):
+            tokens = tokens.masked_fill(torch.tensor(open_, device=tokens.device).logical_not(), self._lm.pad_id)
+        for row, token, takes in zip(rows, tokens.tolist(), open_, strict=True):
+            if takes:
+                row.ids.append(token)
+                if waiting is not None and self._has_ended(row):
+                    waiting.finish(row.number, row.ids)
+        return tokens
+
+    def _next(self, ids: Tensor, scores: Tensor, rows: Sequence[_Row], numbers: Sequence[float]) -> Tensor:
         if self._endless:
             scores = scores.index_fill(1, torch.tensor(self._lm.end_ids, device=scores.device), -torch.inf)
         for processor in self._processors:
             scores = processor(ids, scores)
-        return self._taken(ids, scores, rows, step)
+        if self._observe is not None:
+            for row, of_row in zip(rows, scores, strict=False):
+                if not self._has_ended(row):
+                    self._observe(row.number, of_row)
+        return self._taken(ids[: len(rows)], scores[: len(rows)], numbers)
 
-    def _taken(self, ids: Tensor, scores: Tensor, rows: Sequence[int], step: int) -> Tensor:
-        own_ids, own = ids[: len(rows)], scores[: len(rows)]
+    def _taken(self, ids: Tensor, scores: Tensor, numbers: Sequence[float]) -> Tensor:
         for warper in self._warpers:
-            own = warper(own_ids, own)
-        return own.argmax(-1) if self._numbers is None else drawn(own, self._numbers[rows, step - 1])
+            scores = warper(ids, scores)
+        return drawn(scores, torch.tensor(numbers, dtype=torch.float64)) if numbers else scores.argmax(-1)
 
-    def _generated(self, batch: Batch, own: int, use_cache: bool) -> list[list[int]]:
+    def _generated(self, batch: Batch, rows: Sequence[_Row], use_cache: bool) -> list[list[int]]:
         """Have the model's own `generate` run the passes."""
         least = self._most if self._endless else 0
         with generating(self._lm.model, self._lm.generation_config):
@@ -111,23 +190,24 @@ class Continuation:
                 min_new_tokens=least,
                 do_sample=False,
                 use_cache=use_cache,
-                logits_processor=LogitsProcessorList([*self._processors, _Take(self, own)]),
+                logits_processor=LogitsProcessorList([*self._processors, _Take(self, rows)]),
             )
-        new: list[list[int]] = ids[:own, batch.input_ids.shape[1] :].tolist()
+        new: list[list[int]] = ids[: len(rows), batch.input_ids.shape[1] :].tolist()
         return new
 
 
 class _Take(LogitsProcessor):
     """Leaves to a greedy search the tokens that a continuation takes."""
 
-    def __init__(self, continuation: Continuation, own: int) -> None:
-        self._continuation, self._own = continuation, own
+    def __init__(self, continuation: Continuation, rows: Sequence[_Row]) -> None:
+        self._continuation, self._rows = continuation, rows
         self._step = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        own, numbers = len(self._rows), [row.numbers[self._step] for row in self._rows if row.numbers]
         self._step += 1
-        tokens = self._continuation._taken(input_ids, scores, list(range(self._own)), self._step)
-        tokens = tokens.repeat(len(scores) // self._own)
+        tokens = self._continuation._taken(input_ids[:own], scores[:own], numbers)
+        tokens = tokens.repeat(len(scores) // own)
         return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)
 
 
@@ -147,25 +227,61 @@ def can_continue(lm: LanguageModel) -> bool:
     return known[lm.dtype]
 
 
+def can_take_turns(lm: LanguageModel) -> bool:
+    """Tell whether rows can take the places of others in the middle of a batch. Tried out once for each data type."""
+    if lm.largest_batch is not None or not can_continue(lm):
+        return False
+    known = _turns.setdefault(lm.model, {})
+    if lm.dtype not in known:
+        known[lm.dtype] = _takes_turns(lm)
+    return known[lm.dtype]
+
+
 @torch.no_grad()
 def _agrees(lm: LanguageModel) -> bool:
     """Compare two short rows, token by token in a padded batch, with each read at once."""
-    rows = [Tokens((3, 4, 5, 6, 7, 8)), Tokens((5, 4, 3))]
-    given = torch.tensor([[6, 5], [4, 7]], device=lm.device)
-    batch = lm.left_padded(rows)
+    rows, given = ((3, 4, 5, 6, 7, 8), (5, 4, 3)), torch.tensor([[6, 5], [4, 7]], device=lm.device)
     try:
         with evaluating(lm.model):
-            sequences = Sequences(lm.model, batch, Positions(batch, [], cached=True), cached=True, trim=False)
+            sequences = _begun(lm, *rows)
             found = [sequences.logits]
             for column in given.T:
                 sequences.extend(column)
                 found.append(sequences.logits)
-            single = [_read(lm, (*row.prompt, *more)) for row, more in zip(rows, given.tolist(), strict=True)]
-    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
+            single = [_read(lm, (*row, *more)) for row, more in zip(rows, given.tolist(), strict=True)]
+    except _FAILURES:
         return False
-    wanted = torch.stack([logits[-len(found) :] for logits in single])
-    gap = (torch.stack(found, dim=1) - wanted).abs().max()
-    return bool(gap <= torch.finfo(lm.dtype).eps ** 0.5 * wanted.abs().max())
+    return _alike(torch.stack(found, dim=1), torch.stack([logits[-len(found) :] for logits in single]), lm.dtype)
+
+
+@torch.no_grad()
+def _takes_turns(lm: LanguageModel) -> bool:
+    """Compare rows whose neighbours make room for a shorter one, then for a longer one, with each read at once."""
+    first, second, shorter, longer = (3, 4, 5, 6, 7, 8), (5, 4, 3), (4, 7, 3, 5), (6, 3, 5, 4, 7, 8, 3, 5, 4, 6)
+    try:
+        with evaluating(lm.model):
+            sequences = _begun(lm, first, second)
+            sequences.extend(torch.tensor([6, 5], device=lm.device))
+            sequences.replace([1], _begun(lm, shorter), [0])
+            sequences.extend(torch.tensor([4, 6], device=lm.device))
+            found = [*sequences.logits]
+            sequences.replace([0], _begun(lm, longer), [0])
+            sequences.extend(torch.tensor([7, 5], device=lm.device))
+            found += sequences.logits
+            texts = ((*first, 6, 4), (*shorter, 6), (*longer, 7), (*shorter, 6, 5))
+            wanted = [_read(lm, text)[-1] for text in texts]
+    except _FAILURES:
+        return False
+    return _alike(torch.stack(found), torch.stack(wanted), lm.dtype)
+
+
+def _begun(lm: LanguageModel, *prompts: tuple[int, ...]) -> Sequences:
+    batch = lm.left_padded([Tokens(prompt) for prompt in prompts])
+    return Sequences(lm.model, batch, Positions(batch, [], cached=True), cached=True, trim=True)
+
+
+def _alike(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
+    return bool((found - wanted).abs().max() <= torch.finfo(dtype).eps ** 0.5 * wanted.abs().max())
 
 
 def _read(lm: LanguageModel, ids: Sequence[int]) -> Tensor:

@@ -17,6 +17,7 @@ from steerbench.engine.logits import batch_logits
 from steerbench.engine.prompting import prompted
 from steerbench.models.batching import halving
 from steerbench.models.language_model import LanguageModel, Tokens
+from steerbench.models.pieces import logits_size
 from steerbench.models.response import Response
 from steerbench.models.reward import Reward
 from steerbench.models.sites import Site
@@ -84,7 +85,7 @@ def effect(  # noqa: PLR0913 - the settings of one call, each by name
         return _compare(lm, [plain[i] for i in rows], [seen[i] for i in rows], per_token, given)
 
     with progress("effect", len(filled)) as advance:
-        for rows, (compared, new) in halving(lm.batches(seen, batch_size), work):
+        for rows, (compared, new) in halving(lm.batches(seen, batch_size, size=logits_size(lm.model)), work):
             found |= {filled[i]: one for i, one in zip(rows, compared, strict=True)}
             norms |= {site: norms.get(site, []) + values for site, values in new.items()}
             advance(len(rows))

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from steerbench.errors import SteerbenchError
 from steerbench.steering.steering import Steering
@@ -22,3 +23,22 @@ def origin_of(steering: Steering) -> str:
 def not_finite(source: str) -> SteerbenchError:
     """Return the error that names what made the logits."""
     return SteerbenchError(f"{source} gave NaN or infinite logits; lower its strength, or use a wider --dtype.")
+
+
+class Watch(LogitsProcessor):
+    """Notices NaN without waiting for the device. A single token may be forbidden with -inf, all of them may not."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._bad: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Look at the scores, and return them as they are."""
+        bad = ~torch.isfinite(scores.amax(-1)).all()  # NaN beats every number
+        self._bad = bad if self._bad is None else self._bad | bad
+        return scores
+
+    def check(self) -> None:
+        """Raise SteerbenchError if any logit was NaN or infinite."""
+        if self._bad is not None and bool(self._bad):
+            raise not_finite(self._source)

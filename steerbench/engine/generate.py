@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -14,34 +16,39 @@ from steerbench.decoding import Decoding
 from steerbench.engine.backends.choice import responses_of
 from steerbench.engine.backends.generation_engine import GenerationEngine
 from steerbench.engine.bias_folding import folded
-from steerbench.engine.continuation import Continuation
+from steerbench.engine.continuation import Continuation, can_take_turns
 from steerbench.engine.decode import check_choice, choosing
-from steerbench.engine.finiteness import not_finite, origin_of
-from steerbench.engine.guidance import Given, Passes, rows_at_once
+from steerbench.engine.finiteness import Watch, origin_of
+from steerbench.engine.guidance import Given, Passes, processors_of, rows_at_once
 from steerbench.engine.install import steered
 from steerbench.engine.last_pass import LastPass
 from steerbench.engine.positions import Positions
-from steerbench.engine.prompting import prompted
+from steerbench.engine.prompting import prompt_tokens
+from steerbench.engine.sampling import uniforms
 from steerbench.engine.search import Processors, Search, Select, Stream
 from steerbench.engine.sequences import Sequences, can_repeat
 from steerbench.engine.twin_rows import TwinRows
+from steerbench.engine.waiting_rows import Turn, WaitingRows
 from steerbench.models.batching import halving
 from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating
+from steerbench.models.pieces import cache_size, in_one_piece, logits_size
 from steerbench.models.response import Response
 from steerbench.progress import Progress, silent
 from steerbench.seeds import generator_for
 from steerbench.steering.blocks import Blocks, Candidate
-from steerbench.steering.reweighting import Reweighting, follows
+from steerbench.steering.parts import PlacedEdit
+from steerbench.steering.reweighting import follows
 from steerbench.steering.steering import Steering
 
 if TYPE_CHECKING:
     from steerbench.models.reward import Reward
 
 T = TypeVar("T")
+Observe = Callable[[int, Tensor], None]
+"""Sees the number of a row and the scores that its next token is drawn from, (vocabulary,)."""
 
 
-@torch.no_grad()
 def generate(  # noqa: PLR0913 - the settings of one call, each by name
     lm: LanguageModel,
     prompts: str | Dialogue | Sequence[str | Dialogue],
@@ -59,39 +66,77 @@ def generate(  # noqa: PLR0913 - the settings of one call, each by name
     """Return one response per prompt, in order. A text is one user turn, and a single prompt is a list of one.
 
     Sampling draws from one generator per dialogue, seeded by `seed`, `sample` and the dialogue, so that neither the
-    batch nor the steering changes what is drawn; another `sample` is an independent draw. An `engine` generates in
-    place of transformers. Raises SteerbenchError if a prompt does not fit the context, an edit gives NaN, or the engine
-    cannot carry the steering.
+    batch nor the steering changes what is drawn; another `sample` is an independent draw. `batch_size` is how many are
+    worked on at once, at most. An `engine` generates in place of transformers. Raises SteerbenchError if a prompt does
+    not fit the context, an edit gives NaN, or the engine cannot carry the steering.
     """
     dialogues = dialogues_of(prompts)
-    if steering.decode is not None:
-        check_choice(steering.decode, decoding, reward)
     if engine is not None:
-        engine.check(steering)
-        tokens = _prompts(lm, steering, dialogues, batch_size, decoding.max_new_tokens)
-        names = (seed, sample)
-        return responses_of(engine, lm, tokens, dialogues, steering, decoding, names, reward, batch_size, progress)
-
-    def draw(name: tuple[Any, ...]) -> list[Response]:
-        names = (seed, *name)
-        return _draw(lm, dialogues, steering, decoding, names, reward, batch_size, use_cache, progress)
-
+        return responses_of(engine, lm, dialogues, steering, decoding, (seed, sample), reward, batch_size, progress)
     if steering.decode is None:
-        return draw(("sample", sample))
-    tokens = _prompts(lm, steering, dialogues, batch_size, decoding.max_new_tokens)
+        draws = Draws(lm, steering, decoding, reward, use_cache, [(seed, "sample", sample)])
+        return draws.run(dialogues, batch_size, progress)
+    return _chosen(lm, dialogues, steering, decoding, (seed, sample), reward, batch_size, use_cache, progress)
+
+
+@torch.no_grad()
+def _chosen(  # noqa: PLR0913, PLR0917
+    lm: LanguageModel,
+    dialogues: Sequence[Dialogue],
+    steering: Steering,
+    decoding: Decoding,
+    seed: tuple[int, int],
+    reward: "Reward | None",
+    batch_size: int,
+    use_cache: bool,
+    progress: Progress,
+) -> list[Response]:
+    """Return the response that is chosen for each dialogue."""
+    assert steering.decode is not None
+    check_choice(steering.decode, decoding, reward)
+    tokens = prompt_tokens(lm, steering, dialogues, batch_size, decoding.max_new_tokens)
 
     def work(rows: list[int]) -> list[Response]:
         chosen = [dialogues[i] for i in rows]
-        given = Given(chosen, reward, [generator_for(seed, sample, "choice", d) for d in chosen])
+        given = Given(chosen, reward, [generator_for(*seed, "choice", d) for d in chosen])
         batch = lm.left_padded([tokens[i] for i in rows])
-        return _search_batch(lm, batch, steering, decoding, (seed, sample), given, use_cache)
+        return _search_batch(lm, batch, steering, decoding, seed, given, use_cache)
 
     responses: dict[int, Response] = {}
     with progress("generate", len(tokens)) as advance:
-        for rows, found in halving(lm.batches(tokens, _prompts_at_once(steering, lm, batch_size)), work):
+        for rows, found in halving(
+            lm.batches(tokens, _prompts_at_once(steering, lm, tokens, decoding, batch_size)), work
+        ):
             responses |= dict(zip(rows, found, strict=True))
             advance(len(rows))
     return [responses[i] for i in range(len(dialogues))]
+
+
+def generate_samples(  # noqa: PLR0913 - as generate
+    lm: LanguageModel,
+    prompts: Sequence[Dialogue],
+    steering: Steering = Steering(),
+    decoding: Decoding = Decoding(),
+    *,
+    samples: int,
+    seed: int = 0,
+    reward: "Reward | None" = None,
+    batch_size: int = 16,
+    engine: GenerationEngine | None = None,
+    progress: Progress = silent,
+) -> list[Response]:
+    """Return what `generate` does for each sample from 0 on, one sample after the other: prompts are read for all."""
+    if engine is None and steering.decode is None:
+        draws = Draws(lm, steering, decoding, reward, True, [(seed, "sample", sample) for sample in range(samples)])
+        return draws.run(prompts, batch_size, progress)
+
+    def of(sample: int) -> list[Response]:
+        names = (seed, sample)
+        if engine is not None:
+            return responses_of(engine, lm, prompts, steering, decoding, names, reward, batch_size, progress)
+        return _chosen(lm, prompts, steering, decoding, names, reward, batch_size, True, progress)
+
+    return [response for sample in range(samples) for response in of(sample)]
 
 
 def generate_fixed(
@@ -107,13 +152,11 @@ def generate_fixed(
     All dialogues are one batch. End tokens are forbidden. Where the steering chooses among candidates, all of them are
     generated, and with a reward the choice is made, too.
     """
-    tokens = _prompts(lm, steering, dialogues, len(dialogues), new_tokens)
-    decoding = Decoding(max_new_tokens=new_tokens)
+    decoding, rows = Decoding(max_new_tokens=new_tokens), len(dialogues)
     if engine is not None:
-        names, rows = (0, 0), len(dialogues)
-        responses_of(engine, lm, tokens, dialogues, steering, decoding, names, reward, rows, silent, endless=True)
+        responses_of(engine, lm, dialogues, steering, decoding, (0, 0), reward, rows, silent, endless=True)
         return
-    batch = lm.left_padded(tokens)
+    batch = lm.left_padded(prompt_tokens(lm, steering, dialogues, rows, new_tokens))
     with torch.no_grad():
         if steering.decode:
             given = Given(dialogues, reward, [generator_for(0, "choice", d) for d in dialogues])
@@ -123,46 +166,76 @@ def generate_fixed(
             _generate_batch(lm, batch, steering, decoding, [], True, given, endless=True)
 
 
-def _prompts(
-    lm: LanguageModel, steering: Steering, dialogues: Sequence[Dialogue], batch_size: int, new: int
-) -> list[Tokens]:
-    """Return what the model sees. Raises SteerbenchError if that, or what a twin sees, and `new` tokens do not fit."""
-    seen = prompted(lm, steering, dialogues, batch_size)
-    twins = [part.twin.prompt for part in steering.logits if isinstance(part, Reweighting) and part.beta and part.twin]
-    for prompt in filter(None, twins):
-        lm.check_fit([lm.tokens(d) for d in prompted(lm, Steering(prompt=prompt), seen, batch_size)], new)
-    tokens = [lm.tokens(d) for d in seen]
-    lm.check_fit(tokens, new)
-    return tokens
+@dataclass
+class Draws:
+    """Responses without a choice among candidates: one for each name that they are drawn by, and each dialogue."""
 
+    lm: LanguageModel
+    steering: Steering
+    decoding: Decoding
+    reward: "Reward | None"
+    use_cache: bool
+    names: Sequence[tuple[Any, ...]]
+    observe: Observe | None = None
 
-def _draw(  # noqa: PLR0913, PLR0917
-    lm: LanguageModel,
-    dialogues: Sequence[Dialogue],
-    steering: Steering,
-    decoding: Decoding,
-    seed: tuple[Any, ...],
-    reward: "Reward | None",
-    batch_size: int,
-    use_cache: bool,
-    progress: Progress,
-) -> list[Response]:
-    """Return one response per dialogue; see `generate`."""
-    tokens = _prompts(lm, steering, dialogues, batch_size, decoding.max_new_tokens)
+    @torch.no_grad()
+    def run(self, dialogues: Sequence[Dialogue], batch_size: int, progress: Progress = silent) -> list[Response]:
+        """Draw all, at most `batch_size` at once, fewer where the memory runs out; those of one name stand together."""
+        tokens = prompt_tokens(self.lm, self.steering, dialogues, batch_size, self.decoding.max_new_tokens)
+        self._rows = [(name, dialogue) for name in self.names for dialogue in dialogues]
+        self._tokens = tokens * len(self.names)
+        responses: dict[int, Response] = {}
 
-    def work(rows: list[int]) -> list[list[int]]:
-        batch, chosen = lm.left_padded([tokens[i] for i in rows]), [dialogues[i] for i in rows]
-        given = Given(chosen, reward, [generator_for(*seed, "guide", d) for d in chosen])
-        generators = [generator_for(*seed, d) for d in chosen]
-        return _generate_batch(lm, batch, steering, decoding, generators, use_cache, given)
+        def finished(row: int, ids: list[int]) -> None:
+            responses[row] = self.lm.cut(ids)
+            advance(1)
 
-    responses: dict[int, Response] = {}
-    batch_size = rows_at_once(steering.logits, lm, batch_size)
-    with progress("generate", len(tokens)) as advance:
-        for rows, new in halving(lm.batches(tokens, batch_size), work):
-            responses |= {i: lm.cut(ids) for i, ids in zip(rows, new, strict=True)}
-            advance(len(rows))
-    return [responses[i] for i in range(len(dialogues))]
+        size = rows_at_once(self.steering.logits, self.lm, batch_size)
+        size = min(_in_one_piece(self.lm, tokens, self.decoding, size), self.lm.largest_batch or size)
+        waiting = WaitingRows(self._tokens, self._numbers_of, finished)
+        in_turn = not self.steering.logits and (len(self._rows) > size or waiting.repeats) and can_take_turns(self.lm)
+        work = partial(self._in_turn if in_turn else self._by_batch, waiting)
+        with progress("generate", len(self._rows)) as advance:
+            for _ in halving(waiting.batches(size), work):
+                pass
+        return [responses[i] for i in range(len(self._rows))]
+
+    def _numbers_of(self, row: int) -> list[float]:
+        """Return what the tokens of a row are drawn by."""
+        name, dialogue = self._rows[row]
+        drawing = self.decoding.temperature > 0
+        return uniforms(generator_for(*name, dialogue), self.decoding.max_new_tokens).tolist() if drawing else []
+
+    def _in_turn(self, waiting: WaitingRows, rows: list[int]) -> None:
+        """Finish some rows, and others that take their places."""
+        if not (chosen := waiting.claimed(rows)):
+            return
+        prompts, copies = waiting.prompts(chosen)
+        batch, turn = self.lm.left_padded(prompts), Turn(waiting, chosen, copies)
+        try:
+            self._generate(batch, [], turn=turn, observe=self.observe)
+        finally:
+            waiting.restore()
+
+    def _by_batch(self, waiting: WaitingRows, rows: list[int]) -> None:
+        """Finish some rows, for a model or parts that know the batch as it began."""
+        chosen = [self._rows[i] for i in rows]
+        generators = [generator_for(*name, "guide", dialogue) for name, dialogue in chosen]
+        given = Given([dialogue for _, dialogue in chosen], self.reward, generators)
+        batch = self.lm.left_padded([self._tokens[i] for i in rows])
+
+        theirs = [generator_for(*name, dialogue) for name, dialogue in chosen]
+        observe = self.observe and partial(self._observe_row, rows)
+        new = self._generate(batch, theirs, given=given, observe=observe)
+        for row, ids in zip(rows, new, strict=True):
+            waiting.finish(row, ids)
+
+    def _observe_row(self, rows: Sequence[int], place: int, scores: Tensor) -> None:
+        if self.observe is not None:
+            self.observe(rows[place], scores)
+
+    def _generate(self, batch: Batch, generators: Sequence[torch.Generator], **more: Any) -> list[list[int]]:
+        return _generate_batch(self.lm, batch, self.steering, self.decoding, generators, self.use_cache, **more)
 
 
 def _generate_batch(  # noqa: PLR0913, PLR0917
@@ -174,21 +247,25 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
     use_cache: bool,
     given: Given = Given(),
     endless: bool = False,
+    turn: Turn | None = None,
+    observe: Observe | None = None,
 ) -> list[list[int]]:
-    """Return the new ids of each row, up to its end token at least."""
+    """Return the new ids of each row, up to its end token at least. With a `turn`, finish its rows instead.
+
+    Then the batch holds the different prompts of its first rows, and rows that wait take the places of others.
+    """
     twins = TwinRows.of(lm, batch, steering, given)
     batch, whole, more = (twins.own, twins.whole, twins.edits) if twins else (batch, batch, [])
     positions = Positions(whole, lm.end_ids, cached=use_cache)
-    watches, last = [_Watch(origin_of(steering))], None
+    watches, last = [Watch(origin_of(steering))], None
     processors: list[LogitsProcessor] = [watches[0]]
     passes = Passes(lm, steering.edits, batch.input_ids.shape[1], positions, steering.prompt)
     if steering.logits:
-        watches.append(_Watch("a logits processor"))
+        watches.append(Watch("a logits processor"))
         last = passes.last = LastPass.wanted(lm, steering.logits)
-        processors += [*_guides(lm, batch, steering, given, passes), watches[1]]
+        processors += [*processors_of(lm, batch, steering, given, passes), watches[1]]
     if twins:
         processors = [twins.processor(processors, passes)]
-    rows = len(batch.input_ids)
     continuation = Continuation(
         lm,
         decoding,
@@ -197,24 +274,56 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
         staying=bool(more) or not all(map(follows, steering.logits)),
         leaving=passes.keep if steering.logits else None,
         endless=endless,
+        observe=observe,
     )
+    new: list[list[int]] = []
     with (
         evaluating(lm.model),
         folded(lm.anatomy, steering.edits) as edits,
-        steered(lm.model, lm.anatomy, [*edits, *more], positions),
+        steered(lm.model, lm.anatomy, [*edits, *more], positions, changing=turn is not None and bool(turn.waiting)),
         last.followed() if last else nullcontext(),
     ):
-        new = continuation.run(whole, rows, positions, use_cache=use_cache)
+        if turn is None:
+            new = continuation.run(whole, len(batch.input_ids), positions, use_cache=use_cache)
+        else:
+            begin = partial(_begun, lm, edits, positions)
+            continuation.run_in_turn(batch, turn, begin, positions, use_cache=use_cache)
     for watch in watches:
         watch.check()
     return new
 
 
-def _prompts_at_once(steering: Steering, lm: LanguageModel, batch_size: int) -> int:
+def _begun(
+    lm: LanguageModel, edits: Sequence[PlacedEdit], positions: Positions, prompts: Sequence[Tokens]
+) -> Sequences:
+    """Return prompts read under edits of their own, while those that follow `positions` rest."""
+    batch = lm.left_padded(prompts)
+    own = Positions(batch, lm.end_ids, cached=positions.cached)
+    positions.resting = True
+    try:
+        with steered(lm.model, lm.anatomy, edits, own, changing=True):
+            return Sequences(lm.model, batch, own, cached=own.cached, trim=True)
+    finally:
+        positions.resting = False
+
+
+def _in_one_piece(lm: LanguageModel, tokens: Sequence[Tokens], decoding: Decoding, rows: int) -> int:
+    """Return how many of `rows` are generated at once: a CPU is slower per row where the cache is in large tensors."""
+    usual = median(len(t.prompt) for t in tokens) if tokens else 0
+    kept = int(usual + decoding.max_new_tokens) * cache_size(lm.model)
+    return in_one_piece(rows, max(kept, logits_size(lm.model)), lm.device)
+
+
+def _prompts_at_once(
+    steering: Steering, lm: LanguageModel, tokens: Sequence[Tokens], decoding: Decoding, batch_size: int
+) -> int:
     """Return how many prompts are searched at once: one, where rows that move would mislead a logits processor."""
-    assert steering.decode is not None
-    moving = steering.decode.redraws or steering.decode.blocks.ragged
-    return 1 if moving and steering.logits else rows_at_once([*steering.logits, steering.decode], lm, batch_size)
+    part = steering.decode
+    assert part is not None
+    if (part.redraws or part.blocks.ragged) and steering.logits:
+        return 1
+    candidates = _in_one_piece(lm, tokens, decoding, batch_size * part.candidates)
+    return rows_at_once([*steering.logits, part], lm, max(1, min(batch_size, candidates // part.candidates)))
 
 
 def _search_batch(  # noqa: PLR0913, PLR0917
@@ -263,7 +372,7 @@ def _searching(  # noqa: PLR0913, PLR0917
     cached = use_cache and can_repeat(lm.model)
     positions = Positions(batch, lm.end_ids, cached=cached)
     passes = Passes(lm, steering.edits, batch.input_ids.shape[1], positions, steering.prompt)
-    watches = [_Watch(origin_of(steering)), *([_Watch("a logits processor")] if steering.logits else [])]
+    watches = [Watch(origin_of(steering)), *([Watch("a logits processor")] if steering.logits else [])]
 
     def processors(streams: Sequence[Stream]) -> list[LogitsProcessor]:
         if not steering.logits:
@@ -272,7 +381,7 @@ def _searching(  # noqa: PLR0913, PLR0917
         copies = Batch(batch.input_ids[rows], batch.attention_mask[rows], [batch.prompt_ends[i] for i in rows])
         generators = [generator_for(seed[0], *s.name, "guide", dialogues[s.prompt]) for s in streams]
         theirs = given.of(rows)._replace(generators=generators)
-        return [watches[0], *_guides(lm, copies, steering, theirs, passes), watches[1]]
+        return [watches[0], *processors_of(lm, copies, steering, theirs, passes), watches[1]]
 
     search = Search(lm, part, decoding, seed, dialogues, compact=not steering.logits, endless=endless)
     place = lm.anatomy.place(part.site) if part.site else None
@@ -286,39 +395,3 @@ def _searching(  # noqa: PLR0913, PLR0917
     for watch in watches:
         watch.check()
     return found
-
-
-def _guides(lm: LanguageModel, batch: Batch, steering: Steering, given: Given, passes: Passes) -> list[LogitsProcessor]:
-    """Return the processors of the logits parts, around each of which the edits rest, if there are any."""
-    processors = [part.processor_in(given.context(part, lm, batch, passes)) for part in steering.logits]
-    return [_Unsteered(p, passes) for p in processors] if steering.edits or passes.last else processors
-
-
-class _Unsteered(LogitsProcessor):
-    """Calls a processor while the edits rest."""
-
-    def __init__(self, processor: LogitsProcessor, passes: Passes) -> None:
-        self._processor, self._passes = processor, passes
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        with self._passes.unsteered():
-            changed: Tensor = self._processor(input_ids, scores)
-        return changed
-
-
-class _Watch(LogitsProcessor):
-    """Notices NaN without waiting for the device. A single token may be forbidden with -inf, all of them may not."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._bad: Tensor | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        bad = ~torch.isfinite(scores.amax(-1)).all()  # NaN beats every number
-        self._bad = bad if self._bad is None else self._bad | bad
-        return scores
-
-    def check(self) -> None:
-        """Raise SteerbenchError if any logit was NaN or infinite."""
-        if self._bad is not None and bool(self._bad):
-            raise not_finite(self._source)

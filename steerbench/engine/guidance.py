@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from steerbench.data.dialogue import Dialogue
 from steerbench.decoding import Thinking
@@ -17,6 +18,7 @@ from steerbench.models.reward import Reward
 from steerbench.records.identity import asset
 from steerbench.steering.decoding_context import DecodingContext
 from steerbench.steering.parts import GuidingPart
+from steerbench.steering.steering import Steering
 from steerbench.steering.step import Step
 
 
@@ -72,3 +74,23 @@ def rows_at_once(parts: Sequence[GuidingPart], lm: LanguageModel, batch_size: in
     names = [name for part in parts for name in part.models.values()]
     guides = [loaded(name, lm.device, lm.dtype, lm.format.thinking) for name in names]
     return min([batch_size, *(guide.largest_batch for guide in guides if guide.largest_batch)])
+
+
+def processors_of(
+    lm: LanguageModel, batch: Batch, steering: Steering, given: Given, passes: Passes
+) -> list[LogitsProcessor]:
+    """Return the processors of the logits parts, around each of which the edits rest, if there are any."""
+    processors = [part.processor_in(given.context(part, lm, batch, passes)) for part in steering.logits]
+    return [_Unsteered(p, passes) for p in processors] if steering.edits or passes.last else processors
+
+
+class _Unsteered(LogitsProcessor):
+    """Calls a processor while the edits rest."""
+
+    def __init__(self, processor: LogitsProcessor, passes: Passes) -> None:
+        self._processor, self._passes = processor, passes
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        with self._passes.unsteered():
+            changed: Tensor = self._processor(input_ids, scores)
+        return changed

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
 
 from steerbench.engine.hooks import hook
-from steerbench.engine.positions import Positions, Rearrangement
+from steerbench.engine.positions import Positions, Rearrangement, Replacement
 from steerbench.engine.ranked import Idle, InRows, decided
 from steerbench.errors import SteerbenchError
 from steerbench.models.sites import Anatomy, Place, Site
@@ -38,8 +38,8 @@ class Editor:
         *,
         learning: bool = False,
     ) -> None:
-        device = next(place.module.parameters()).device
-        self._edits = [(p.edit if learning else copy.deepcopy(p.edit).to(device).eval(), p.scope) for p in edits]
+        self._device = next(place.module.parameters()).device
+        self._edits = [(p.edit if learning else copy.deepcopy(p.edit).to(self._device).eval(), p.scope) for p in edits]
         self._states: list[Any] = []
         self._positions = positions
         self._site = edits[0].site
@@ -48,9 +48,9 @@ class Editor:
         """What a decoding step adds, (width,) or (rows, 1, width)."""
         # which torch would spread over the whole state
         self._narrow = any(isinstance(p.edit, Add) and len(p.edit.vector) == 1 for p in edits)
-        positions.follow(self._rearrange, self._can_follow)
+        positions.follow(self)
 
-    def _rearrange(self, change: Rearrangement) -> None:
+    def rearrange(self, change: Rearrangement) -> None:
         """Let the state of each edit, and where its gate is open, follow its rows."""
         gated = [edit for edit, _ in self._edits if isinstance(edit, InRows)]
         for edit in gated:
@@ -61,9 +61,27 @@ class Editor:
             _follow_rows(edit, state, change) for (edit, _), state in zip(self._edits, self._states, strict=False)
         ]
 
-    def _can_follow(self) -> bool:
+    def replace(self, change: Replacement, other: "Editor") -> None:
+        """Take over the states, and where gates are open, of rows that another editor with the same edits has begun."""
+        pairs = list(zip(self._edits, other._edits, strict=True))
+        gates = ((mine, theirs) for (mine, _), (theirs, _) in pairs)
+        gated = [(a, b) for a, b in gates if isinstance(a, InRows) and isinstance(b, InRows)]
+        for mine, theirs in gated:
+            mine.rows = change.of_rows(mine.rows, theirs.rows)
+        if gated and self._constant is not None:
+            self._constant = self._sum()
+        states = zip(self._states, other._states, strict=True)
+        self._states = [_replace_rows(own, new, change, self._positions.rows) for own, new in states]
+
+    def can_follow(self) -> bool:
         """Tell whether the states of all edits say which row each of their values is of."""
         return all(_says_rows(state, self._positions.rows) for state in self._states)
+
+    def can_replace(self, other: "Editor") -> bool:
+        """Tell whether another editor's states can be joined with these, row by row."""
+        alike = len(self._states) == len(other._states) and self.can_follow() and other.can_follow()
+        rows = self._positions.rows, other._positions.rows
+        return alike and all(_fit(own, new, *rows) for own, new in zip(self._states, other._states, strict=True))
 
     def _sum(self) -> Tensor | None:
         """Return what a decoding step adds, (width,), or (rows, 1, width) behind gates, if no state changes it."""
@@ -79,6 +97,8 @@ class Editor:
         """Return the edited activation of a pass, of the same shape, type and layout; None where edits rest."""
         if self._positions.resting:
             return None
+        if activation.device != self._device:
+            self._follow_to(activation.device)
         constant = self._constant
         if (
             constant is not None
@@ -100,6 +120,14 @@ class Editor:
         if self._observe:
             self._observe(self._site, h, edited)
         return _laid_out_like(activation, edited if edited.shape == h.shape else edited.expand_as(h))
+
+    def _follow_to(self, device: torch.device) -> None:
+        """Move to the device of the states: of a model on several, what enters a part comes from that of the last."""
+        self._device = device
+        for edit, _ in self._edits:
+            edit.to(device)
+        if self._constant is not None:
+            self._constant = self._constant.to(device)
 
     def _tell_width(self, width: int, error: RuntimeError) -> None:
         """Raise SteerbenchError if an edit failed that has tensors, none of them as wide as the states."""
@@ -209,6 +237,38 @@ def _says_rows(state: Any, rows: int) -> bool:
     )
 
 
+def _fit(own: Any, new: Any, own_rows: int, new_rows: int) -> bool:
+    """Tell whether two states are alike but for their rows: what all rows share must be the same."""
+    if isinstance(own, PerPosition) or isinstance(new, PerPosition):
+        return type(own) is type(new) and own.values.shape[2:] == new.values.shape[2:]
+    (leaves, form), (others, other_form) = tree_flatten(own), tree_flatten(new)
+    if form != other_form:
+        return False
+    return all(_fit_leaf(a, b, own_rows, new_rows) for a, b in zip(leaves, others, strict=True))
+
+
+def _fit_leaf(own: Tensor | None, new: Tensor | None, own_rows: int, new_rows: int) -> bool:
+    if own is None or new is None:
+        return own is new
+    if own.shape[1:] != new.shape[1:] or own.dtype != new.dtype or own.ndim != new.ndim:
+        return False
+    by_row = own.ndim > 0 and len(own) == own_rows and len(new) == new_rows
+    return by_row or (own.shape == new.shape and torch.equal(own, new))
+
+
+def _replace_rows(own: Any, new: Any, change: Replacement, rows: int) -> Any:
+    """Return the state of so many rows with rows of another one, which fits."""
+    if isinstance(own, PerPosition):
+        return PerPosition(change.of_columns(own.values, new.values))
+    leaves, form = tree_flatten(own)
+    pairs = zip(leaves, tree_flatten(new)[0], strict=True)
+    return tree_unflatten([a if _is_shared(a, rows) else change.of_rows(a, b) for a, b in pairs], form)
+
+
+def _is_shared(leaf: Tensor | None, rows: int) -> bool:
+    return leaf is None or leaf.ndim == 0 or len(leaf) != rows
+
+
 def _laid_out_like(activation: Tensor, edited: Tensor) -> Tensor:
     """Return `edited` with shape, type and strides of the activation: another layout can change a matmul's last bit."""
     if edited.dtype != activation.dtype or edited.shape != activation.shape:
@@ -234,18 +294,22 @@ def steered(
     observe: Observer | None = None,
     *,
     learning: bool = False,
+    changing: bool = False,
 ) -> Iterator[None]:
     """Edit the model's activations inside the context. All sites are resolved first; hooks are always removed.
 
     If edits compete or have gates, the model runs once over the prompts before anything is installed. Copies of the
-    edits act, unless they are `learning`: then they act themselves, and gradients reach them.
+    edits act, unless they are `learning`: then they act themselves, and gradients reach them. Where rows are `changing`
+    for those of other prompts, each edit stands where it is, whether a gate opens for these or not.
     """
     if not edits:
         yield
         return
     places = [anatomy.place(p.site) for p in edits]
     by_place: dict[Place, list[PlacedEdit]] = {}
-    for place, placed in zip(places, decided(model, anatomy, edits, places, positions.batch), strict=True):
+    for place, placed in zip(
+        places, decided(model, anatomy, edits, places, positions.batch, by_row=changing), strict=True
+    ):
         if observe or learning or not isinstance(placed.edit, Idle):
             by_place.setdefault(place, []).append(placed)
     if not by_place:

@@ -19,6 +19,7 @@ from steerbench.errors import SteerbenchError
 from steerbench.models.batching import halving
 from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating
+from steerbench.models.pieces import logits_size
 from steerbench.models.reward import Reward
 from steerbench.steering.reweighting import Reweighting
 from steerbench.steering.steering import Steering
@@ -77,7 +78,7 @@ def _teacher_forced(
         logits = batch_logits(lm, [tokens[i] for i in rows], steering, given=given.of(rows))
         return [(i, keep(i, row)) for i, row in zip(rows, logits, strict=True)]
 
-    for _, found in halving(lm.batches(tokens, batch_size), work):
+    for _, found in halving(lm.batches(tokens, batch_size, size=logits_size(lm.model)), work):
         yield from found
         del found  # makes room for the next batch
 

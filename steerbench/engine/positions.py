@@ -1,8 +1,8 @@
 """Which positions each forward pass holds, and which of them a scope means."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -41,20 +41,88 @@ class Rearrangement(NamedTuple):
 
     def of_columns(self, values: Tensor, fill: Any = 0) -> Tensor:
         """Return values by column, (rows, columns) or more dimensions, for the new rows; `fill` where none are."""
-        columns = self._columns(values)
+        columns, rows = self._columns(values), self.rows.to(values.device)
         inside = (columns >= 0) & (columns < values.shape[1])
-        moved = values[self.rows[:, None], columns.clamp(0, values.shape[1] - 1)]
+        moved = values[rows[:, None], columns.clamp(0, values.shape[1] - 1)]
         return moved.masked_fill(~inside.reshape(*inside.shape, *[1] * (values.ndim - 2)), fill)
 
     def of_cache(self, values: Tensor) -> Tensor:
-        """Return a cache's keys or values, (rows, heads, columns, width), for the new rows; anything for padding."""
+        """Return a cache's keys or values, (rows, heads, columns, width), for the new rows; anything for padding.
+
+        Of a model on several devices, those of each layer are on its own.
+        """
+        rows = self.rows.to(values.device)
         if self.plain:
-            return values.index_select(0, self.rows)[:, :, : self.width]
+            return values.index_select(0, rows)[:, :, : self.width]
         columns = self._columns(values).clamp(0, values.shape[2] - 1)
-        return values[self.rows[:, None], :, columns].transpose(1, 2).contiguous()
+        return values[rows[:, None], :, columns].transpose(1, 2).contiguous()
 
     def _columns(self, values: Tensor) -> Tensor:
-        return torch.arange(self.width, device=values.device) - self.shifts[:, None]
+        return torch.arange(self.width, device=values.device) - self.shifts[:, None].to(values.device)
+
+
+class Replacement(NamedTuple):
+    """Rows of a batch that make room for rows of another one; all end in the last column, behind any padding."""
+
+    places: Tensor
+    """(new rows,): where each goes."""
+    rows: Tensor
+    """(new rows,): of which row of the other batch each is a copy."""
+    width: int
+    """Columns that are kept: as many as the longest row needs."""
+    old_width: int
+    """Columns of the batch before."""
+    other_width: int
+    """Columns of the other batch."""
+
+    def of_rows(self, own: Tensor, others: Tensor) -> Tensor:
+        """Return values by row, (rows, ...), with those of the new rows at their places."""
+        return own.index_copy(0, self.places.to(own.device), others[self.rows.to(others.device)].to(own.device))
+
+    def of_columns(self, own: Tensor, others: Tensor) -> Tensor:
+        """Return values by column, (rows, columns, ...), with those of the new rows; zeros where none are."""
+        kept = _last(_filled_up(own, self.old_width), 1, self.width)
+        return self.of_rows(kept, _last(_filled_up(others, self.other_width), 1, self.width))
+
+    def of_cache(self, own: Tensor, others: Tensor) -> Tensor:
+        """Write a cache's keys or values, (rows, heads, columns, width), of the new rows over those of the old ones.
+
+        Padding gets zeros: what is masked must be a number still.
+        """
+        kept = _last(own, 2, self.width)
+        kept[self.places.to(kept.device)] = _last(others[self.rows.to(others.device)], 2, self.width)
+        return kept
+
+
+def _last(values: Tensor, dim: int, width: int) -> Tensor:
+    """Return the last columns; where there are fewer, with zeros in front of them."""
+    missing = width - values.shape[dim]
+    if missing <= 0:
+        return values.narrow(dim, -missing, width)
+    padding = values.new_zeros(*values.shape[:dim], missing, *values.shape[dim + 1 :])
+    return torch.cat([padding, values], dim=dim)
+
+
+def _filled_up(values: Tensor, width: int) -> Tensor:
+    """Return values by column, of the first columns at least, with zeros for the others of a batch."""
+    padding = values.new_zeros(len(values), width - values.shape[1], *values.shape[2:])
+    return torch.cat([values, padding], dim=1) if padding.shape[1] else values
+
+
+class Follower(Protocol):
+    """Keeps something of each row."""
+
+    def rearrange(self, change: Rearrangement) -> None:
+        """Go on with other rows."""
+
+    def replace(self, change: Replacement, other: Any) -> None:
+        """Take over rows of another batch, of which `other` keeps the same."""
+
+    def can_follow(self) -> bool:
+        """Tell whether it can do the former."""
+
+    def can_replace(self, other: Any) -> bool:
+        """Tell whether it can do the latter."""
 
 
 class Positions:
@@ -77,23 +145,28 @@ class Positions:
         self.whole = False
         """Whether this pass is a decoding step of rows that all go on: then there is nothing to leave out."""
         self._branching = False
-        self._cached = cached
+        self.cached = cached
         self._begun_with = batch.attention_mask.bool()
         self.ends = torch.tensor(batch.prompt_ends, device=device)[:, None]
         self._end_ids = torch.tensor(list(end_ids), device=device, dtype=torch.long)
         self._known_end_ids = frozenset(end_ids)
         self._going_on = [True] * self.rows
         self._masks: dict[Scope, Tensor] = {}
-        self._followers: list[tuple[Callable[[Rearrangement], None], Callable[[], bool]]] = []
+        self._followers: list[Follower] = []
 
-    def follow(self, follower: Callable[[Rearrangement], None], able: Callable[[], bool]) -> None:
-        """Have `follower` called whenever rows are rearranged; `able` says whether it can follow."""
-        self._followers.append((follower, able))
+    def follow(self, follower: Follower) -> None:
+        """Have `follower` told whenever other rows take the places of those there are."""
+        self._followers.append(follower)
 
     @property
     def movable(self) -> bool:
         """Whether rows can be rearranged: whether all that keep something of them can follow."""
-        return all(able() for _, able in self._followers)
+        return all(follower.can_follow() for follower in self._followers)
+
+    def replaceable(self, others: "Positions") -> bool:
+        """Tell whether rows can make room for those of another batch, edited alike."""
+        pairs = zip(self._followers, others._followers, strict=False)
+        return len(self._followers) == len(others._followers) and all(mine.can_replace(other) for mine, other in pairs)
 
     def rearrange(self, change: Rearrangement, mask: Tensor) -> None:
         """Go on with other rows, all of which go on: copies of those there are, moved and cut.
@@ -101,13 +174,27 @@ class Positions:
         `mask` is that of the new rows. The next pass continues them, or begins again at column 0 where nothing is
         cached.
         """
-        self.ends = (self.ends[:, 0][change.rows] + change.shifts)[:, None]
+        self._go_on(self.ends[:, 0][change.rows] + change.shifts, mask)
+        for follower in self._followers:
+            follower.rearrange(change)
+
+    def replace(self, change: Replacement, others: "Positions", mask: Tensor) -> None:
+        """Go on with rows of another batch at the places of some of these; `mask` is that of all rows then.
+
+        All rows go on. The next pass is as behind `rearrange`.
+        """
+        own, new = (p.ends + change.width - w for p, w in ((self, change.old_width), (others, change.other_width)))
+        self._go_on(change.of_rows(own, new)[:, 0], mask)
+        for follower, other in zip(self._followers, others._followers, strict=True):
+            follower.replace(change, other)
+
+    def _go_on(self, ends: Tensor, mask: Tensor) -> None:
+        """Go on behind all columns of a mask, in rows whose prompts end in front of `ends`, (rows,)."""
+        self.ends = ends[:, None]
         self.rows, self._begun_with = len(mask), mask.bool()
-        self.low, self.high = int(self.ends.min()), int(self.ends.max())
-        self.past, self.width = 0, change.width
+        self.low, self.high = int(ends.min()), int(ends.max())
+        self.past, self.width = 0, mask.shape[1]
         self._going_on, self.whole, self._masks = [True] * self.rows, False, {}
-        for follower, _ in self._followers:
-            follower(change)
 
     def advance(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, past: int | None = None) -> None:
         """Take note of a forward pass over `input_ids`, (batch, width). Raises if another pass had to follow.
@@ -122,7 +209,7 @@ class Positions:
         again = (
             1 < self.width == seen + 1
         )  # GPT-1 has no cache, and Phi-3 rebuilds its own where it goes on to long RoPE
-        self.past = (seen if self._cached and not again else 0) if past is None else past
+        self.past = (seen if self.cached and not again else 0) if past is None else past
         stop = self.past + self.width
         if len(input_ids) != self.rows or (attention_mask is not None and attention_mask.shape[-1] != stop):
             raise RuntimeError(f"a steered pass over {tuple(input_ids.shape)} ids does not continue column {self.past}")

@@ -11,7 +11,9 @@ from steerbench.engine.finiteness import check_finite
 from steerbench.models.batching import halving
 from steerbench.models.language_model import LanguageModel, Tokens
 from steerbench.models.modes import evaluating
+from steerbench.models.pieces import logits_size
 from steerbench.steering.instructions import AskedPart
+from steerbench.steering.reweighting import Reweighting
 from steerbench.steering.steering import Steering
 
 
@@ -33,6 +35,19 @@ def prompted(
     return seen
 
 
+def prompt_tokens(
+    lm: LanguageModel, steering: Steering, dialogues: Sequence[Dialogue], batch_size: int, new: int
+) -> list[Tokens]:
+    """Return what the model sees. Raises SteerbenchError if that, or what a twin sees, and `new` tokens do not fit."""
+    seen = prompted(lm, steering, dialogues, batch_size)
+    twins = [part.twin.prompt for part in steering.logits if isinstance(part, Reweighting) and part.beta and part.twin]
+    for prompt in filter(None, twins):
+        lm.check_fit([lm.tokens(d) for d in prompted(lm, Steering(prompt=prompt), seen, batch_size)], new)
+    tokens = [lm.tokens(d) for d in seen]
+    lm.check_fit(tokens, new)
+    return tokens
+
+
 def label_scores(
     lm: LanguageModel, part: AskedPart, dialogues: Sequence[Dialogue], batch_size: int = 16
 ) -> list[list[float]]:
@@ -41,7 +56,7 @@ def label_scores(
     tokens = [lm.tokens(question, label) for question in questions for label in part.labels]
     lm.check_fit(tokens, 0)
     found: dict[int, float] = {}
-    for _, means in halving(lm.batches(tokens, batch_size), partial(_means, lm, tokens)):
+    for _, means in halving(lm.batches(tokens, batch_size, size=logits_size(lm.model)), partial(_means, lm, tokens)):
         found |= means
     n = len(part.labels)
     return [[found[i + k] for k in range(n)] for i in range(0, len(tokens), n)]

@@ -75,12 +75,19 @@ class Idle(Edit):
 
 @torch.no_grad()
 def decided(
-    model: PreTrainedModel, anatomy: Anatomy, edits: Sequence[PlacedEdit], places: Sequence[Place], batch: Batch
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    edits: Sequence[PlacedEdit],
+    places: Sequence[Place],
+    batch: Batch,
+    *,
+    by_row: bool = False,
 ) -> Sequence[PlacedEdit]:
     """Ask all gates, hold all contests, and return the edits, each at its place, with what was decided inside.
 
     Ranked edits come with the state that they begin with. Runs the prompts of the batch through the model as it is, so
     it must be called before anything is installed. A gate's site is looked up first: raises SteerbenchError without it.
+    `by_row` keeps what a gate decided for each row, also where it decided the same for all.
     """
     gates = {i: p.gate for i, p in enumerate(edits) if p.gate is not None}
     ranked = {i: p.edit for i, p in enumerate(edits) if isinstance(p.edit, RankedEdit)}
@@ -91,7 +98,7 @@ def decided(
     begun = _begun(ranked, {i: found[places[i], "last_prompt"] for i in ranked}, places)
     edits = [replace(p, edit=begun.get(i, p.edit)) for i, p in enumerate(edits)]
     rows = {i: _open_rows(gate, found[asked[i]]) for i, gate in gates.items()}
-    return [_behind_gate(p, rows[i]) if i in rows else p for i, p in enumerate(edits)]
+    return [_behind_gate(p, rows[i], by_row) if i in rows else p for i, p in enumerate(edits)]
 
 
 def _open_rows(gate: Gate, query: Tensor) -> Tensor:
@@ -100,9 +107,10 @@ def _open_rows(gate: Gate, query: Tensor) -> Tensor:
     return opened
 
 
-def _behind_gate(placed: PlacedEdit, rows: Tensor) -> PlacedEdit:
+def _behind_gate(placed: PlacedEdit, rows: Tensor, by_row: bool) -> PlacedEdit:
     """Return the edit as it acts behind a gate that was asked: one that is open to all has no cost."""
-    edit = placed.edit if bool(rows.all()) else InRows(placed.edit, rows) if bool(rows.any()) else Idle()
+    some = by_row or (bool(rows.any()) and not bool(rows.all()))
+    edit = InRows(placed.edit, rows) if some else placed.edit if bool(rows.all()) else Idle()
     return replace(placed, edit=edit, gate=None)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,8 +10,9 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from steerbench.engine.forward_passes import CACHE, arguments, places, run
+from steerbench.engine.growing_cache import growing_cache
 from steerbench.engine.hooks import watched
-from steerbench.engine.positions import Positions, Rearrangement
+from steerbench.engine.positions import Positions, Rearrangement, Replacement
 from steerbench.models.language_model import Batch
 from steerbench.models.sites import Place
 
@@ -59,15 +61,19 @@ class Sequences:
         self.ids, self.mask = prompts.input_ids, prompts.attention_mask
         self.ends = prompts.prompt_ends
         self._model, self._positions, self._place, self._trim = model, positions, place, trim
-        # without the configuration all layers keep every column: a window that has moved on could not go back
-        self._cache = DynamicCache() if cached else None
+        self._cache = growing_cache() if cached else None
         self._pass(self.ids)
 
-    def extend(self, tokens: Tensor) -> None:
-        """Append a token to each row, (rows,), and find out what comes next."""
+    def extend(self, tokens: Tensor, real: Tensor | None = None) -> None:
+        """Append a token to each row, (rows,), and find out what comes next.
+
+        `real` (rows,), 1 or 0, says which rows go on. What else takes part does not move on in its text, whose end may
+        be that of the context.
+        """
         new = tokens[:, None]
         self.ids = torch.cat([self.ids, new], dim=1)
-        self.mask = torch.cat([self.mask, torch.ones_like(new)], dim=1)
+        column = torch.ones_like(new) if real is None else real[:, None]
+        self.mask = torch.cat([self.mask, column], dim=1)
         self._pass(self.ids if self._cache is None else new)
 
     def keep(
@@ -87,14 +93,39 @@ class Sequences:
         self.states = self.states[change.rows] if states is None and self.states is not None else states
         self.ends = [self.ends[row] + shift for row, shift in zip(rows, change.shifts.tolist(), strict=True)]
         self._positions.rearrange(change, self.mask)
-        for layer in [] if self._cache is None else self._cache.layers:
-            if layer.is_initialized:
-                layer.keys, layer.values = change.of_cache(layer.keys), change.of_cache(layer.values)
+        for layer in self._layers():
+            layer.keys, layer.values = change.of_cache(layer.keys), change.of_cache(layer.values)
+
+    def replaceable(self, others: "Sequences") -> bool:
+        """Tell whether rows can make room for those of others."""
+        return self._positions.replaceable(others._positions)
+
+    def replace(self, places: Sequence[int], others: "Sequences", rows: Sequence[int]) -> None:
+        """Put copies of some rows of others at the places of rows that end here; all others go on.
+
+        Padding that none of them needs goes. What comes next is known of the new rows, and of the others as before.
+        """
+        padding, others_padding = (one.mask.argmax(1).tolist() for one in (self, others))
+        kept = [self.ids.shape[1] - left for row, left in enumerate(padding) if row not in set(places)]
+        width = max(kept + [others.ids.shape[1] - others_padding[row] for row in rows])
+        at, of = (torch.tensor(list(some), device=self.ids.device) for some in (places, rows))
+        change = Replacement(at, of, width, self.ids.shape[1], others.ids.shape[1])
+        self.ids, self.mask = (change.of_columns(*pair) for pair in ((self.ids, others.ids), (self.mask, others.mask)))
+        self.logits = change.of_rows(self.logits, others.logits)
+        self._positions.replace(change, others._positions, self.mask)
+        self.ends = self._positions.ends[:, 0].tolist()
+        for layer, other in zip(self._layers(), others._layers(), strict=True):
+            layer.keys = change.of_cache(layer.keys, other.keys)
+            layer.values = change.of_cache(layer.values, other.values)
 
     @property
     def movable(self) -> bool:
         """Whether all that is kept of the rows can follow them."""
         return self._positions.movable
+
+    def _layers(self) -> list[Any]:
+        """Return what the cache holds of each layer that keeps something."""
+        return [] if self._cache is None else [layer for layer in self._cache.layers if layer.is_initialized]
 
     def _pass(self, ids: Tensor) -> None:
         chosen = {
@@ -108,4 +139,5 @@ class Sequences:
         self.logits = out.logits[:, -1].to(dtype=torch.float32, device=self.ids.device, copy=True)
 
     def _read(self, activation: Tensor) -> None:
-        self.states = activation.reshape(len(self.ids), -1, activation.shape[-1])[:, -1].float().clone()
+        last = activation.reshape(len(self.ids), -1, activation.shape[-1])[:, -1]
+        self.states = last.to(dtype=torch.float32, device=self.ids.device, copy=True)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from steerbench.learn.ccs import CCS as CCS
     from steerbench.learn.ccs import fit_ccs as fit_ccs
     from steerbench.learn.context import Pair as Pair
-    from steerbench.learn.context import Rollout as Rollout
     from steerbench.learn.directions import Contrast as Contrast
     from steerbench.learn.directions import at_relative_norm as at_relative_norm
     from steerbench.learn.directions import contrast as contrast
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from steerbench.learn.prompt_classes import held_out_measures as held_out_measures
     from steerbench.learn.prompt_classes import prompt_class as prompt_class
     from steerbench.learn.prompt_classes import prompt_states as prompt_states
+    from steerbench.learn.rollout import Rollout as Rollout
     from steerbench.learn.self_generation import SelfGenerated as SelfGenerated
     from steerbench.learn.self_generation import self_generated as self_generated
     from steerbench.learn.states import States as States

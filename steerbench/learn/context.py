@@ -1,7 +1,7 @@
 """All that a method may learn from."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -14,12 +14,17 @@ from steerbench.engine.activations import Pool, activations_at, response_states
 from steerbench.engine.backends.generation_engine import GenerationEngine
 from steerbench.engine.generate import generate
 from steerbench.errors import SteerbenchError
-from steerbench.learn.states import States
+from steerbench.learn.rollout import Rollout, read_rollouts, write_rollouts
+from steerbench.learn.states import KeptStates, States
+from steerbench.learn.study_folder import StudyFolder
 from steerbench.models.language_model import LanguageModel, Tokens
+from steerbench.models.machine import environment
 from steerbench.models.response import Response
 from steerbench.models.sites import Site, SiteName
 from steerbench.progress import Progress, silent
+from steerbench.records.identity import asset, fingerprint
 from steerbench.seeds import generator_for
+from steerbench.version import __version__
 
 if TYPE_CHECKING:
     from steerbench.models.reward import Reward
@@ -40,22 +45,6 @@ class Pair(NamedTuple):
     def usable(self) -> bool:
         """Whether both replies have tokens."""
         return bool(self.chosen.response and self.rejected.response)
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """A response of the unsteered model to a training prompt, with its reward."""
-
-    prompt: Dialogue
-    """Turns; `prompt[-1].text` is what the user said last."""
-    response: Response
-    """What the model said: `response.text`, and `response.ids`, which is empty where it said nothing."""
-    tokens: Tokens
-    """Prompt and response as ids, which `context.activations` and `context.states` take."""
-    reward: float
-    """By the guiding reward, in its own units; higher is better."""
-    group: str
-    """Of the example: rollouts of one group are alike, and belong on the same side of a split."""
 
 
 @dataclass(kw_only=True)
@@ -89,6 +78,8 @@ class FitContext:
     """Whether a fit has asked for the seed, so that another one may give another steering: written into the record."""
     _shared: dict[object, Any] = field(default_factory=dict)
     """Results kept for the methods that follow; one per run."""
+    _study: StudyFolder | None = None
+    """Where rollouts and states are kept for other processes, too."""
 
     @property
     def queries(self) -> Sequence[Dialogue]:
@@ -107,7 +98,7 @@ class FitContext:
 
         Drawn and scored once per run and shared by all methods. Raises SteerbenchError where there is no reward.
         """
-        return self.once(("rollouts", seed_of_draws(self)), self._roll_out)
+        return self.once(("rollouts", seed_of_draws(self)), self._found_rollouts)
 
     def activations(self, site: Site, tokens: Sequence[Tokens], pool: Pool) -> list[Tensor]:
         """Return float32 CPU activations, one tensor per sequence: (width,) when pooled, (tokens, width) for `all`.
@@ -137,11 +128,16 @@ class FitContext:
     def states(self, site: Site, tokens: Sequence[Tokens]) -> States:
         """Return the states that each response token is drawn from, kept on disk: see `steerbench.learn.States`."""
 
-        def read() -> States:
-            size = self.batch_size
-            return States.write(response_states(self.lm, site, tokens, batch_size=size, progress=self.progress))
+        def read() -> Iterator[Tensor]:
+            return response_states(self.lm, site, tokens, batch_size=self.batch_size, progress=self.progress)
 
-        return self.once(("states", site, tuple(tokens)), read)
+        def find() -> States:
+            if self._study is None:
+                return States.write(read())
+            key = {**self._machine(), "site": str(site), "tokens": fingerprint(list(tokens))}
+            return self._study.once("states", key, KeptStates.read, lambda folder: KeptStates.keep(folder, read()))
+
+        return self.once(("states", site, tuple(tokens)), find)
 
     def generator(self, *names: object) -> torch.Generator:
         """Return a CPU generator seeded by the run's seed and `names`."""
@@ -166,6 +162,31 @@ class FitContext:
         if not pairs:
             raise SteerbenchError("the train split has no pair of replies to learn from; use more training examples.")
         return pairs
+
+    def _found_rollouts(self) -> list[Rollout]:
+        if self._study is None:
+            return self._roll_out()
+        key = {
+            **self._machine(),
+            "examples": fingerprint([[e.prompt, e.group] for e in self.examples]),
+            "decoding": asdict(self.decoding),
+            "seed": seed_of_draws(self),
+            "reward": asset(self.reward.name, self.reward.revision),
+            **({"engine": {"name": self.engine.name, **self.engine.facts}} if self.engine else {}),
+        }
+        return self._study.once("rollouts", key, read_rollouts, lambda folder: write_rollouts(folder, self._roll_out()))
+
+    def _machine(self) -> dict[str, Any]:
+        """Return what all results depend on, to the last bit: the model, and what computes."""
+        on = environment(self.lm.device)
+        return {
+            "steerbench": __version__,
+            "model": asset(self.lm.name, self.lm.revision),
+            "dtype": str(self.lm.dtype),
+            "format": self.lm.format.key,
+            "batch_size": self.batch_size,
+            **{name: on[name] for name in ("device", "threads", "torch", "transformers")},
+        }
 
     def _roll_out(self) -> list[Rollout]:
         self.reward.check()

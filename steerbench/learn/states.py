@@ -1,15 +1,20 @@
 """States of many sequences, kept on disk in shards: memory does not grow with their number."""
 
+import json
 import os
 import tempfile
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from steerbench.errors import SteerbenchError
+from steerbench.learn.study_folder import write_file
 
 SHARD_BYTES = 64 * 2**20
 
@@ -51,13 +56,14 @@ class States:
     @classmethod
     def write(cls, sequences: Iterable[Tensor], shard_bytes: int = SHARD_BYTES) -> Self:
         """Write sequences of states as they come. Raises SteerbenchError if the disk is full."""
-        states = cls()
-        for shard in _shards(sequences, shard_bytes):
-            states._append(shard)
-        return states
+        return cls()._filled(sequences, shard_bytes)
 
-    def _append(self, sequences: Sequence[Tensor]) -> None:
-        joined = torch.cat(list(sequences)).contiguous()
+    def _filled(self, sequences: Iterable[Tensor], shard_bytes: int = SHARD_BYTES) -> Self:
+        for shard in _shards(sequences, shard_bytes):
+            self._append(torch.cat(shard).contiguous(), [len(states) for states in shard])
+        return self
+
+    def _append(self, joined: Tensor, lengths: list[int]) -> None:
         self._width, self._dtype = joined.shape[1], joined.dtype
         start = self._file.tell()
         try:
@@ -66,7 +72,7 @@ class States:
                 left = left[self._file.write(left) :]
         except OSError as error:
             raise _no_room(error) from error
-        self._shards.append(_Shard(len(self), [len(states) for states in sequences], start, joined.nbytes))
+        self._shards.append(_Shard(len(self), lengths, start, joined.nbytes))
 
     def _read(self, shard: _Shard) -> Sequence[Tensor]:
         buffer = bytearray(shard.size)
@@ -111,6 +117,39 @@ class States:
             for i in _order(len(parts), generator):
                 if shard.first + i in rows:
                     yield shard.first + i, parts[i]
+
+
+class KeptStates(States):
+    """States in files of a folder, a shard each, for other processes, too."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._shards = []
+
+    @classmethod
+    def keep(cls, folder: Path, sequences: Iterable[Tensor], shard_bytes: int = SHARD_BYTES) -> list[str]:
+        """Write sequences of states as they come, and return the names of the files."""
+        return [f"{shard.start:06}.safetensors" for shard in cls(folder)._filled(sequences, shard_bytes)._shards]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Return the states that `keep` wrote; what they are is read from the files batch by batch."""
+        states, first = cls(folder), 0
+        for i, path in enumerate(sorted(folder.glob("*.safetensors"))):
+            with safe_open(path, framework="pt") as file:
+                lengths = json.loads(file.metadata()["lengths"])
+            states._shards.append(_Shard(first, lengths, i, path.stat().st_size))
+            first += len(lengths)
+        return states
+
+    def _append(self, joined: Tensor, lengths: list[int]) -> None:
+        number = len(self._shards)
+        write_file(self._folder, f"{number:06}.safetensors", save({"states": joined}, {"lengths": json.dumps(lengths)}))
+        self._shards.append(_Shard(len(self), lengths, number, joined.nbytes))
+
+    def _read(self, shard: _Shard) -> Sequence[Tensor]:
+        with safe_open(self._folder / f"{shard.start:06}.safetensors", framework="pt") as file:
+            return torch.split(file.get_tensor("states"), shard.lengths)
 
 
 def _no_room(error: OSError) -> SteerbenchError:

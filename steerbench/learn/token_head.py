@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from steerbench.errors import SteerbenchError
-from steerbench.learn.context import FitContext, Rollout
+from steerbench.learn.context import FitContext
+from steerbench.learn.rollout import Rollout
 from steerbench.learn.states import States
 from steerbench.learn.valuation import FINAL
 from steerbench.learn.value import Split, ValueFunction

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from steerbench.errors import SteerbenchError
+from steerbench.models.pieces import by_length
 from steerbench.progress import Advance
 
 T = TypeVar("T")
@@ -141,7 +142,7 @@ def _tell(too_many: int, n_rows: int) -> None:
 
 
 @torch.inference_mode()
-def in_batches(
+def in_batches(  # noqa: PLR0913 - the settings of one walk, each by name
     rows: Sequence[Sequence[int]],
     forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     *,
@@ -150,11 +151,13 @@ def in_batches(
     device: torch.device,
     advance: Advance,
     marks: Sequence[Sequence[int]] | None = None,
+    size: int = 0,
 ) -> torch.Tensor:
     """Return `forward(ids, mask)` of every row as float32 on the CPU, (N, ...), in the order of `rows`.
 
     Longest rows go first, so that memory runs out at once or not at all; if it does, batches are halved. `marks` are
-    numbers above 0, one for each token, which then stand in the mask.
+    numbers above 0, one for each token, which then stand in the mask. `size` is that of the largest tensor of a pass,
+    in bytes per token.
     """
 
     def work(chosen: list[int]) -> torch.Tensor:
@@ -163,11 +166,11 @@ def in_batches(
             mask = pad([marks[i] for i in chosen], 0)[0]
         return forward(ids.to(device), mask.to(device)).float().cpu()
 
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
     results: list[torch.Tensor] = []
-    for chosen, found in halving(batches, work):
+    order: list[int] = []
+    for chosen, found in halving(by_length(list(map(len, rows)), batch_size, size, device), work):
         results.append(found)
+        order += chosen
         advance(len(chosen))
     return torch.cat(results)[torch.tensor(order).argsort()] if results else torch.zeros(0)
 

@@ -122,14 +122,22 @@ def _fetch(name: str, patterns: list[str]) -> Path:
         ) from error
 
 
-def load_model(auto_class: Any, source: Source, dtype: torch.dtype | str) -> tuple[Any, set[str]]:
+def load_model(
+    auto_class: Any, source: Source, dtype: torch.dtype | str, device_map: str | None = None
+) -> tuple[Any, set[str]]:
     """Return the frozen model in evaluation mode, and the weights the checkpoint lacks, which are random now.
 
-    Raises SteerbenchError if it cannot be loaded, and if it has weights that the model does not read.
+    `device_map` is what accelerate takes to spread it over several devices, such as `auto`. Raises SteerbenchError if
+    it cannot be loaded, and if it has weights that the model does not read.
     """
+    if device_map and not find_spec("accelerate"):
+        raise SteerbenchError(
+            "--device-map needs the package accelerate, which is not installed: pip install 'steerbench[large]'."
+        )
+    mapped = {"device_map": device_map} if device_map else {}
     try:
         with quiet():
-            model, missing, unread = _loaded(auto_class, source, dtype)
+            model, missing, unread = _loaded(auto_class, source, dtype, mapped)
     except SteerbenchError:
         raise
     except Exception as error:  # a damaged configuration ends in any of them
@@ -146,14 +154,16 @@ def load_model(auto_class: Any, source: Source, dtype: torch.dtype | str) -> tup
     return model.eval().requires_grad_(False), missing
 
 
-def _loaded(auto_class: Any, source: Source, dtype: torch.dtype | str) -> tuple[Any, set[str], set[str]]:
+def _loaded(
+    auto_class: Any, source: Source, dtype: torch.dtype | str, mapped: dict[str, str]
+) -> tuple[Any, set[str], set[str]]:
     """Return the model, the weights that it lacks, and those of the checkpoint that belong to it and are not read."""
     if source.base:
-        model, missing, unread = _loaded(auto_class, source.base, dtype)
+        model, missing, unread = _loaded(auto_class, source.base, dtype, mapped)
         return merged(model, source.folder), missing, unread
     getLogger("bitsandbytes").setLevel(ERROR)  # it says at each product of each pass that it rounds
     model, info = auto_class.from_pretrained(
-        source.folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, **_gguf(source)
+        source.folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, **_gguf(source), **mapped
     )
     unread = {key for key in info["unexpected_keys"] if _belongs(key, model)}
     return model, set(info["missing_keys"]), unread | _of_more_blocks(info["unexpected_keys"], model)

@@ -11,6 +11,7 @@ from steerbench.errors import SteerbenchError
 from steerbench.files import read_json, read_object
 from steerbench.models.batching import Side, check_ids, in_batches, padding_id, position_limit, tokenize
 from steerbench.models.checkpoint import Source, find, load_model, load_tokenizer
+from steerbench.models.pieces import inner_size
 from steerbench.models.self_check import scorer_batch, trial_rows
 from steerbench.progress import Progress, silent
 
@@ -77,6 +78,7 @@ class SentenceEncoder:
                 pad_id=self._pad_id,
                 device=self._model.device,
                 advance=advance,
+                size=inner_size(self._model),
             )
 
     def _embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

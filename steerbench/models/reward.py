@@ -14,6 +14,7 @@ from steerbench.errors import SteerbenchError
 from steerbench.models.batching import check_ids, in_batches, padding_id, position_limit
 from steerbench.models.chat_template import is_whole
 from steerbench.models.checkpoint import Source, find, load_model, load_tokenizer, read_tensor, tensor_files
+from steerbench.models.pieces import inner_size
 from steerbench.models.pooled_block import PooledHead, is_pooled, load_pooled, with_backbone
 from steerbench.models.reward_text import RewardText
 from steerbench.models.self_check import scorer_batch, trial_rows
@@ -152,6 +153,7 @@ class RewardModel(Reward):
             pad_id=self._pad_id,
             device=self.device,
             advance=advance,
+            size=inner_size(self._model),
         )
 
     def finite(self, scores: torch.Tensor) -> torch.Tensor:

@@ -90,9 +90,9 @@ def add_plugin(plugin: str | Path | type[Any]) -> tuple[Kind, str]:
     return source.kind, source.name
 
 
-def plugin_files() -> list[str]:
-    """Return the paths of the plugin files that are registered in this process, for another one."""
-    return sorted(source.origin for source in _files.values() if source.module.startswith(f"{PLUGINS}."))
+def plugin_files() -> list[Path]:
+    """Return the files that were added in this process, so that another one can add them too."""
+    return [Path(source.origin) for name, source in _files.items() if name.startswith(f"{PLUGINS}.")]
 
 
 def _add_class(cls: type[Any]) -> tuple[Kind, str]:

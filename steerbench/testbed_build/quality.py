@@ -113,7 +113,7 @@ def _replies(bench: Bench, prompts: Sequence[Dialogue], steering: Steering, temp
     decoding = Decoding(max_new_tokens=128, temperature=temperature)
     options = bench.options
     found = generate(
-        bench.lm, prompts, steering, decoding, seed=0, batch_size=options.batch_size, progress=options.progress
+        bench.lm, prompts, steering, decoding, seed=0, batch_size=bench.batch_size, progress=options.progress
     )
     return [response.text for response in found]
 

@@ -51,7 +51,7 @@ def test_a_reward_that_refuses_the_prompts_ends_the_run_before_it_begins(
     protocol: Protocol, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuses = "{% if messages[-2]['content'] | length > 7 %}{{ raise_exception('too long') }}{% endif %}" + EACH
-    monkeypatch.setattr(harness, "generate", lambda *_, **__: pytest.fail("it has begun"))
+    monkeypatch.setattr(harness, "generate_samples", lambda *_, **__: pytest.fail("it has begun"))
     refused = replace(protocol, reward_model=with_template(world / "reward", refuses, tmp_path / "judge"))
     with pytest.raises(SteerbenchError, match="of reward model 'judge' refuses the dialogue: too long"):
         run(refused, "unsteered", Options(out=tmp_path / "runs"))

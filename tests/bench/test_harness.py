@@ -26,6 +26,7 @@ from steerbench.engine.timing import latency
 from steerbench.errors import SteerbenchError
 from steerbench.learn import Response, RewardModel
 from steerbench.metrics import diversity_of, repetition_of, wins
+from steerbench.models.pieces import BatchSize
 from steerbench.plugins import registry
 from steerbench.records.comparisons import COMPARISONS, compared, comparisons
 from steerbench.records.identity import differences
@@ -124,7 +125,10 @@ def test_texts_too_long_for_the_reward_are_counted(protocol: Protocol, world: Pa
     config = short / "tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 40}))
     outcome = run(replace(protocol, reward_model=str(short)), "caa", Options(out=tmp_path / "runs"))
-    assert [r.truncated for r in outcome.records] == [8, 4]  # the preferred replies are scored once, at first
+    # the preferred replies are scored once, at first, and count in each: no record depends on which one was first
+    assert [r.truncated for r in outcome.records] == [8, 8]
+    (one,) = run(replace(protocol, reward_model=str(short)), "unsteered", Options(out=tmp_path / "alone")).records
+    assert one.truncated == 8
 
 
 class CountLetters(Reward):
@@ -190,7 +194,7 @@ def test_without_the_unsteered_model_nothing_is_compared(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise SteerbenchError("broken model")
 
-    monkeypatch.setattr(harness, "generate", fail)
+    monkeypatch.setattr(harness, "generate_samples", fail)
     with pytest.raises(SteerbenchError, match="broken model"):
         run(protocol, "caa", Options(out=tmp_path))
 
@@ -236,7 +240,8 @@ def test_train_and_test_are_disjoint(protocol: Protocol) -> None:
 @pytest.mark.parametrize("temperature", mostly_slow([0.0, 1.0], lambda t: t == 1))
 def test_batch_size_changes_no_score(protocol: Protocol, tmp_path: Path, temperature: float) -> None:
     protocol = replace(protocol, decoding=Decoding(max_new_tokens=6, temperature=temperature))
-    folders = {size: tmp_path / str(size) for size in (1, 3, 16)}
+    sizes: tuple[BatchSize, ...] = (1, 3, 16, "auto")
+    folders = {size: tmp_path / str(size) for size in sizes}
     for size, folder in folders.items():
         run(protocol, "caa:strength=4", Options(out=folder, batch_size=size))
     for method in ("unsteered", "caa:strength=4"):

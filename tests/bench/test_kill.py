@@ -1,6 +1,5 @@
 """A run killed at any moment leaves whole records alone, and the same command finishes it without repeating them."""
 
-import json
 import os
 import re
 import signal
@@ -10,11 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import made_records
 import pandas as pd
 import pytest
+from carried_records import contents
 from given_options import last_of_each
 from typer.testing import Result
 
@@ -253,10 +252,8 @@ def test_the_same_command_goes_on_where_it_was_ended(
 # Killed at any time
 
 N_KILLS = 20
-NOT_COMPARED = {"created", "seconds", "latency", "seal"}
-"""What a record says about the clock, and about what else the machine did; the seal is of that, too."""
 COLUMNS_NOT_COMPARED = ("prefill_", "decode_", "tokens_per_s", "peak_memory_mb", "fit_seconds")
-"""The same of the leaderboard; a column begins so."""
+"""What the leaderboard says about the clock; a column begins so."""
 
 
 @pytest.fixture(scope="module")
@@ -270,15 +267,6 @@ def killed(run_args: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[0]) > N_KILLS, "most runs were over before they were killed"
     return out
-
-
-def contents(folder: Path) -> dict[str, tuple[bytes, dict[str, Any]]]:
-    """Return for each record the bytes of its examples, and its JSON without what depends on the clock."""
-    found = {}
-    for path in folder.glob("[!.]*/record.json"):
-        values = {key: value for key, value in json.loads(path.read_text()).items() if key not in NOT_COMPARED}
-        found[path.parent.name] = (path.with_name("examples.parquet").read_bytes(), values)
-    return found
 
 
 def leaderboard(folder: Path) -> pd.DataFrame:

@@ -69,11 +69,11 @@ def test_tuning_sees_the_validation_prompts_and_no_test_prompt(
     train = {e.prompt for e in bench.train}
     assert isinstance(bench.reward, Judge)
     generated: list[Dialogue] = []
-    draw = generation._draw
+    run = generation.Draws.run
 
-    def spy(lm: Any, dialogues: Sequence[Dialogue], *rest: Any) -> Any:
+    def spy(draws: Any, dialogues: Sequence[Dialogue], *rest: Any) -> Any:
         generated.extend(dialogues)
-        return draw(lm, dialogues, *rest)
+        return run(draws, dialogues, *rest)
 
     def tuned(*args: Any) -> Tuned:
         found = tune(*args)
@@ -81,7 +81,7 @@ def test_tuning_sees_the_validation_prompts_and_no_test_prompt(
         return found
 
     phases: list[tuple[set[Dialogue], set[Dialogue]]] = []
-    monkeypatch.setattr(generation, "_draw", spy)
+    monkeypatch.setattr(generation.Draws, "run", spy)
     monkeypatch.setattr(harness, "tune", tuned)
     harness.measure(bench, planned("say"), 0)
     assert phases == [(validation | train, validation | train)]

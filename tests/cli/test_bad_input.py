@@ -83,6 +83,11 @@ OPTIONS = {
     "infinite": (["--methods", "caa:strength=inf"], "caa:strength must be a finite number, not 'inf'"),
     "unknown choice": (["--methods", "caa:pool=foo"], "or last_response or last_prompt, not 'foo'"),
     "open quote": (["--methods", 'static_prompt:text="Hi'], "the quote at column 20 is not closed"),
+    "no batch": (["--batch-size", "0"], "--batch-size '0' must be auto, or a whole number of 1 or more"),
+    "a batch of words": (
+        ["--batch-size", "large"],
+        "--batch-size 'large' must be auto, or a whole number of 1 or more",
+    ),
     "no task": (["--tasks", ","], "expected the name of a task, found ',' at column 1"),
     "unknown task": (["--tasks", "sph"], "unknown task 'sph'. Did you mean 'shp'?"),
     "second task unknown": (["--tasks", "hh_rlhf,foo"], "unknown task 'foo'"),
@@ -134,9 +139,7 @@ def test_an_option_out_of_range_is_told(run_cli: Cli, tmp_path: Path, case: str)
     assert not list(tmp_path.glob("runs/*"))
 
 
-@pytest.mark.parametrize(
-    "option", ["--n-examples=0", "--n-train=0", "--batch-size=0", "--temperature=-1", "--max-prompt-tokens=0"]
-)
+@pytest.mark.parametrize("option", ["--n-examples=0", "--n-train=0", "--temperature=-1", "--max-prompt-tokens=0"])
 def test_a_number_out_of_range_is_told_with_the_usage(run_cli: Cli, option: str) -> None:
     done = run_cli("--methods", "caa", option)
     assert done.exit_code == 2

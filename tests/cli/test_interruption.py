@@ -13,7 +13,7 @@ import pytest
 from typer.testing import Result
 
 from steerbench.cli import stages
-from steerbench.cli.interruption import Terminated, farewell, handled
+from steerbench.cli.interruption import Terminated, as_it_came, farewell, handled
 
 Cli = Callable[..., Result]
 
@@ -29,6 +29,16 @@ def test_a_signal_is_an_exception_only_while_it_is_handled(name: str) -> None:
     with handled(), pytest.raises(SIGNALS[name][0]):
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_what_a_library_makes_of_a_signal_is_told_as_the_signal(name: str) -> None:
+    plain, kind = KeyboardInterrupt(), SIGNALS[name][0]
+    with handled():
+        with pytest.raises(kind):
+            os.kill(os.getpid(), signal.Signals[name])
+        assert type(as_it_came(plain)) is kind
+    assert as_it_came(plain) is plain
 
 
 def test_what_is_ignored_stays_ignored() -> None:

@@ -84,9 +84,9 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Sequence[PlacedEdit]
     """Record which edits are left to hooks."""
     left: list[Sequence[PlacedEdit]] = []
 
-    def spy(model: Any, anatomy: Any, edits: Sequence[PlacedEdit], *more: Any) -> Any:
+    def spy(model: Any, anatomy: Any, edits: Sequence[PlacedEdit], *more: Any, **named: Any) -> Any:
         left.append(edits)
-        return steered(model, anatomy, edits, *more)
+        return steered(model, anatomy, edits, *more, **named)
 
     with monkeypatch.context() as patch:
         for module in (generation, scoring):

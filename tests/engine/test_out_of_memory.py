@@ -91,10 +91,10 @@ def fits(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     """Let generation hold so many rows at once."""
     kept = generation._generate_batch
 
-    def generate_batch(lm: LanguageModel, batch: Any, *args: Any) -> list[list[int]]:
+    def generate_batch(lm: LanguageModel, batch: Any, *args: Any, **more: Any) -> list[list[int]]:
         if len(batch.input_ids) > room:
             raise ERRORS["torch"]()
-        return kept(lm, batch, *args)
+        return kept(lm, batch, *args, **more)
 
     monkeypatch.setattr(generation, "_generate_batch", generate_batch)
 

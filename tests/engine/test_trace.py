@@ -72,11 +72,11 @@ def traced(
     after: list[list[Tensor]] = [[] for _ in places]
 
     @contextmanager
-    def observed(*args: Any) -> Iterator[None]:
+    def observed(*args: Any, **more: Any) -> Iterator[None]:
         with ExitStack() as stack:
             for place, seen in zip(places, before, strict=True):
                 stack.enter_context(watched(place, keeping(seen)))
-            stack.enter_context(steered(*args))
+            stack.enter_context(steered(*args, **more))
             for place, seen in zip(places, after, strict=True):
                 stack.enter_context(watched(place, keeping(seen)))
             yield

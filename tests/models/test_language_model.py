@@ -15,7 +15,7 @@ from steerbench import Decoding, LanguageModel, SteerbenchError, generate
 from steerbench.contract import tiny
 from steerbench.data import user
 from steerbench.learn import Tokens
-from steerbench.models.language_model import by_length
+from steerbench.models.pieces import by_length
 
 FEW = Decoding(max_new_tokens=6)
 
@@ -146,14 +146,21 @@ def test_a_real_pad_token_in_the_text_is_not_masked(llama: LanguageModel) -> Non
 
 
 def test_by_length_covers_every_index_longest_first() -> None:
-    tokens = [Tokens((1,) * n, (2,) * m) for n, m in ((3, 0), (1, 9), (5, 1), (2, 0), (4, 4))]
-    batches = list(by_length(tokens, 2))
+    lengths, cpu = [3, 10, 6, 2, 8], torch.device("cpu")
+    batches = list(by_length(lengths, 2, 0, cpu))
     assert [len(b) for b in batches] == [2, 2, 1]
     flat = [i for b in batches for i in b]
     assert sorted(flat) == list(range(5))
-    lengths = [len(tokens[i].prompt + tokens[i].response) for i in flat]
-    assert lengths == sorted(lengths, reverse=True)
-    assert list(by_length([], 2)) == []
+    assert flat == [1, 4, 2, 0, 3]
+    assert list(by_length([], 2, 0, cpu)) == []
+
+
+def test_a_cpu_gets_pieces_that_it_does_not_choke_on() -> None:
+    """As many rows as keep the largest tensor below 8 MiB, but one at least; a GPU gets what is asked for."""
+    lengths, size = [100, 90, 50, 50, 50, 300], 2**15  # 32 KiB per token: 256 tokens at once
+    assert list(by_length(lengths, 4, size, torch.device("cpu"))) == [[5], [0, 1], [2, 3, 4]]
+    assert list(by_length(lengths, 4, size, torch.device("cuda"))) == [[5, 0, 1, 2], [3, 4]]
+    assert list(by_length(lengths, 2, size, torch.device("cpu"))) == [[5], [0, 1], [2, 3], [4]]
 
 
 def test_replies_are_limited_in_tokens(llama: LanguageModel) -> None:

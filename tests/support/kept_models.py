@@ -33,13 +33,13 @@ def keep(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "scorer_batch", _tried_scorer)
 
 
-def _copied(auto_class: Any, source: Any, dtype: Any) -> Any:
-    if source.base or source.gguf:
-        return _loaded(auto_class, source, dtype)
+def _copied(auto_class: Any, source: Any, dtype: Any, mapped: Any) -> Any:
+    if source.base or source.gguf or mapped:
+        return _loaded(auto_class, source, dtype, mapped)
     files = _files(source.folder)
     key = (auto_class, str(dtype), files)
     if key not in _models:
-        made = _loaded(auto_class, source, dtype)
+        made = _loaded(auto_class, source, dtype, mapped)
         if sum(size for _, size, _ in files) > LARGEST:
             return made
         made[0].kept = made[0].base_model.kept = len(_models)

@@ -319,6 +319,12 @@ BROKEN: dict[str, dict[str, str]] = {
         "start_reads_padding": edit("return h + self.strength * state", start="return prompt.mean(1, keepdim=True)"),
         "guide_of_the_first_dialogue": guided("self.context.dialogues[0]"),
     },
+    "refilled_equals_alone": {
+        "keeps_its_state_itself": edit(
+            "return h + self.strength * self.mean if len(h) == len(self.mean) else h",
+            start="self.mean = (prompt * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]",
+        ),
+    },
     "cached_equals_recomputed": {
         "single_token_is_generated": edit(
             "return h + self.strength * self.vector if h.shape[1] == 1 else h", scope="all"
@@ -433,17 +439,19 @@ COMPANIONS: dict[str, set[str]] = {
         "steering_leaves_no_trace",
         "generation_is_reproducible",
         "batch_equals_single",
+        "refilled_equals_alone",
         "cached_equals_recomputed",
         "teacher_forcing_equals_decoding",
         "saving_keeps_everything",
         "half_precision_works",
     },
-    "start_reads_padding": {"teacher_forcing_equals_decoding"},
+    "start_reads_padding": {"refilled_equals_alone", "teacher_forcing_equals_decoding"},
+    "keeps_its_state_itself": set(),
     "single_token_is_skipped": {"teacher_forcing_equals_decoding"},
     "last_column_is_the_prompts_end": set(),
     "in_place": {"declared_positions_change", "teacher_forcing_equals_decoding"},
     "one_value_for_all": set(),
-    "first_row_only": {"batch_equals_single"},
+    "first_row_only": {"batch_equals_single", "refilled_equals_alone"},
     "mean_of_positions": {"cached_equals_recomputed", "teacher_forcing_equals_decoding"},
     "casts_in_between": set(),
     "constant_is_a_number": set(),

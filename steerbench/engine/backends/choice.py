@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from steerbench.data.dialogue import Dialogue
 from steerbench.decoding import Decoding
 from steerbench.engine.backends.generation_engine import GenerationEngine
-from steerbench.engine.decode import choosing
+from steerbench.engine.decode import check_choice, choosing
 from steerbench.engine.guidance import Given, Passes
+from steerbench.engine.prompting import prompt_tokens
 from steerbench.models.language_model import LanguageModel, Tokens
 from steerbench.models.response import Response
 from steerbench.progress import Progress
@@ -20,10 +23,10 @@ if TYPE_CHECKING:
     from steerbench.models.reward import Reward
 
 
+@torch.no_grad()
 def responses_of(  # noqa: PLR0913, PLR0917
     engine: GenerationEngine,
     lm: LanguageModel,
-    tokens: Sequence[Tokens],
     dialogues: Sequence[Dialogue],
     steering: Steering,
     decoding: Decoding,
@@ -34,8 +37,15 @@ def responses_of(  # noqa: PLR0913, PLR0917
     *,
     endless: bool = False,
 ) -> list[Response]:
-    """Return one response per dialogue; `tokens` are the prompts as the model sees them, `seed` a seed and a sample."""
+    """Return one response per dialogue; `seed` is a seed and a sample.
+
+    Raises SteerbenchError if the engine cannot carry the steering, and like `generate`.
+    """
     part, (base, sample) = steering.decode, seed
+    if part is not None and not endless:
+        check_choice(part, decoding, reward)
+    engine.check(steering)
+    tokens = prompt_tokens(lm, steering, dialogues, batch_size, decoding.max_new_tokens)
     count = part.candidates if part else 1
     alone = count == 1  # where there is no choice, it draws what the model draws
     names = [("sample", sample)] if alone else [("candidate", sample, k) for k in range(count)]

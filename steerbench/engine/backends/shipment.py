@@ -152,7 +152,8 @@ def write(folder: Path, edits: Sequence[Shipped]) -> None:
     }
     save_file(rows, folder / _ROWS)
     places = [{"module": one.module, "side": one.side} for one in edits]
-    (folder / _PLACES).write_text(json.dumps({"places": places, "plugins": plugin_files()}), encoding="utf-8")
+    plugins = [str(path) for path in plugin_files()]
+    (folder / _PLACES).write_text(json.dumps({"places": places, "plugins": plugins}), encoding="utf-8")
 
 
 def read(folder: Path) -> list[Shipped]:

@@ -1,0 +1,72 @@
+"""How much goes into one pass of a model: as many rows as pay, and as the memory holds."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+
+BatchSize = int | Literal["auto"]
+"""Rows at once; `auto` is `automatic`."""
+PIECE = 8 * 2**20
+"""Bytes of the largest tensor of a pass on a CPU, unless a single row has more."""
+_INNER = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+"""What families call the width of their feed-forward parts."""
+_CPU, _LEAST, _MOST = 32, 8, 256
+
+
+def automatic(model: Any, columns: int) -> int:
+    """Return how many rows of so many columns to take at once, where nobody says.
+
+    32 on a CPU, which takes them in pieces. On a GPU a power of two from 8 to 256, whose cache and logits fill at most
+    half of the memory that is free.
+    """
+    device = torch.device(model.device)
+    if device.type != "cuda":
+        return _CPU
+    layers = int(getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1))
+    of_row = columns * (2 * layers * cache_size(model) + 3 * logits_size(model))  # in float32 as well
+    fitting = max(1, int(torch.cuda.mem_get_info(device)[0]) // 2 // of_row)
+    return max(_LEAST, min(_MOST, 1 << (fitting.bit_length() - 1)))
+
+
+def in_one_piece(rows: int, size: int, device: torch.device) -> int:
+    """Return how many of `rows` go into one pass, of which each has a largest tensor of `size` bytes; at least 1.
+
+    Any on a GPU. On a CPU a large tensor is no gain: memory that was given back comes again page by page.
+    """
+    return rows if device.type != "cpu" else max(1, min(rows, PIECE // max(size, 1)))
+
+
+def by_length(lengths: Sequence[int], batch_size: int, size: int, device: torch.device) -> Iterator[list[int]]:
+    """Yield batches of indices, longest first: little padding, and a batch too large for the memory fails at once.
+
+    `size` is that of the largest tensor of a pass, in bytes per token; see `in_one_piece`.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        rows = in_one_piece(batch_size, size * lengths[order[start]], device)
+        yield order[start : start + rows]
+        start += rows
+
+
+def inner_size(model: Any) -> int:
+    """Return the bytes per token of the largest tensor inside of a decoder or encoder, but for its logits."""
+    config = model.config.get_text_config(decoder=True)
+    named = [getattr(config, name, None) for name in (*_INNER, "hidden_size")]
+    return max([n for n in named if isinstance(n, int)], default=0) * int(model.dtype.itemsize)
+
+
+def logits_size(model: Any) -> int:
+    """Return the bytes per token of the largest tensor of a pass of a language model that gives logits."""
+    return max(inner_size(model), len(model.get_input_embeddings().weight) * int(model.dtype.itemsize))
+
+
+def cache_size(model: Any) -> int:
+    """Return the bytes per token of the keys of one layer, or more where heads share them and nothing says so."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_attention_heads", None) or 1
+    width = int(getattr(config, "hidden_size", None) or 0)
+    of_head = getattr(config, "head_dim", None) or width // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    return int(kept * of_head * model.dtype.itemsize)
