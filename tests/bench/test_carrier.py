@@ -73,6 +73,12 @@ def test_records_do_not_depend_on_who_measures_nor_in_which_order(small: Protoco
     assert not Path("nowhere").exists()
 
 
+def test_another_engine_is_not_carried(small: Protocol, tmp_path: Path) -> None:
+    with pytest.raises(SteerbenchError, match="generates with transformers, and not with vllm"):
+        run(replace(small, engine="vllm"), METHODS, Options(out=tmp_path / "runs"), carrier=Backwards())
+    assert not (tmp_path / "runs").exists()
+
+
 def test_only_what_is_missing_is_measured(small: Protocol, tmp_path: Path) -> None:
     run(small, "unsteered", Options(out=tmp_path))
     carrier = Backwards()

@@ -38,3 +38,13 @@ def test_the_folder_of_shared_results_is_used_without_ray(run_cli: Cli, tmp_path
     assert run_cli(*sizes).exit_code == 0
     kinds = {path.name.partition("-")[0] for path in (tmp_path / "shared").iterdir()}
     assert kinds == {"rollouts", "states"}
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_another_engine_is_not_spread(run_cli: Cli, monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
+    monkeypatch.setattr(ray_cluster, "_ray", lambda: pytest.fail("started"))
+    done = run_cli("--methods", "caa", "--ray", "--engine", "vllm", *more)
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: a run that is spread over processes generates with transformers, and not with vllm")
+    assert line.endswith("leave out --ray or --engine vllm.")

@@ -18,7 +18,7 @@ from steerbench.edits import Add, DecodePart, Edit, PlacedEdit, Site
 from steerbench.engine.backends.packed_edits import PackedEdits
 from steerbench.engine.backends.packed_step import PackedStep
 from steerbench.engine.backends.shipment import Shipped
-from steerbench.engine.generate import generate_fixed
+from steerbench.engine.generate import generate_fixed, generate_samples
 
 NEW = Decoding(max_new_tokens=5)
 DRAWN = Decoding(max_new_tokens=5, temperature=1.0, top_k=40, top_p=0.95)
@@ -70,6 +70,17 @@ def test_the_same_candidates_and_the_same_choice(lm: LanguageModel, steerings: d
     found = generate(lm, PROMPTS, steering, DRAWN, engine=PackedEngine(), **given)
     assert found == wanted
     assert [r.draws for r in found] == [r.draws for r in wanted]
+
+
+@pytest.mark.parametrize("part", [None, Vowels(2)])
+def test_samples_are_those_of_transformers(
+    lm: LanguageModel, steerings: dict[str, Steering], part: DecodePart | None
+) -> None:
+    steering = steerings["ascent"] + Steering(decode=part)
+    given: dict[str, Any] = {"samples": 2, "seed": 3, "reward": tiny.VowelReward(), "batch_size": 4}
+    wanted = generate_samples(lm, PROMPTS, steering, DRAWN, **given)
+    assert generate_samples(lm, PROMPTS, steering, DRAWN, engine=PackedEngine(), **given) == wanted
+    assert wanted[: len(PROMPTS)] != wanted[len(PROMPTS) :]
 
 
 def test_a_fixed_number_of_tokens_has_no_end(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from packed_engine import PackedEngine
 from torch import Tensor
 
 from steerbench import Decoding, FitContext
@@ -191,7 +192,13 @@ def test_rollouts_and_states_are_found_by_another_process(tmp_path: Path, monkey
 
 @pytest.mark.parametrize(
     "changed",
-    [{"seed": 1}, {"batch_size": 3}, {"decoding": Decoding(max_new_tokens=3)}, {"examples": tiny.examples()[:3]}],
+    [
+        {"seed": 1},
+        {"batch_size": 3},
+        {"decoding": Decoding(max_new_tokens=3)},
+        {"examples": tiny.examples()[:3]},
+        {"engine": PackedEngine()},
+    ],
 )
 def test_what_a_rollout_depends_on_is_in_its_key(tmp_path: Path, changed: dict[str, Any]) -> None:
     context = context_of(tmp_path)
