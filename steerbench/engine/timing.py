@@ -82,6 +82,8 @@ def timed(
     engine: GenerationEngine | None = None,
 ) -> Timing:
     """Time a batch twice: up to its first tokens, and up to `new` tokens of each row, 2 or more."""
+    if engine is not None:
+        generate_fixed(lm, dialogues, steering, 1, reward, engine)  # edits are handed over once, and not at each call
     reset_peak_memory(lm.device)
     first = _seconds(lm, dialogues, steering, reward, 1, engine)
     whole = _seconds(lm, dialogues, steering, reward, new, engine)

@@ -1,5 +1,6 @@
 """Another engine gives what transformers gives: what travels to it, what it is asked to do, and what it refuses."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from steerbench.engine.backends.packed_edits import PackedEdits
 from steerbench.engine.backends.packed_step import PackedStep
 from steerbench.engine.backends.shipment import Shipped
 from steerbench.engine.generate import generate_fixed, generate_samples
+from steerbench.engine.timing import timed
 
 NEW = Decoding(max_new_tokens=5)
 DRAWN = Decoding(max_new_tokens=5, temperature=1.0, top_k=40, top_p=0.95)
@@ -94,6 +96,23 @@ def test_a_fixed_number_of_tokens_has_no_end(lm: LanguageModel, monkeypatch: pyt
     monkeypatch.setattr(PackedEngine, "continued", noted)
     generate_fixed(lm, PROMPTS, Steering(), 7, engine=PackedEngine())
     assert [len(ids) for (ids,) in seen[0]] == [7] * len(PROMPTS)
+
+
+class Installing(PackedEngine):
+    """Takes a while for edits that are new."""
+
+    installed: Any = None
+
+    def continued(self, lm: LanguageModel, prompts: Any, edits: Any, *args: Any, **kwargs: Any) -> Any:
+        if edits != self.installed:
+            time.sleep(1)
+            self.installed = edits
+        return super().continued(lm, prompts, edits, *args, **kwargs)
+
+
+def test_handing_over_edits_is_not_the_time_of_a_prompt(lm: LanguageModel, steerings: dict[str, Steering]) -> None:
+    timing = timed(lm, PROMPTS[:1], steerings["ascent"], tiny.VowelReward(), 2, Installing())
+    assert 0 < timing.first < 0.9
 
 
 class Mean(Edit):
