@@ -126,7 +126,7 @@ def test_what_the_unsteered_model_fails_with_ends_the_run(
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no model")
 
-    monkeypatch.setattr("steerbench.bench.run.generate", fail)
+    monkeypatch.setattr("steerbench.bench.run.generate_samples", fail)
     with pytest.raises(RuntimeError, match="no model"):
         run(replace(small, seeds=(0,)), "static_prompt", Options(out=tmp_path), carrier=Backwards())
 
