@@ -36,7 +36,7 @@ def test_the_two_are_timed_in_turns_and_ratios_are_taken_within_rounds(
 ) -> None:
     calls: list[tuple[bool, int]] = []
 
-    def seconds(lm: Any, dialogues: Any, steering: Steering, reward: Any, new: int) -> float:
+    def seconds(lm: Any, dialogues: Any, steering: Steering, reward: Any, new: int, engine: None) -> float:
         """Pretend that the clock slows down by the round, and that steering costs half as much again."""
         round_ = len(calls) // 4
         calls.append((bool(steering.edits), new))
@@ -84,7 +84,7 @@ def test_a_real_timing_has_every_figure(llama: LanguageModel) -> None:
 def test_figures_are_those_of_the_clock(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prefill of 10 ms and 20 ms per token, the double if steered."""
 
-    def seconds(_lm: Any, _dialogues: Any, steering: Steering, _reward: Any, new: int) -> float:
+    def seconds(_lm: Any, _dialogues: Any, steering: Steering, _reward: Any, new: int, engine: None) -> float:
         return (0.01 + 0.02 * (new - 1)) * (2 if steering == SHIFT else 1)
 
     monkeypatch.setattr(module, "_seconds", seconds)

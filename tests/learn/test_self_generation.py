@@ -47,6 +47,7 @@ class Writer:
         decoding: Decoding,
         seed: int,
         batch_size: int,
+        engine: None,
         progress: Any,
     ) -> list[Response]:
         self.calls.append(dialogues)
