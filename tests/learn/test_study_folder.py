@@ -83,7 +83,11 @@ def test_those_who_come_meanwhile_wait(tmp_path: Path, monkeypatch: pytest.Monke
     assert (found, log) == (["one"], ["one"])
 
 
-@pytest.mark.parametrize("words", ["", "elsewhere 1 0", f"{platform.node()} {os.getpid()} 0"])
+@pytest.mark.parametrize(
+    "words",
+    ["", "elsewhere 1 0", f"{platform.node()} {os.getpid()} 0"],
+    ids=["nobody", "another machine", "this process"],
+)
 def test_who_falls_silent_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     monkeypatch.setattr(study_folder, "_LOOK", 0.01)
     monkeypatch.setattr(study_folder, "_PATIENCE", 0.05)
