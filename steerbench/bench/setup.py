@@ -61,6 +61,10 @@ class Setup:
         """Raises SteerbenchError for a wrong task or device, before anything heavy is loaded."""
         if options.device_map not in (None, "auto"):
             raise SteerbenchError(f"device map {options.device_map!r} is not known; give auto, or leave it out.")
+        if options.device_map and settings.engine != TRANSFORMERS:
+            raise SteerbenchError(
+                f"--device-map spreads transformers' model, and {settings.engine} places its own; leave one out."
+            )
         self.task_name = settings.task_part.name
         self.task: Task = build_task(settings.task_part)
         self.settings, self.options = settings.complete, options

@@ -100,7 +100,8 @@ def show_paired(console: Console, table: pd.DataFrame, first: str, second: str) 
             "p": [_cell(value) for value in rows["p"]],
             "higher": [_cell(value) for value in rows["higher"]],
         }
-        print_table(console, f"{task}, {rows['seeds'].iloc[0]} seeds", cells, yields=["higher", "p"], names="metric")
+        n = int(rows["seeds"].iloc[0])
+        print_table(console, f"{task}, {n} seed{'s' if n > 1 else ''}", cells, yields=["higher", "p"], names="metric")
         console.print()
 
 

@@ -49,6 +49,13 @@ def test_without_the_package_a_run_says_how_to_get_it(protocol: Protocol, tmp_pa
         run(replace(protocol, engine="vllm"), "caa", Options(out=tmp_path))
 
 
+@pytest.mark.usefixtures("installed")
+def test_a_model_is_not_spread_beside_an_engine_that_places_its_own(protocol: Protocol, tmp_path: Any) -> None:
+    options = Options(out=tmp_path, device_map="auto")
+    with pytest.raises(SteerbenchError, match="--device-map spreads transformers' model, and vllm places its own"):
+        run(replace(protocol, engine="vllm"), "caa", options)
+
+
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(SteerbenchError, match=r"unknown engine 'vlm'.*vllm"):
         Protocol(engine="vlm")

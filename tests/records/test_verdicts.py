@@ -8,6 +8,7 @@ import pytest
 from made_records import make
 
 from steerbench import Record, SteerbenchError
+from steerbench.plugins.spec import build, parse
 from steerbench.records.verdicts import Claim, Says, markdown, read_claims, verdicts
 
 
@@ -98,3 +99,13 @@ def test_claims_are_read(tmp_path: Path) -> None:
     assert read_claims(tmp_path / "claims.toml") == [replace(claim(margin=1), claim="c")]
     with pytest.raises(SteerbenchError, match=r"cannot read .*: No such file or directory\."):
         read_claims(tmp_path / "others.toml")
+
+
+def test_the_committed_claims_are_of_methods_and_studies_that_are_there() -> None:
+    folder = Path(__file__).parents[2] / "results"
+    claims = read_claims(folder / "claims.toml")
+    assert len({one.claim for one in claims}) == len(claims)
+    for one in claims:
+        assert (folder / one.study / "records.jsonl").is_file()
+        for method in (one.first, one.second):
+            assert build(*parse(method))
