@@ -53,8 +53,7 @@ def by_length(lengths: Sequence[int], batch_size: int, size: int, device: torch.
 def inner_size(model: Any) -> int:
     """Return the bytes per token of the largest tensor inside of a decoder or encoder, but for its logits."""
     config = model.config.get_text_config(decoder=True)
-    named = [getattr(config, name, None) for name in (*_INNER, "hidden_size")]
-    return max([n for n in named if isinstance(n, int)], default=0) * int(model.dtype.itemsize)
+    return max(_largest(config, name) for name in (*_INNER, "hidden_size")) * int(model.dtype.itemsize)
 
 
 def logits_size(model: Any) -> int:
@@ -65,8 +64,18 @@ def logits_size(model: Any) -> int:
 def cache_size(model: Any) -> int:
     """Return the bytes per token of the keys of one layer, or more where heads share them and nothing says so."""
     config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_attention_heads", None) or 1
-    width = int(getattr(config, "hidden_size", None) or 0)
-    of_head = getattr(config, "head_dim", None) or width // heads
-    kept = getattr(config, "num_key_value_heads", None) or heads
-    return int(kept * of_head * model.dtype.itemsize)
+    heads = _largest(config, "num_attention_heads") or 1
+    of_head = _largest(config, "head_dim") or _largest(config, "hidden_size") // heads
+    kept = _largest(config, "num_key_value_heads") or heads
+    return kept * of_head * int(model.dtype.itemsize)
+
+
+def _largest(config: Any, name: str) -> int:
+    """Return the largest number that a configuration has under a name, 0 where it has none.
+
+    Where layers differ, some have a list, as Gemma 3n; of others, as Gemma 4, transformers answers layer by layer.
+    """
+    differs = name in (getattr(config, "per_layer_attributes", None) or ())
+    found = [getattr(each, name, None) for each in (config.per_layer_config if differs else [config])]
+    numbers = [n for value in found for n in (value if isinstance(value, list) else [value])]
+    return max((n for n in numbers if isinstance(n, int)), default=0)

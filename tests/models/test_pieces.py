@@ -2,9 +2,11 @@
 
 from types import SimpleNamespace
 
+import architectures
 import pytest
 import torch
 
+from steerbench import Decoding, generate
 from steerbench.contract import tiny
 from steerbench.models.pieces import automatic, cache_size, in_one_piece, inner_size, logits_size
 
@@ -19,6 +21,23 @@ def test_sizes_are_those_of_the_tensors(family: str) -> None:
     assert cache_size(model) == (tiny.HEADS * one if family == "falcon" else one)  # it does not say that heads share
     assert logits_size(model) == out.logits[:, 0].numel() * 4
     assert tiny.WIDTH * 4 <= inner_size(model) <= logits_size(model)
+
+
+def test_layers_that_differ_count_by_the_largest() -> None:
+    """Heads of Gemma 4 are 8 and 16 wide by turns; Gemma 3n has a list of widths."""
+    lm = architectures.language_model("gemma4_text")
+    out = lm.model(input_ids=torch.tensor([[3, 4, 5]]), use_cache=True)
+    sizes = [layer.keys[:, :, 0].numel() * 4 for layer in out.past_key_values.layers]
+    assert cache_size(lm.model) == max(sizes) > min(sizes)
+    config = SimpleNamespace(intermediate_size=[64, 96], hidden_size=32)
+    config.get_text_config = lambda decoder: config
+    assert inner_size(SimpleNamespace(config=config, dtype=torch.float32)) == 96 * 4
+
+
+def test_a_model_whose_layers_differ_writes_the_same_alone() -> None:
+    lm, prompts = architectures.language_model("gemma4_text"), ["How?", "Where is the moon?", "Hi"]
+    together = generate(lm, prompts, decoding=Decoding(max_new_tokens=6), batch_size=2)
+    assert together == [generate(lm, each, decoding=Decoding(max_new_tokens=6))[0] for each in prompts]
 
 
 def test_a_cpu_takes_pieces_and_a_gpu_what_it_is_given() -> None:
