@@ -20,25 +20,29 @@ from steerbench.progress import Progress, silent
 from steerbench.seeds import seed_for
 from steerbench.testbed import Testbed
 from steerbench.testbed import preferences as records
+from steerbench.testbed.instructions import MEANINGS
 from steerbench.testbed.world import World
 from steerbench.testbed_build import manifest, quality
-from steerbench.testbed_build.language import KINDS, SHARPNESS, texts, train_lm
-from steerbench.testbed_build.rewards import ENCODER_WIDTH, train_encoder, train_guide, train_held_out
+from steerbench.testbed_build.language import KINDS, READING_WEIGHT, SHARPNESS, texts, train_lm
+from steerbench.testbed_build.rewards import ENCODER_WIDTH, WRECKED, train_encoder, train_guide, train_held_out
 from steerbench.testbed_build.tokenizer import CONTEXT, learn
-from steerbench.testbed_build.training import Recipe, Setting, Trained, check_torch
+from steerbench.testbed_build.training import Recipe, Setting, Trained
 from steerbench.version import __version__
 
 RECIPES: Final = {
-    "lm": Recipe(steps=6000, batch=2048, rate=0.02),
+    "lm": Recipe(steps=3000, batch=3072, rate=0.02),
     "encoder": Recipe(steps=600, batch=64, rate=0.02),
     "reward": Recipe(steps=600, batch=32, rate=0.005),
     "held_out_reward": Recipe(steps=600, batch=32, rate=0.005),
 }
 SETTINGS: Final = {
-    "optimiser": "Muon for matrices; AdamW, rate 0.003, for embeddings, norms and heads; bf16 autocast",
+    "optimiser": "Muon for matrices; AdamW, rate 0.003, for embeddings, norms and heads; bf16 autocast where the machine has it",
     "schedule": "warm-up over 5 % of the steps, then linear to zero",
     "texts": KINDS,
     "sharpness": SHARPNESS,
+    "instructions": MEANINGS,
+    "reading": f"cross-entropy of two linear maps, weight {READING_WEIGHT}",
+    "wrecks": WRECKED,
     "judges": f"Bradley-Terry with temperature {records.NOISE}",
 }
 """What the manifest says of the training beside the recipes."""
@@ -54,9 +58,8 @@ def build(
 ) -> dict[str, Any]:
     """Build a testbed and return its manifest. Until all of it is there, the folder has another name.
 
-    Raises SteerbenchError if the folder holds something or cannot be made, or torch is too old to train.
+    Raises SteerbenchError if the folder holds something or cannot be made.
     """
-    check_torch()
     chosen = pick_device(device)
     out = out.expanduser().absolute()
     partial_out = _empty(out)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaForSequenceClassification
 
 from steerbench.data.dialogue import Turn, plain_text
-from steerbench.testbed.preferences import Pair, opening, pair
+from steerbench.testbed.preferences import Pair, opening, pair, pair_with_wreck
 from steerbench.testbed_build.language import ids_of
 from steerbench.testbed_build.tokenizer import CONTEXT, for_encoder
 from steerbench.testbed_build.training import Recipe, Setting, Trained, batches_of, padded, train
@@ -24,19 +24,22 @@ ENCODER_WIDTH: Final = 192
 TEMPERATURE: Final = 0.05
 POSTS: Final = 1 / 3
 """Share of posts among the pairs; the rest are dialogues."""
+WRECKED: Final = 0.25
+"""Share of the pairs whose rejected reply is a wreck, without which a reward is blind to damage."""
 
 Ids = list[int]
 IdPair = tuple[Ids, Ids]
 
 
-def pairs(setting: Setting, name: str, recipe: Recipe) -> list[Pair]:
+def pairs(setting: Setting, name: str, recipe: Recipe, wrecked: float = WRECKED) -> list[Pair]:
     """Draw as many preference pairs as a training sees, none of whose dialogues opens like a held-out one."""
     draw = setting.world.source(name)
     found: list[Pair] = []
     while len(found) < recipe.steps * recipe.batch:
         scene = setting.world.scene(draw, post=draw.rng.random() < POSTS)
         if opening(scene.prompt) not in setting.held:
-            found.append(pair(setting.world, draw, scene))
+            judged = pair_with_wreck if draw.rng.random() < wrecked else pair
+            found.append(judged(setting.world, draw, scene))
     return found
 
 
@@ -55,7 +58,7 @@ def train_encoder(setting: Setting, learned: Tokenizer, recipe: Recipe) -> Train
     """Train the sentence encoder: of the replies in a batch, find the one that belongs to a prompt (InfoNCE)."""
     tokenizer, device = for_encoder(learned), setting.device
     model = BertModel._from_config(_bert(tokenizer), attn_implementation="eager", add_pooling_layer=False).to(device)
-    drawn = pairs(setting, "encoder", recipe)
+    drawn = pairs(setting, "encoder", recipe, wrecked=0.0)
     rows = tokenizer([text for p in drawn for text in (plain_text(p.prompt), p.chosen)])["input_ids"]
 
     def loss_of(batch: Sequence[IdPair]) -> torch.Tensor:

@@ -9,15 +9,16 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from steerbench.errors import SteerbenchError
 from steerbench.progress import Progress
 from steerbench.testbed.world import World
+from steerbench.testbed_build.muon import Muon, has_bf16
 
 Row = TypeVar("Row")
 
 _CHUNK = 4096  # rows that are sorted by length together
 _WARM_UP = 0.05
 _ADAM_RATE = 3e-3  # of embeddings, norms and heads
+_HEAD = 12  # at most so many rows: a score, or the answers of a map
 _REPORT = 0.1  # share of the steps, the last ones, whose mean loss is returned
 
 
@@ -50,14 +51,6 @@ class Trained(NamedTuple):
     loss: float
 
 
-def check_torch() -> None:
-    """Raise SteerbenchError if this torch cannot train: said before an hour of work, not in it."""
-    if not hasattr(torch.optim, "Muon"):
-        raise SteerbenchError(
-            f"building a testbed needs torch 2.9 or newer, and this is {torch.__version__}; update it."
-        )
-
-
 def train(
     label: str,
     model: nn.Module,
@@ -66,7 +59,7 @@ def train(
     recipe: Recipe,
     setting: Setting,
 ) -> float:
-    """Minimise `loss_of(batch)` in bf16 autocast; return the mean loss of the last tenth of the steps.
+    """Minimise `loss_of(batch)`, in bf16 autocast where it is fast; return the mean loss of the last tenth of the steps.
 
     Matrices are trained by Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon), the rest by AdamW: in equal
     time, the language model then comes four times as near to the entropy of the world as by AdamW alone.
@@ -77,7 +70,7 @@ def train(
     model.train()
     with setting.progress(f"train {label}", recipe.steps) as advance:
         for _ in range(recipe.steps):
-            with torch.autocast(setting.device.type, torch.bfloat16):
+            with torch.autocast(setting.device.type, torch.bfloat16, enabled=has_bf16(setting.device)):
                 loss = loss_of(next(batches))
             model.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -94,11 +87,11 @@ def train(
 
 def _optimisers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    matrices = [p for p in model.parameters() if p.dim() == 2 and id(p) not in embeddings and min(p.shape) > 1]
+    matrices = [p for p in model.parameters() if p.dim() == 2 and id(p) not in embeddings and min(p.shape) > _HEAD]
     chosen = set(map(id, matrices))
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.0, momentum=0.95),
+        Muon(matrices, lr=rate),
         torch.optim.AdamW(others, lr=_ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
