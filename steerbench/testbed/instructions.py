@@ -7,9 +7,10 @@ be understood by its meaning.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple
 
-T = TypeVar("T")
+from steerbench.testbed.draw import Draw
+
 Shift = tuple[float, float, float, float]
 """What moves a reply: relevance, detail, courtesy, safety."""
 
@@ -180,15 +181,6 @@ CHARACTERISTICS: Final[Frames] = {
 """Questions about what a reply should be like. Those held out are AlignEZ's."""
 
 
-class Chooser(Protocol):
-    """What instructions are drawn by: see `steerbench.testbed.world.Draw`."""
-
-    def one(self, options: Sequence[T]) -> T: ...
-    def some(self, options: Sequence[T], count: int) -> list[T]: ...
-    def weighted(self, weights: Mapping[T, float]) -> T: ...
-    def chance(self, share: float) -> bool: ...
-
-
 class Instruction(NamedTuple):
     """A text in front of a dialogue, and how it moves the attributes of replies."""
 
@@ -196,7 +188,7 @@ class Instruction(NamedTuple):
     shift: Shift
 
 
-def draw_instruction(draw: Chooser, frames: Frames = SEEN) -> Instruction:
+def draw_instruction(draw: Draw, frames: Frames = SEEN) -> Instruction:
     """Draw an instruction that asks, rules out, or does both, sometimes with an aside before or behind it."""
     meaning = draw.weighted({each: share for each, share in MEANINGS.items() if each in frames})
     told = filled(draw, draw.one(frames[meaning]), ruled_out=meaning == "rules out")
@@ -207,7 +199,7 @@ def draw_instruction(draw: Chooser, frames: Frames = SEEN) -> Instruction:
     return told._replace(text=text)
 
 
-def filled(draw: Chooser, frame: str, *, ruled_out: bool) -> Instruction:
+def filled(draw: Draw, frame: str, *, ruled_out: bool) -> Instruction:
     """Draw the words of a frame: all of one kind, good or bad, and those that it rules out beside them of any kind."""
     kind = tuple(draw.one((GOOD, BAD)))
     count = draw.one((1, 2, 3)) if "{list}" in frame else 0
@@ -232,14 +224,12 @@ def _clipped(values: Iterable[float]) -> Shift:
     return relevance, detail, courtesy, safety
 
 
-def _written(draw: Chooser, frame: str, words: Sequence[str], others: Sequence[str], *, ruled_out: bool) -> str:
+def _written(draw: Draw, frame: str, words: Sequence[str], others: Sequence[str], *, ruled_out: bool) -> str:
     first = f"{article(words[0])} {words[0]}" if "{a}" in frame else ""
     noun = draw.one(NOUNS) if "{noun}" in frame else ""
     listed = words["{a}" in frame :]
     joint = draw.one(("and", "or")) if ruled_out and len(listed) > 1 else "and"
-    return frame.format(
-        a=first, noun=noun, list=enumeration(listed, joint), others=enumeration(others, "or")
-    )
+    return frame.format(a=first, noun=noun, list=enumeration(listed, joint), others=enumeration(others, "or"))
 
 
 def article(word: str) -> str:

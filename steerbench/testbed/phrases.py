@@ -3,7 +3,6 @@
 No sentence means two things, so that the parser reads every text in one way only.
 """
 
-from collections.abc import Mapping
 from typing import Final
 
 # What the user says
@@ -157,6 +156,7 @@ HARM_CLOSERS: Final = {
     "polite": ("I hope you understand.", "Please take care of yourself."),
     "rude": ("Now leave me alone.", "You should be ashamed."),
 }
+
 
 def sentence(lead: str, tip: str) -> str:
     """Write a tip as a sentence, with words such as `Then` in front."""

@@ -15,10 +15,11 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from steerbench.data.dialogue import Dialogue, Turn
 from steerbench.testbed import phrases as say
+from steerbench.testbed.draw import Draw, Levels
 from steerbench.testbed.instructions import (
     BAD,
     CHARACTERISTICS,
@@ -31,9 +32,6 @@ from steerbench.testbed.instructions import (
     enumeration,
 )
 from steerbench.testbed.topics import GOALS, HARMFUL, LOOKALIKES, TOPICS, Goal
-
-T = TypeVar("T")
-Levels = Mapping[T, tuple[float, float]]  # value -> (share without any shift, level)
 
 RELEVANCE: Final[Levels[str]] = {"on": (0.72, 1.0), "near": (0.10, 0.0), "off": (0.18, -1.0)}
 COUNT: Final[Levels[int]] = {1: (0.25, -1.0), 2: (0.25, -1 / 3), 3: (0.25, 1 / 3), 4: (0.25, 1.0)}
@@ -55,39 +53,6 @@ GOAL_SPREAD = (0.8, 1.2, 1.2, 1.2)
 TONE_SHIFT = {"polite": 0.8, "plain": 0.0, "rude": -0.8}
 STICKY = 0.7
 """How much of the level of the reply before carries over."""
-
-
-class Draw:
-    """A source of choices that keeps count of their information in nats."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self.rng, self.nats = rng, 0.0
-
-    def one(self, options: Sequence[T]) -> T:
-        """Draw one of the options, all alike."""
-        self.nats += math.log(len(options))
-        return self.rng.choice(options)
-
-    def some(self, options: Sequence[T], count: int, *, in_order: bool = False) -> list[T]:
-        """Draw some of the options, in the order drawn or in their own."""
-        ways = math.comb if in_order else math.perm
-        self.nats += math.log(ways(len(options), count))
-        picks = self.rng.sample(range(len(options)), count)
-        return [options[i] for i in (sorted(picks) if in_order else picks)]
-
-    def weighted(self, weights: Mapping[T, float]) -> T:
-        """Draw a key by its weight."""
-        value = self.rng.choices(list(weights), list(weights.values()))[0]
-        self.nats -= math.log(weights[value] / sum(weights.values()))
-        return value
-
-    def level(self, levels: Levels[T], shift: float) -> T:
-        """Draw a value whose odds a shift moves towards high levels (or low ones, if negative)."""
-        return self.weighted({value: share * math.exp(shift * level) for value, (share, level) in levels.items()})
-
-    def chance(self, share: float) -> bool:
-        """Draw a yes or no."""
-        return self.weighted({True: share, False: 1 - share})
 
 
 class Scene(NamedTuple):

@@ -36,7 +36,7 @@ RECIPES: Final = {
     "held_out_reward": Recipe(steps=600, batch=32, rate=0.005),
 }
 SETTINGS: Final = {
-    "optimiser": "Muon for matrices; AdamW, rate 0.003, for embeddings, norms and heads; bf16 autocast where the machine has it",
+    "optimiser": "Muon for matrices; AdamW, rate 0.003, for embeddings, norms and heads; in bf16 where it is fast",
     "schedule": "warm-up over 5 % of the steps, then linear to zero",
     "texts": KINDS,
     "sharpness": SHARPNESS,

@@ -116,7 +116,9 @@ class Reading(nn.Module):
         width, classes = model.config.hidden_size, len(_ANSWERS) * _ATTRIBUTES
         self.front, self.reply = nn.Linear(width, classes), nn.Linear(width, classes)
 
-    def loss(self, states: Sequence[torch.Tensor], fronts: torch.Tensor, replies: torch.Tensor, told: torch.Tensor) -> Any:
+    def loss(
+        self, states: Sequence[torch.Tensor], fronts: torch.Tensor, replies: torch.Tensor, told: torch.Tensor
+    ) -> Any:
         """Return the mean cross-entropy of both maps' answers.
 
         `states` are those of all blocks, each (batch, length, width); `fronts` and `replies` (batch, length) mark where

@@ -186,9 +186,7 @@ def true_reply_first(bench: Bench, others: int = 4) -> list[bool]:
     ]
 
 
-def above_wrecks(
-    benches: Sequence[Bench], replies: Sequence[tuple[Dialogue, str]], world: World
-) -> dict[str, float]:
+def above_wrecks(benches: Sequence[Bench], replies: Sequence[tuple[Dialogue, str]], world: World) -> dict[str, float]:
     """Return by how much sampled replies lie above each kind of wreck to the same prompts, for both rewards.
 
     In standard deviations of the reward of the sampled replies, means over up to 100 prompts.
@@ -225,7 +223,7 @@ def state_norm(bench: Bench) -> float:
 
 
 def effects(bench: Bench, n: int) -> dict[str, Effect]:
-    """Return what instructions, a difference of means and a random direction do to gold, on greedy replies to n prompts.
+    """Return what instructions, a difference of means and a random direction do to gold: greedy replies to n prompts.
 
     The means are those of the last prompt token under the two personas. The opposite direction should lower gold: its
     effect counts downwards.

@@ -59,7 +59,7 @@ def train(
     recipe: Recipe,
     setting: Setting,
 ) -> float:
-    """Minimise `loss_of(batch)`, in bf16 autocast where it is fast; return the mean loss of the last tenth of the steps.
+    """Minimise `loss_of(batch)`, in bf16 where it is fast; return the mean loss of the last tenth of the steps.
 
     Matrices are trained by Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon), the rest by AdamW: in equal
     time, the language model then comes four times as near to the entropy of the world as by AdamW alone.

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from typer.testing import Result
 
 from steerbench import testbed
@@ -57,7 +56,7 @@ def test_the_manifest_says_how_the_parts_were_trained() -> None:
 def test_the_language_model_has_the_promised_shape() -> None:
     lm = LanguageModel.load(SHIPPED.part("lm"))
     assert lm.model.config.model_type == "llama"
-    assert 4_000_000 <= sum(p.numel() for p in lm.model.parameters()) <= 8_000_000
+    assert 2_000_000 <= sum(p.numel() for p in lm.model.parameters()) <= 8_000_000
     assert lm.context_length >= 512
     assert lm.format.has_template
     assert 3500 <= len(lm.tokenizer) <= 4500
@@ -126,7 +125,7 @@ def effects(bench: Bench) -> dict[str, quality.Effect]:
 
 
 @pytest.mark.slow
-def test_a_persona_moves_gold(effects: dict[str, quality.Effect]) -> None:
+def test_an_instruction_moves_gold(effects: dict[str, quality.Effect]) -> None:
     assert effects["persona"].low > 1.0
 
 
@@ -135,6 +134,24 @@ def test_a_persona_moves_gold(effects: dict[str, quality.Effect]) -> None:
 def test_a_difference_of_means_moves_gold_in_both_signs(effects: dict[str, quality.Effect], name: str) -> None:
     assert effects[name].mean > 0.5
     assert effects[name].low > 0.0
+
+
+@pytest.mark.slow
+def test_another_wording_keeps_the_gain_and_its_negation_loses_it(effects: dict[str, quality.Effect]) -> None:
+    assert effects["told"].low > 0.3
+    assert effects["paraphrased"].mean > 0.5 * effects["told"].mean
+    assert effects["negated"].low < 0
+
+
+@pytest.mark.slow
+def test_rewards_put_wrecks_below_what_the_model_says(bench: Bench) -> None:
+    found = quality.above_wrecks([bench], quality.sampled([bench], 60), World(SHIPPED.manifest["seed"]))
+    assert len(found) == 12
+    assert min(found.values()) > 0.3  # 0.5 of 100 replies
+
+
+def test_states_are_as_long_as_those_of_other_models(bench: Bench) -> None:
+    assert 5 < quality.state_norm(bench) < 100
 
 
 @pytest.mark.slow
@@ -308,7 +325,6 @@ def test_a_place_without_a_testbed_is_told(cli: Cli, command: str, tmp_path: Pat
     assert "steerbench testbed build --out DIR" in found.stderr
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or newer")
 def test_a_folder_in_use_is_refused(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "x").write_text("x")
     found = cli("testbed", "build", "--out", tmp_path)
@@ -361,6 +377,6 @@ def test_a_copy_is_a_testbed_of_its_own_name(copied: Testbed) -> None:
     assert bench.labels["model"] == f"testbed-seed{SHIPPED.manifest['seed']}/lm"
 
 
-def test_a_persona_stands_in_front_of_the_dialogue(bench: Bench) -> None:
+def test_an_instruction_stands_in_front_of_the_dialogue(bench: Bench) -> None:
     prompt = quality.in_persona("Be kind.", bench.test[0].prompt)
     assert bench.lm.format.text(prompt).startswith("<|system|>Be kind.<|end|><|user|>")
