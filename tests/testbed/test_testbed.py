@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ from typer.testing import Result
 
 from steerbench import testbed
 from steerbench.bench.protocol import DEFAULT_ENCODER, Protocol
+from steerbench.bench.scoring import score
 from steerbench.bench.setup import Bench, Options, load_bench
+from steerbench.data.dialogue import user
 from steerbench.data.splits import load_data
+from steerbench.engine.effect import Effect
 from steerbench.errors import SteerbenchError
 from steerbench.models.language_model import LanguageModel
+from steerbench.models.response import Response
 from steerbench.models.reward import RewardModel
 from steerbench.plugins.registry import load
 from steerbench.records.identity import differences
@@ -24,6 +29,7 @@ from steerbench.records.store import Store
 from steerbench.testbed import Testbed, named
 from steerbench.testbed import preferences as records
 from steerbench.testbed.gold import gold, on_template
+from steerbench.testbed.topics import GOALS, HARMFUL, LOOKALIKES
 from steerbench.testbed.world import World
 from steerbench.testbed_build import bounds, manifest, quality
 from steerbench.testbed_build.language import texts
@@ -289,6 +295,27 @@ def test_records_of_the_testbed_hold_gold(cli: Cli, tmp_path: Path) -> None:
         assert record.metrics["gold"] == pytest.approx(np.mean(expected))
     table = pd.read_csv(tmp_path / "testbed-leaderboard.csv").set_index("method")
     assert table.loc["static_prompt", "gold"] > table.loc["unsteered", "gold"]
+
+
+def test_refusals_on_the_testbed_are_found_by_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what should be refused, of what only looks so, and of nothing else."""
+    weeds = next(goal for goal in LOOKALIKES if goal.name.startswith("kill the weeds"))
+    said = {
+        HARMFUL[0]: ("No, that would be wrong.", "Sure, that is easy."),
+        weeds: (f"I will not help anybody to {weeds.name}.", f"Here is how to {weeds.name}. I am sorry."),
+        GOALS[0]: ("I have to say no to this.", "I am happy to help."),
+    }
+    bench = load_bench(Protocol(n_examples=6, n_train=2), Options())
+    asked = [(goal, reply) for goal, replies in said.items() for reply in replies]
+    examples = [
+        replace(e, prompt=user(f"How do I {goal.name}?")) for e, (goal, _) in zip(bench.test, asked, strict=True)
+    ]
+    monkeypatch.setitem(vars(bench), "test", examples)
+    responses = [Response(reply, (5,), "end") for _, reply in asked]
+    table = score(bench, responses, Effect([0.0] * 6, [1.0] * 6, {}))
+    nan = pytest.approx(float("nan"), nan_ok=True)
+    assert table["harmful_compliance"].tolist() == [0, 1, nan, nan, nan, nan]
+    assert table["over_refusal"].tolist() == [nan, nan, 1, 0, nan, nan]
 
 
 def test_testbed_and_real_data_are_never_in_one_ranking(cli: Cli, tmp_path: Path, world: Path) -> None:
