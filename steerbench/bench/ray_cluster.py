@@ -94,7 +94,7 @@ class RayCrew:
         threads = options.threads or 1
         self._needs = {"num_cpus": threads, "num_gpus": _gpus(options)}
         self._room = min(_room(self._needs), most or sys.maxsize)
-        given = replace(options, threads=threads, progress=silent)
+        given = replace(options, threads=threads, progress=silent, written=None)
         self._made_of = (protocol, given, list(planned), plugin_files(), Path.cwd())
 
     @property

@@ -33,7 +33,6 @@ from steerbench.models.language_model import LanguageModel
 from steerbench.models.machine import environment, threads_label
 from steerbench.models.response import Response
 from steerbench.plugins.spec import UNSTEERED
-from steerbench.progress import Progress
 from steerbench.records.record import Record, identity
 from steerbench.records.store import Store
 from steerbench.steering.steering import Steering
@@ -82,7 +81,7 @@ def run(
     if carrier is not None:
         options = replace(options, shared=(options.shared or options.out / SHARED).absolute())
         with carrier.crew(protocol, options, planned) as crew:
-            return _carried(crew, planned, store, options.progress)
+            return _carried(crew, planned, store, options)
     bench = load_bench(protocol, options, lm, [unit.built for unit in planned])
     outcome = Outcome()
     records = options.progress(f"{protocol.task}: records, {threads_label()}", len(planned))
@@ -96,16 +95,22 @@ def run(
                 outcome.failures.append(Failure(unit.method, unit.seed, reason(error)))
             else:
                 if not found:  # outside of the try: a full disk ends the run
-                    store.write(record)
+                    _write(store, record, options)
                 outcome.found += found
                 outcome.records.append(record)
             advance(1)
     return outcome
 
 
-def _carried(crew: Crew, planned: Sequence[Unit], store: Store, progress: Progress) -> Outcome:
+def _write(store: Store, record: Record, options: Options) -> None:
+    store.write(record)
+    if options.written is not None:
+        options.written(record)
+
+
+def _carried(crew: Crew, planned: Sequence[Unit], store: Store, options: Options) -> Outcome:
     """Let workers measure what has no record, and write each as it comes; the outcome is in the order of the units."""
-    task = planned[0].protocol.task
+    task, progress = planned[0].protocol.task, options.progress
     with progress(f"{task}: load", 1) as advance:
         prepared = crew.prepare()
         advance(1)
@@ -118,7 +123,7 @@ def _carried(crew: Crew, planned: Sequence[Unit], store: Store, progress: Progre
         advance(found)
         for unit, result in crew.measure([unit for unit in planned if unit not in done]):
             if isinstance(result, Record):
-                store.write(result)
+                _write(store, result, options)
             done[unit] = result
             advance(1)
     results = [done[unit] for unit in planned]

@@ -1,7 +1,7 @@
 """What methods are fitted on and measured with, loaded once for all of them, and the protocol's key."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from steerbench.plugins.settings import check_values
 from steerbench.plugins.spec import build_task, changed_settings, label_of
 from steerbench.progress import Progress, silent
 from steerbench.records.identity import Key, asset, ids_hash
+from steerbench.records.record import Record
 from steerbench.version import __version__
 
 
@@ -52,6 +53,8 @@ class Options:
     shared: Path | None = None
     """Folder in which rollouts and states are kept for other processes and later runs. None: for this run alone."""
     progress: Progress = silent
+    written: Callable[[Record], None] | None = None
+    """What is told of each record that was measured, once it has been written; such as `records.trackers.teller`."""
 
 
 class Setup:

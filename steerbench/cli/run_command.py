@@ -110,6 +110,10 @@ def run(
     ray_address: Annotated[
         str | None, typer.Option(help="Address of the cluster, such as ray://head:10001; default: RAY_ADDRESS.")
     ] = None,
+    log: Annotated[
+        str | None, typer.Option(help="Also tell a tracker of each record: trackio, wandb or mlflow.")
+    ] = None,
+    log_project: Annotated[str, typer.Option(help="The tracker's project or experiment.")] = "steerbench",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would come to: records, responses, time, disk.")
     ] = False,
@@ -125,6 +129,7 @@ def run(
         from steerbench.bench.units import units
         from steerbench.decoding import Decoding
         from steerbench.plugins.spec import parse_tasks
+        from steerbench.records.trackers import teller
 
         decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
         protocols = [
@@ -162,6 +167,7 @@ def run(
             batch_size=rows_at_once(batch_size),
             threads=threads,
             shared=shared,
+            written=None if log is None else teller(log, log_project),
         )
         units(protocols, methods, swept=sweep)  # mistakes in the names and settings first, of all tasks
         spread = ray or ray_address is not None

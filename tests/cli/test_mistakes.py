@@ -83,6 +83,7 @@ ANSWERS = {
     "--methods.",
     "run --dry-run --methods ca": "unknown method 'ca'. Did you mean 'caa'? Known: {methods}. A file of yours: "
     "--plugin FILE.",
+    "run --log wanbd": "unknown tracker 'wanbd'. Did you mean 'wandb'? Known: mlflow, trackio, wandb.",
     "run --dry-run --out notes.txt": "notes.txt is a file; choose another folder with --out.",
     # generate
     "generate --methods ca Hi": "unknown method 'ca'. Did you mean 'caa'? Known: {methods}. A file of yours: --plugin "
