@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from steerbench.data.dialogue import Dialogue, plain_text
+from steerbench.testbed.draw import Draw
 from steerbench.testbed.gold import gold
-from steerbench.testbed.world import Draw, Scene, World
+from steerbench.testbed.world import Scene, World
 from steerbench.testbed.wrecks import WRECKS
 
 SIZES: Final = {"train": 2400, "validation": 400, "test": 800}

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from steerbench.testbed import phrases as say
-from steerbench.testbed.world import Draw, Scene, World
+from steerbench.testbed.draw import Draw
+from steerbench.testbed.world import Scene, World
 
 Wreck = Callable[[World, Draw, Scene], str]
 

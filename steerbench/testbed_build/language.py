@@ -12,9 +12,10 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from steerbench.data.dialogue import Dialogue, Turn
+from steerbench.testbed.draw import Draw
 from steerbench.testbed.instructions import Instruction
 from steerbench.testbed.preferences import opening
-from steerbench.testbed.world import Draw, World, characteristics
+from steerbench.testbed.world import World, characteristics
 from steerbench.testbed_build.tokenizer import CONTEXT, END, for_chat
 from steerbench.testbed_build.training import Recipe, Setting, Trained, batches_of, padded, train
 
@@ -118,14 +119,15 @@ class Reading(nn.Module):
 
     def loss(
         self, states: Sequence[torch.Tensor], fronts: torch.Tensor, replies: torch.Tensor, told: torch.Tensor
-    ) -> Any:
+    ) -> torch.Tensor:
         """Return the mean cross-entropy of both maps' answers.
 
         `states` are those of all blocks, each (batch, length, width); `fronts` and `replies` (batch, length) mark where
         the maps are asked; `told` (batch, attributes) says what is true of each row.
         """
         asked = ((self.front, states[self.FRONT_BLOCK], fronts), (self.reply, states[self.REPLY_BLOCK], replies))
-        return sum(self._told_wrong(head, found[mask], told[mask.nonzero()[:, 0]]) for head, found, mask in asked) / 2
+        costs = [self._told_wrong(head, found[mask], told[mask.nonzero()[:, 0]]) for head, found, mask in asked]
+        return torch.stack(costs).mean()
 
     def _told_wrong(self, head: nn.Linear, states: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
         if not len(states):
@@ -172,7 +174,7 @@ def train_lm(setting: Setting, learned: Tokenizer, recipe: Recipe) -> Trained:
         found = reading.model(input_ids=ids, output_hidden_states=True)  # right-padded and causal: no mask is needed
         labels = ids[:, 1:].masked_fill(mask[:, 1:] == 0, _IGNORED)
         logits = found.logits[:, :-1].flatten(0, 1).float()
-        own = functional.cross_entropy(logits, labels.flatten(), ignore_index=_IGNORED)
+        own: torch.Tensor = functional.cross_entropy(logits, labels.flatten(), ignore_index=_IGNORED)
         return own + READING_WEIGHT * reading.loss(found.hidden_states, *asked_at(tokenizer, batch, ids))
 
     loss = train("language model", reading, batches, loss_of, recipe, setting)

@@ -38,9 +38,10 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, matrix: Tensor, momentum: float) -> Tensor:
         assert matrix.grad is not None
-        mean = self.state[matrix].setdefault("mean", torch.zeros_like(matrix))
+        mean: Tensor = self.state[matrix].setdefault("mean", torch.zeros_like(matrix))
         mean.lerp_(matrix.grad, 1 - momentum)
-        return matrix.grad.lerp(mean, momentum)
+        update: Tensor = matrix.grad.lerp(mean, momentum)
+        return update
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -52,9 +53,10 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(_STEPS):
         gram = wide @ wide.mT
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    return (wide.mT if matrices.shape[1] > matrices.shape[2] else wide).to(matrices.dtype)
+    found: Tensor = wide.mT if matrices.shape[1] > matrices.shape[2] else wide
+    return found.to(matrices.dtype)
 
 
 def has_bf16(device: torch.device) -> bool:
     """Tell whether a device has instructions for bf16; a CPU without them takes a hundred times as long."""
-    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return device.type != "cpu" or bool(torch.cpu._is_avx512_bf16_supported())

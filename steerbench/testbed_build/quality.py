@@ -196,7 +196,9 @@ def above_wrecks(benches: Sequence[Bench], replies: Sequence[tuple[Dialogue, str
     scenes = [Scene(prompt, goal_of(prompt), (0.0,) * 4) for prompt in prompts]
     wrecks = {kind: [write(world, draw, scene) for scene in scenes] for kind, write in WRECKS.items()}
     figures = {}
-    for name, reward in (("guide", benches[0].reward), ("held_out", benches[0].held_out)):
+    held_out = benches[0].held_out
+    assert held_out is not None  # a testbed has one
+    for name, reward in (("guide", benches[0].reward), ("held_out", held_out)):
         normal = reward.score(prompts, texts)
         for kind, damaged in wrecks.items():
             gap = normal.mean() - reward.score(prompts, damaged).mean()
