@@ -171,6 +171,36 @@ def sweep(method: Method) -> list[Method]:
     return [new._replace(spec=_given(method.spec, knob, value)) for new, value in zip(at, knob.values, strict=True)]
 
 
+def spread_over(methods: str, given: Sequence[str]) -> str:
+    """Return a list of methods with each at every value of some settings, given as `layer=0,2,4`.
+
+    A method that lacks a setting, or sets it already, stays as it is. Raises SteerbenchError if no method has it.
+    """
+    specs = [method.spec for method in methods_of(methods)]
+    for text in given:
+        name, _, values = text.partition("=")
+        name, chosen = name.strip(), [value.strip() for value in values.split(",") if value.strip()]
+        if not name or not chosen:
+            raise SteerbenchError(f"--over {text!r} must be a setting and its values, such as layer=0,2,4.")
+        dials = [_unset(spec, name) for spec in specs]
+        if not any(dials):
+            raise SteerbenchError(f"no method of {methods!r} has a setting {name!r} to go over; see `steerbench list`.")
+        specs = [
+            each
+            for spec, dial in zip(specs, dials, strict=True)
+            for each in ([_given(spec, dial, value) for value in chosen] if dial else [spec])
+        ]
+    return ",".join(map(str, specs))
+
+
+def _unset(spec: MethodSpec, name: str) -> Knob | None:
+    """Return the first part's setting of that name which the user left open."""
+    for i, steerer in enumerate(build(spec)):
+        if name in {field.name for field in dataclasses.fields(steerer)} and name not in spec.parts[i].settings:
+            return Knob(i, name, ())
+    return None
+
+
 def dial_of(method: Method) -> Knob | None:
     """Return what a user turns: the hyperparameter `strength` of the first part that has one, or what tuning moves.
 

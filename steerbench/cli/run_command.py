@@ -71,6 +71,10 @@ def run(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Measure each method at every strength that it searches.")
     ] = False,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(help="Measure each method at every value of a setting, such as layer=0,2,4; repeatable."),
+    ] = None,
     n_validation: Annotated[int, typer.Option(help="Validation prompts that tuning scores on.", min=1)] = 128,
     transductive: Annotated[
         bool, typer.Option("--transductive", help="Let methods write their pairs from the test prompts.")
@@ -124,6 +128,7 @@ def run(
         check_names(methods=methods, tasks=tasks if capability is None else f"{tasks},{capability}")
         import_swiftly("steerbench.bench.run")
         from steerbench.bench.engines import check_at_home
+        from steerbench.bench.method import spread_over
         from steerbench.bench.protocol import Protocol
         from steerbench.bench.setup import Options
         from steerbench.bench.units import units
@@ -169,6 +174,7 @@ def run(
             shared=shared,
             written=None if log is None else teller(log, log_project),
         )
+        methods = spread_over(methods, over) if over else methods
         units(protocols, methods, swept=sweep)  # mistakes in the names and settings first, of all tasks
         spread = ray or ray_address is not None
         if spread:

@@ -11,7 +11,7 @@ from typer.testing import Result
 
 from steerbench import Decoding, FitContext, Options, Protocol, Store, run
 from steerbench.bench import tuning
-from steerbench.bench.method import Knob, searched, strength_of, sweep
+from steerbench.bench.method import Knob, searched, spread_over, strength_of, sweep
 from steerbench.bench.tuning import match
 from steerbench.bench.units import plan
 from steerbench.contract import tiny
@@ -194,6 +194,22 @@ def test_a_sweep_is_the_method_at_every_strength_as_if_given() -> None:
         "static_prompt",
         "best_of_n:n=2",
     ]
+
+
+def test_methods_go_over_the_values_of_a_setting_that_they_leave_open() -> None:
+    assert spread_over("caa,static_prompt,repe:last_layer=1", ["layer=0,2"]) == (
+        "caa:layer=0,caa:layer=2,static_prompt,repe:last_layer=1"
+    )
+    assert spread_over("caa:layer=1,iti+caa", ["layer=0,0.5"]) == "caa:layer=1,iti+caa:layer=0,iti+caa:layer=0.5"
+    both = spread_over("caa", ["layer=0,1", "relative_norm=0.1,0.2"])
+    assert both.split(",") == [f"caa:layer={i}:relative_norm={r}" for i in (0, 1) for r in (0.1, 0.2)]
+
+
+def test_a_run_over_layers_leaves_a_record_for_each(run_cli: Callable[..., Result], tmp_path: Path) -> None:
+    done = run_cli("--methods", "caa,static_prompt", "--over", "layer=0,1")
+    assert done.exit_code == 0, done.stderr
+    found = [r for r in Store(tmp_path / "runs").records() if "caa" in r.method]
+    assert sorted(r.parts[0]["hyperparameters"]["layer"] for r in found) == [0, 1]
 
 
 def test_every_method_that_searches_has_a_curve_of_five_points() -> None:

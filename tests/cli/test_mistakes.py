@@ -83,6 +83,10 @@ ANSWERS = {
     "--methods.",
     "run --dry-run --methods ca": "unknown method 'ca'. Did you mean 'caa'? Known: {methods}. A file of yours: "
     "--plugin FILE.",
+    "run --methods caa --over layer": "--over 'layer' must be a setting and its values, such as layer=0,2,4.",
+    "run --methods caa --over depth=1,2": "no method of 'caa' has a setting 'depth' to go over; see `steerbench list`.",
+    "run --methods caa --over layer=0,9": "caa:layer must be a whole number from 0 to 4, or {share}, or none, not 9 on "
+    "testbed/lm.",
     "run --log wanbd": "unknown tracker 'wanbd'. Did you mean 'wandb'? Known: mlflow, trackio, wandb.",
     "run --dry-run --out notes.txt": "notes.txt is a file; choose another folder with --out.",
     # generate
