@@ -109,7 +109,8 @@ class Anatomy:
         """Return the number of heads that `z` consists of: of a linear attention those of its values."""
         attention = self.blocks[layer].get_submodule(self._attention(layer))
         own = (getattr(attention, name, None) for name in ("num_v_heads", "num_heads", "n_heads"))
-        return next((n for n in own if isinstance(n, int)), int(self._config.num_attention_heads))
+        found = next((n for n in own if isinstance(n, int)), None)
+        return int(self._config.num_attention_heads) if found is None else found  # which raises where layers differ
 
     def _has(self, site: Site) -> bool:
         try:
