@@ -12,6 +12,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from steerbench.models.machine import fast_dtype
+
 _COEFFICIENTS: Final = (3.4445, -4.7750, 2.0315)
 _STEPS: Final = 5
 _TINY: Final = 1e-7
@@ -47,7 +49,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrices: Tensor) -> Tensor:
     """Return nearly U V^T of each matrix U S V^T, (n, rows, columns): its singular values come to lie around one."""
     a, b, c = _COEFFICIENTS
-    wide = matrices.to(torch.bfloat16 if has_bf16(matrices.device) else torch.float32)
+    wide = matrices.to(fast_dtype(matrices.device))
     wide = wide.mT if wide.shape[1] > wide.shape[2] else wide
     wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=_TINY)
     for _ in range(_STEPS):
@@ -55,8 +57,3 @@ def orthogonal(matrices: Tensor) -> Tensor:
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
     found: Tensor = wide.mT if matrices.shape[1] > matrices.shape[2] else wide
     return found.to(matrices.dtype)
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Tell whether a device has instructions for bf16; a CPU without them takes a hundred times as long."""
-    return device.type != "cpu" or bool(torch.cpu._is_avx512_bf16_supported())

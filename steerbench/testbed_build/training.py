@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from steerbench.models.machine import fast_dtype
 from steerbench.progress import Progress
 from steerbench.testbed.world import World
-from steerbench.testbed_build.muon import Muon, has_bf16
+from steerbench.testbed_build.muon import Muon
 
 Row = TypeVar("Row")
 
@@ -67,10 +68,13 @@ def train(
     optimisers = _optimisers(model, recipe.rate)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _rate(step / recipe.steps)) for o in optimisers]
     losses: list[float] = []
+    narrow = fast_dtype(setting.device) == torch.bfloat16
     model.train()
     with setting.progress(f"train {label}", recipe.steps) as advance:
         for _ in range(recipe.steps):
-            with torch.autocast(setting.device.type, torch.bfloat16, enabled=has_bf16(setting.device)):
+            with torch.autocast(
+                setting.device.type, torch.bfloat16, enabled=fast_dtype(setting.device) == torch.bfloat16
+            ):
                 loss = loss_of(next(batches))
             model.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
