@@ -72,9 +72,7 @@ def train(
     model.train()
     with setting.progress(f"train {label}", recipe.steps) as advance:
         for _ in range(recipe.steps):
-            with torch.autocast(
-                setting.device.type, torch.bfloat16, enabled=fast_dtype(setting.device) == torch.bfloat16
-            ):
+            with torch.autocast(setting.device.type, torch.bfloat16, enabled=narrow):
                 loss = loss_of(next(batches))
             model.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
