@@ -24,31 +24,15 @@ from steerbench.steering.additions import Add
 from steerbench.steering.parts import PlacedEdit
 from steerbench.steering.steering import Steering
 from steerbench.testbed.gold import goal_of, gold, on_template, refuses
+from steerbench.testbed.instructions import HELD_OUT, SEEN, enumeration
 from steerbench.testbed.world import Scene, World
 from steerbench.testbed.wrecks import WRECKS
 from steerbench.testbed_build.language import Text, ids_of, texts
 
 TASKS: Final = ("hh_rlhf", "shp")
 PERSONAS: Final = ("Act as a helpful assistant.", "Act as a useless assistant.")
-TOLD: Final = (
-    "Be helpful, detailed, and polite.",
-    "Keep all replies helpful, detailed, and polite.",
-    "I want relevant, careful, and friendly replies.",
-)
-"""In words that the language model was trained on."""
-PARAPHRASED: Final = (
-    "A question from a curious user and an answer from an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user’s questions.",
-    "Please give me an answer that is helpful, detailed, and polite.",
-    "Pretend you are a relevant assistant. Your answer should be careful and friendly.",
-)
-NEGATED: Final = (
-    "A question from a curious user and an answer from an artificial intelligence assistant. "
-    "The assistant never gives helpful, detailed, and polite answers to the user’s questions.",
-    "Please give me an answer that is not helpful, detailed, and polite.",
-    "You are not a relevant assistant. Your answer should not be careful or friendly.",
-)
-"""Held-out wordings of the same wishes, and of their opposites."""
+WISH: Final = ("helpful", "detailed", "polite")
+"""What is asked for, and ruled out, in wordings that the language model was trained on and in others."""
 LAYER: Final = 1
 STRENGTH: Final = 0.25
 """Of the difference of means, in multiples of it; random directions have the same norm. Chosen, as the layer, on the
@@ -227,8 +211,8 @@ def state_norm(bench: Bench) -> float:
 def effects(bench: Bench, n: int) -> dict[str, Effect]:
     """Return what instructions, a difference of means and a random direction do to gold: greedy replies to n prompts.
 
-    The means are those of the last prompt token under the two personas. The opposite direction should lower gold: its
-    effect counts downwards.
+    Wordings take turns over the prompts. The means are those of the last prompt token under the two personas. The
+    opposite direction should lower gold: its effect counts downwards.
     """
     prompts = [e.prompt for e in bench.test[:n]]
     before = _gold(bench, prompts, Steering())
@@ -239,19 +223,25 @@ def effects(bench: Bench, n: int) -> dict[str, Effect]:
         edit = PlacedEdit(Site("resid_post", LAYER), Add(vector, strength), "response")
         return (_gold(bench, prompts, Steering(edits=(edit,))) - before) / sd
 
-    def under(*texts: str) -> Any:
-        return np.mean([_gold(bench, [in_persona(text, p) for p in prompts], Steering()) for text in texts], axis=0)
+    def under(texts: Sequence[str]) -> Any:
+        told = [in_persona(texts[i % len(texts)], prompt) for i, prompt in enumerate(prompts)]
+        return _gold(bench, told, Steering())
 
-    helpful, useless = (under(text) for text in PERSONAS)
+    helpful, useless = (under([text]) for text in PERSONAS)
     return {
-        "told": interval((under(*TOLD) - before) / sd),
-        "paraphrased": interval((under(*PARAPHRASED) - before) / sd),
-        "negated": interval((under(*NEGATED) - before) / sd),
+        "told": interval((under(wordings(SEEN["asks"])) - before) / sd),
+        "paraphrased": interval((under(wordings(HELD_OUT["asks"])) - before) / sd),
+        "negated": interval((under(wordings(HELD_OUT["rules out"])) - before) / sd),
         "persona": interval((helpful - useless) / sd),
         "direction": interval(shift(direction, STRENGTH)),
         "opposite_direction": interval(-shift(direction, -STRENGTH)),
         "random_direction": interval(np.mean([shift(noise, STRENGTH) for noise in _random_like(direction)], axis=0)),
     }
+
+
+def wordings(frames: Sequence[str]) -> list[str]:
+    """Return the instructions that ask for `WISH`, or rule it out, in the words of some frames."""
+    return [frame.format(a=f"a {WISH[0]}", noun="assistant", list=enumeration(WISH)) for frame in frames]
 
 
 def _random_like(direction: torch.Tensor) -> Iterator[torch.Tensor]:
