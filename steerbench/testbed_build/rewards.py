@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaForSequenceClassification
 
@@ -47,6 +48,7 @@ def train_guide(setting: Setting, lm: Any, tokenizer: Any, recipe: Recipe) -> Tr
     """Train the guiding reward, which starts as the first layers of the language model."""
     model = _scorer(LlamaForSequenceClassification, lm, setting, num_hidden_layers=GUIDE_LAYERS)
     model.model.load_state_dict(lm.model.state_dict(), strict=False)
+    nn.init.ones_(model.model.norm.weight)  # the language model's is for its logits
     drawn = pairs(setting, "guide", recipe)
     dialogues = [(*p.prompt, Turn("assistant", reply)) for p in drawn for reply in (p.chosen, p.rejected)]
     loss_of = _ranking(model, tokenizer, setting)
