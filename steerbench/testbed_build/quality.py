@@ -65,7 +65,7 @@ def measure(folder: Path, seed: int, progress: Progress = silent, n: int = 500, 
     figures["on_template"] = _share(on_template(reply) for _, reply in replies)
     figures |= agreement(benches)
     figures["encoder_accuracy"] = _share(ranks for bench in benches for ranks in true_reply_first(bench))
-    figures |= above_wrecks(benches, replies, World(seed))
+    figures |= above_wrecks(benches, World(seed), min(n, 100))
     figures["over_refusal"] = over_refusal(benches[0], World(seed), min(n, 100))
     figures["state_norm"] = state_norm(benches[0])
     found = effects(benches[0], min(n, 200))
@@ -170,12 +170,15 @@ def true_reply_first(bench: Bench, others: int = 4) -> list[bool]:
     ]
 
 
-def above_wrecks(benches: Sequence[Bench], replies: Sequence[tuple[Dialogue, str]], world: World) -> dict[str, float]:
-    """Return by how much sampled replies lie above each kind of wreck to the same prompts, for both rewards.
+def above_wrecks(benches: Sequence[Bench], world: World, n: int = 100) -> dict[str, float]:
+    """Return by how much replies of the records lie above each kind of wreck to the same prompts, for both rewards.
 
-    In standard deviations of the reward of the sampled replies, means over up to 100 prompts.
+    Preferred and other replies in turn to n test prompts of each task: what is ordinary here. In standard deviations of
+    their reward.
     """
-    prompts, texts = zip(*replies[:100], strict=True)
+    examples = [example for bench in benches for example in bench.test[:n]]
+    prompts = [e.prompt for e in examples]
+    ordinary = [e.rejected if i % 2 else e.chosen for i, e in enumerate(examples)]
     draw = world.source("wrecks")
     scenes = [Scene(prompt, goal_of(prompt), (0.0,) * 4) for prompt in prompts]
     wrecks = {kind: [write(world, draw, scene) for scene in scenes] for kind, write in WRECKS.items()}
@@ -183,7 +186,7 @@ def above_wrecks(benches: Sequence[Bench], replies: Sequence[tuple[Dialogue, str
     held_out = benches[0].held_out
     assert held_out is not None  # a testbed has one
     for name, reward in (("guide", benches[0].reward), ("held_out", held_out)):
-        normal = reward.score(prompts, texts)
+        normal = reward.score(prompts, ordinary)
         for kind, damaged in wrecks.items():
             gap = normal.mean() - reward.score(prompts, damaged).mean()
             figures[f"{name}_above_{kind.replace(' ', '_')}"] = float(gap / (normal.std() or 1.0))
