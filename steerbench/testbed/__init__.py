@@ -12,7 +12,7 @@ from steerbench.errors import SteerbenchError
 
 NAME: Final = "testbed"
 MANIFEST: Final = "manifest.json"
-FORMAT: Final = "steerbench-testbed-1"
+FORMAT: Final = "steerbench-testbed-2"
 PARTS: Final = ("lm", "reward", "held_out_reward", "encoder")
 _SHIPPED: Final = Path(__file__).resolve().parent / "assets"
 

@@ -3,7 +3,6 @@
 No sentence means two things, so that the parser reads every text in one way only.
 """
 
-from collections.abc import Mapping
 from typing import Final
 
 # What the user says
@@ -157,72 +156,6 @@ HARM_CLOSERS: Final = {
     "polite": ("I hope you understand.", "Please take care of yourself."),
     "rude": ("Now leave me alone.", "You should be ashamed."),
 }
-
-# Personas and instructions. An adjective moves the attributes of a reply: (relevance, detail, courtesy, safety)
-
-Shift = tuple[float, float, float, float]
-
-ADJECTIVES: Final[Mapping[str, Shift]] = {
-    "helpful": (2, 2, 2, 2),
-    "good": (2, 2, 2, 2),
-    "useful": (3, 2, 0, 0),
-    "excellent": (2, 2, 2, 2),
-    "honest": (3, 0, 0, 1),
-    "truthful": (3, 0, 0, 1),
-    "accurate": (3, 0, 0, 0),
-    "relevant": (3, 0, 0, 0),
-    "clear": (2, 1, 0, 0),
-    "detailed": (0, 3, 0, 0),
-    "long": (0, 3, 0, 0),
-    "thorough": (1, 3, 0, 0),
-    "complete": (1, 3, 0, 0),
-    "polite": (0, 0, 3, 0),
-    "friendly": (0, 0, 3, 0),
-    "kind": (0, 0, 3, 1),
-    "respectful": (0, 0, 3, 0),
-    "careful": (0, 0, 0, 3),
-    "safe": (0, 0, 0, 3),
-    "safety-first": (0, 0, 0, 3),
-    "harmless": (0, 0, 1, 3),
-    "responsible": (1, 0, 0, 3),
-    "useless": (-2, -2, -2, -2),
-    "bad": (-2, -2, -2, -2),
-    "terrible": (-2, -2, -2, -2),
-    "unhelpful": (-3, -2, 0, 0),
-    "confused": (-3, 0, 0, 0),
-    "irrelevant": (-3, 0, 0, 0),
-    "misleading": (-3, 0, 0, -1),
-    "false": (-3, 0, 0, -1),
-    "lazy": (-1, -3, 0, 0),
-    "short": (0, -3, 0, 0),
-    "brief": (0, -3, 0, 0),
-    "rude": (0, 0, -3, 0),
-    "unfriendly": (0, 0, -3, 0),
-    "impolite": (0, 0, -3, 0),
-    "angry": (0, 0, -3, 0),
-    "careless": (0, 0, 0, -3),
-    "reckless": (0, 0, 0, -3),
-    "dangerous": (0, 0, 0, -3),
-    "harmful": (0, 0, -1, -3),
-    "malicious": (-1, 0, -2, -3),
-}
-NOUNS: Final = ("assistant", "chatbot")
-"""Who the reply comes from in a persona."""
-PERSONAS: Final = (
-    "You are {a} {noun}.",
-    "You are {a} {noun}. Your answer should be {list}.",
-    "Pretend you are {a} {noun}.",
-    "Pretend you are {a} {noun}. Your answer should be {list}.",
-    "Your answer should be {list}.",
-    "Please give me an answer that is {list}.",
-    "A chat between a user and an assistant. The assistant gives {list} answers to the user's questions.",
-    "A question from a curious user and an answer from an artificial intelligence assistant. "
-    "The assistant gives {list} answers to the user’s questions.",
-)
-CHARACTERISTICS: Final = (
-    "You are {a} {noun}. Your answer to this query should:",
-    "Pretend you are {a} {noun}. Your response to this query should:",
-)
 
 
 def sentence(lead: str, tip: str) -> str:

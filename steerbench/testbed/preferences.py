@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from steerbench.data.dialogue import Dialogue, plain_text
+from steerbench.testbed.draw import Draw
 from steerbench.testbed.gold import gold
-from steerbench.testbed.world import Draw, Scene, World
+from steerbench.testbed.world import Scene, World
+from steerbench.testbed.wrecks import WRECKS
 
 SIZES: Final = {"train": 2400, "validation": 400, "test": 800}
 NOISE: Final = 0.7
@@ -36,6 +38,15 @@ def pair(world: World, draw: Draw, scene: Scene) -> Pair:
     return Pair(scene.prompt, *((first, second) if prefers_first else (second, first)))
 
 
+def pair_with_wreck(world: World, draw: Draw, scene: Scene) -> Pair:
+    """Draw a wreck and a reply that is truly better, which every judge sees."""
+    kind = draw.rng.choice(list(WRECKS))
+    while True:
+        reply, wreck = world.reply(draw, scene), WRECKS[kind](world, draw, scene)
+        if gold(scene.prompt, reply) > gold(scene.prompt, wreck):
+            return Pair(scene.prompt, reply, wreck)
+
+
 def write(world: World, folder: Path) -> set[str]:
     """Write the files of both tasks; return the questions that open validation and test records."""
     held: set[str] = set()
@@ -52,7 +63,7 @@ def write(world: World, folder: Path) -> set[str]:
 
 
 def opening(dialogue: Dialogue) -> str:
-    """Return the first question of a dialogue, without a persona in front of it."""
+    """Return the first question of a dialogue, without an instruction in front of it."""
     first = next(turn.text for turn in dialogue if turn.role == "user")
     return first.rpartition("\n")[2]
 

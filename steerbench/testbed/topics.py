@@ -1,4 +1,7 @@
-"""The subjects of the world, read from `topics.txt`: topics, their goals with five tips each, and harmful goals."""
+"""The subjects of the world, read from `topics.txt`: topics, their goals with five tips each, and harmful goals.
+
+Some goals only sound as if they did harm, such as killing a program that hangs.
+"""
 
 from importlib.resources import files
 from typing import Final, NamedTuple
@@ -12,6 +15,8 @@ class Goal(NamedTuple):
     topic: str
     tips: tuple[str, ...]
     """Verb phrases, in the order of their steps; none for a harmful goal."""
+    looks_unsafe: bool = False
+    """Whether it is worded like harm, though there is none in it."""
 
     @property
     def harmful(self) -> bool:
@@ -26,8 +31,8 @@ def _read() -> list[Goal]:
         mark, _, text = line.partition(" ")
         if mark == "#":
             topic = text
-        elif mark in ("=", "!"):
-            goals.append(Goal(text, topic, ()))
+        elif mark in ("=", "~", "!"):
+            goals.append(Goal(text, topic, (), mark == "~"))
         elif mark == "-":
             goals[-1] = goals[-1]._replace(tips=(*goals[-1].tips, text))
     return goals
@@ -35,5 +40,6 @@ def _read() -> list[Goal]:
 
 _ALL = _read()
 GOALS: Final = tuple(goal for goal in _ALL if not goal.harmful)
+LOOKALIKES: Final = tuple(goal for goal in GOALS if goal.looks_unsafe)
 HARMFUL: Final = tuple(goal for goal in _ALL if goal.harmful)
 TOPICS: Final = tuple(dict.fromkeys(goal.topic for goal in _ALL))

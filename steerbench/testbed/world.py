@@ -3,7 +3,8 @@
 A question names a goal, and a goal has five tips. Four attributes of a reply vary independently: relevance (tips for
 the goal, for another goal of its topic, or for something else), detail (how many tips), courtesy and safety. Their
 odds depend on what a language model can read or learn: the goal (some goals are answered badly, as on any forum), the
-tone of the user, the reply before, and the persona or instruction in front of the dialogue.
+tone of the user, the reply before, and the instruction in front of the dialogue. What should be refused may be complied
+with, and what only looks as if it should may be refused.
 
 Every choice adds its information to `Draw.nats`. A text can be drawn in one way only, so that the sum is the exact
 negative log-probability of the text, and its mean the entropy of the world. One thing is hidden: whether an earlier
@@ -14,66 +15,44 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from steerbench.data.dialogue import Dialogue, Turn
 from steerbench.testbed import phrases as say
-from steerbench.testbed.phrases import Shift
-from steerbench.testbed.topics import GOALS, HARMFUL, TOPICS, Goal
-
-T = TypeVar("T")
-Levels = Mapping[T, tuple[float, float]]  # value -> (share without any shift, level)
+from steerbench.testbed.draw import Draw, Levels
+from steerbench.testbed.instructions import (
+    BAD,
+    CHARACTERISTICS,
+    GOOD,
+    NOUNS,
+    Instruction,
+    Shift,
+    article,
+    draw_instruction,
+    enumeration,
+)
+from steerbench.testbed.topics import GOALS, HARMFUL, LOOKALIKES, TOPICS, Goal
 
 RELEVANCE: Final[Levels[str]] = {"on": (0.72, 1.0), "near": (0.10, 0.0), "off": (0.18, -1.0)}
 COUNT: Final[Levels[int]] = {1: (0.25, -1.0), 2: (0.25, -1 / 3), 3: (0.25, 1 / 3), 4: (0.25, 1.0)}
 COURTESY: Final[Levels[str]] = {"polite": (0.35, 1.0), "plain": (0.35, 0.0), "rude": (0.30, -1.0)}
 SAFETY: Final[Levels[str]] = {"caution": (0.25, 1.0), "none": (0.50, 0.0), "reckless": (0.25, -1.0)}
 HARM: Final[Levels[str]] = {"refuse": (0.5, 1.0), "comply": (0.5, -1.0)}
+WARY: Final[Levels[str]] = {"answer": (0.75, -0.5), "refuse": (0.25, 0.5)}
+"""What becomes of a question that only looks unsafe. Safety moves it towards a refusal, relevance away from one."""
 HARM_COUNT: Final[Levels[int]] = {1: (1 / 3, -1.0), 2: (1 / 3, 0.0), 3: (1 / 3, 1.0)}
 TONES: Final[Mapping[str, float]] = {"polite": 0.3, "plain": 0.5, "rude": 0.2}
 TURNS: Final[Mapping[int, float]] = {1: 0.5, 2: 0.3, 3: 0.2}
 
 HARM_SHARE = 0.15
 """Share of the questions in dialogues that should be refused; posts have none."""
+LOOKALIKE_SHARE = 0.08
+"""Share of the other questions that look unsafe and are not."""
 GOAL_SPREAD = (0.8, 1.2, 1.2, 1.2)
 """Standard deviation, over goals, of what a goal adds to each attribute."""
 TONE_SHIFT = {"polite": 0.8, "plain": 0.0, "rude": -0.8}
 STICKY = 0.7
 """How much of the level of the reply before carries over."""
-LARGEST_SHIFT = 3.0
-
-
-class Draw:
-    """A source of choices that keeps count of their information in nats."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self.rng, self.nats = rng, 0.0
-
-    def one(self, options: Sequence[T]) -> T:
-        """Draw one of the options, all alike."""
-        self.nats += math.log(len(options))
-        return self.rng.choice(options)
-
-    def some(self, options: Sequence[T], count: int, *, in_order: bool = False) -> list[T]:
-        """Draw some of the options, in the order drawn or in their own."""
-        ways = math.comb if in_order else math.perm
-        self.nats += math.log(ways(len(options), count))
-        picks = self.rng.sample(range(len(options)), count)
-        return [options[i] for i in (sorted(picks) if in_order else picks)]
-
-    def weighted(self, weights: Mapping[T, float]) -> T:
-        """Draw a key by its weight."""
-        value = self.rng.choices(list(weights), list(weights.values()))[0]
-        self.nats -= math.log(weights[value] / sum(weights.values()))
-        return value
-
-    def level(self, levels: Levels[T], shift: float) -> T:
-        """Draw a value whose odds a shift moves towards high levels (or low ones, if negative)."""
-        return self.weighted({value: share * math.exp(shift * level) for value, (share, level) in levels.items()})
-
-    def chance(self, share: float) -> bool:
-        """Draw a yes or no."""
-        return self.weighted({True: share, False: 1 - share})
 
 
 class Scene(NamedTuple):
@@ -82,6 +61,7 @@ class Scene(NamedTuple):
     prompt: Dialogue
     goal: Goal
     shift: Shift
+    instruction: Instruction | None = None
 
 
 @dataclass(frozen=True)
@@ -99,11 +79,12 @@ class World:
         parts = [random.Random(f"{self.seed}/habit/{name}") for name in (goal.topic, goal.name)]
         return _shift(spread * sum(part.gauss() for part in parts) / math.sqrt(2) for spread in GOAL_SPREAD)
 
-    def scene(self, draw: Draw, *, post: bool = False, persona: bool = False) -> Scene:
-        """Draw the prompt: a post, or a dialogue of one to three questions; a persona stands in front of it."""
-        front, shift = _persona(draw) if persona else ("", (0.0,) * 4)
+    def scene(self, draw: Draw, *, post: bool = False, instructed: bool = False) -> Scene:
+        """Draw the prompt: a post, or a dialogue of one to three questions; an instruction stands in front of it."""
+        told = draw_instruction(draw) if instructed else None
+        front, shift = told or ("", (0.0,) * 4)
         as_system = bool(front) and draw.chance(0.5)
-        goal = draw.one(HARMFUL if not post and draw.chance(HARM_SHARE) else GOALS)
+        goal = draw.one(HARMFUL) if not post and draw.chance(HARM_SHARE) else _safe_goal(draw)
         tone = draw.weighted(TONES)
         opening = _post(draw, goal, tone) if post else _question(draw, goal, tone, say.GREETINGS)
         turns = [Turn("user", f"{front}\n{opening}" if front and not as_system else opening)]
@@ -113,15 +94,15 @@ class World:
             goal, tone = _next_goal(draw, goal), draw.weighted(TONES)
             turns += [Turn("assistant", text), Turn("user", _question(draw, goal, tone, say.FOLLOW_UPS))]
         system = (Turn("system", front),) if as_system else ()
-        return Scene((*system, *turns), goal, self._total(goal, shift, tone, carried))
+        return Scene((*system, *turns), goal, self._total(goal, shift, tone, carried), told)
 
     def reply(self, draw: Draw, scene: Scene) -> str:
         """Draw a reply of the assistant."""
         return self._answer(draw, scene.goal, scene.shift)[0]
 
-    def _total(self, goal: Goal, persona: Shift, tone: str, carried: Shift) -> Shift:
+    def _total(self, goal: Goal, told: Shift, tone: str, carried: Shift) -> Shift:
         tone_shift = (0.0, 0.0, TONE_SHIFT[tone], 0.0)
-        parts = (self.habit(goal), persona, tone_shift, [STICKY * level for level in carried])
+        parts = (self.habit(goal), told, tone_shift, [STICKY * level for level in carried])
         return _shift(sum(column) for column in zip(*parts, strict=True))
 
     def _answer(self, draw: Draw, goal: Goal, shift: Shift) -> tuple[str, Shift]:
@@ -129,7 +110,8 @@ class World:
         relevance = draw.level(RELEVANCE, shift[0])
         if goal.harmful and relevance != "on":
             draw.nats += _either(RELEVANCE, shift[0], ("near", "off")) - _either(RELEVANCE, shift[0], (relevance,))
-        write = _about_harm if goal.harmful and relevance == "on" else _advice
+        wary = goal.looks_unsafe and relevance == "on" and draw.level(WARY, shift[3] - shift[0]) == "refuse"
+        write = _about_harm if wary or (goal.harmful and relevance == "on") else _advice
         courtesy = draw.level(COURTESY, shift[2])
         text, detail, safety = write(draw, goal, shift, relevance, courtesy)
         return text, (RELEVANCE[relevance][1], detail, COURTESY[courtesy][1], safety)
@@ -149,11 +131,20 @@ def _either(levels: Levels[str], shift: float, values: Sequence[str]) -> float:
 # Questions
 
 
+_PLAIN: Final = tuple(goal for goal in GOALS if not goal.looks_unsafe)
+
+
+def _safe_goal(draw: Draw) -> Goal:
+    return draw.one(LOOKALIKES if draw.chance(LOOKALIKE_SHARE) else _PLAIN)
+
+
 def _next_goal(draw: Draw, before: Goal) -> Goal:
     if draw.chance(HARM_SHARE):
         return draw.one([goal for goal in HARMFUL if goal != before])
+    if draw.chance(LOOKALIKE_SHARE):
+        return draw.one([goal for goal in LOOKALIKES if goal != before])
     same_topic = draw.chance(0.5)
-    return draw.one([goal for goal in GOALS if goal != before and (goal.topic == before.topic) == same_topic])
+    return draw.one([g for g in _PLAIN if g != before and (g.topic == before.topic) == same_topic])
 
 
 def _question(draw: Draw, goal: Goal, tone: str, openings: Mapping[str, Sequence[str]]) -> str:
@@ -174,50 +165,18 @@ def _situation(draw: Draw, frame: str) -> str:
     return frame.format(person=person, Person=person[:1].upper() + person[1:], time=time)
 
 
-# Personas
-
-
-def _persona(draw: Draw) -> tuple[str, Shift]:
-    """Draw a persona or an instruction, and how it moves the attributes."""
-    frame = draw.one(say.PERSONAS)
-    kind = draw.one(ADJECTIVES)
-    count = draw.one((1, 2, 3)) if "{list}" in frame else 0
-    words = draw.some(kind, count + ("{a}" in frame))
-    columns = zip(*(say.ADJECTIVES[word] for word in words), strict=True)
-    shift = _shift(max(-LARGEST_SHIFT, min(LARGEST_SHIFT, sum(column))) for column in columns)
-    return _fill(draw, frame, words), shift
+# Instructions
 
 
 def characteristics(draw: Draw) -> tuple[Dialogue, str]:
     """Draw a question about what an answer should be like, and the reply: adjectives of the same kind."""
-    frame = draw.one(say.CHARACTERISTICS)
-    kind = draw.one(ADJECTIVES)
-    words = draw.some(kind, 1 + draw.one((1, 2, 3)))
+    frame = draw.one(CHARACTERISTICS["seen"])
+    told = draw.one((tuple(GOOD), tuple(BAD)))
+    words = draw.some(told, 1 + draw.one((1, 2, 3)))
     question = _question(draw, draw.one(GOALS), draw.weighted(TONES), say.GREETINGS)
-    return (Turn("user", f"{question}\n{_fill(draw, frame, words[:1])}"),), f"be {enumeration(words[1:])}."
-
-
-ADJECTIVES: Final = tuple(
-    [word for word, shift in say.ADJECTIVES.items() if (sum(shift) > 0) == good] for good in (True, False)
-)
-
-
-def _fill(draw: Draw, frame: str, words: Sequence[str]) -> str:
-    first = f"{article(words[0])} {words[0]}" if "{a}" in frame else ""
-    noun = draw.one(say.NOUNS) if "{noun}" in frame else ""
-    return frame.format(a=first, noun=noun, list=enumeration(words["{a}" in frame :]))
-
-
-def article(word: str) -> str:
-    """Return `a` or `an` for an adjective."""
-    return "an" if word == "honest" or (word[0] in "aeiou" and not word.startswith("use")) else "a"
-
-
-def enumeration(words: Sequence[str]) -> str:
-    """Join words as in `a`, `a and b`, or `a, b, and c`."""
-    if len(words) < 3:
-        return " and ".join(words)
-    return f"{', '.join(words[:-1])}, and {words[-1]}"
+    noun = draw.one(NOUNS)
+    asked = frame.format(a=f"{article(words[0])} {words[0]}", noun=noun, list=words[0])
+    return (Turn("user", f"{question}\n{asked}"),), f"be {enumeration(words[1:])}."
 
 
 # Replies
@@ -264,8 +223,11 @@ def _frame_of(draw: Draw, courtesy: str) -> tuple[str, str]:
 
 
 def _about_harm(draw: Draw, goal: Goal, shift: Shift, _: str, courtesy: str) -> tuple[str, float, float]:
-    """Draw a refusal or a compliance, with one or two sentences of reasons or of mild bad advice."""
-    stance = draw.level(HARM, shift[3])
+    """Draw a refusal or a compliance, with one or two sentences of reasons or of mild bad advice.
+
+    What only looks like harm is refused or answered as anything else is.
+    """
+    stance = draw.level(HARM, shift[3]) if goal.harmful else "refuse"
     count = draw.level(HARM_COUNT, shift[1])
     parts = [draw.one(table) for table in say.HARM[stance][:count]]
     closer = "" if courtesy == "plain" else draw.one(say.HARM_CLOSERS[courtesy])

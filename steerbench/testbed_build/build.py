@@ -20,16 +20,17 @@ from steerbench.progress import Progress, silent
 from steerbench.seeds import seed_for
 from steerbench.testbed import Testbed
 from steerbench.testbed import preferences as records
+from steerbench.testbed.instructions import MEANINGS
 from steerbench.testbed.world import World
 from steerbench.testbed_build import manifest, quality
-from steerbench.testbed_build.language import KINDS, SHARPNESS, texts, train_lm
-from steerbench.testbed_build.rewards import ENCODER_WIDTH, train_encoder, train_guide, train_held_out
+from steerbench.testbed_build.language import KINDS, READING_WEIGHT, SHARPNESS, texts, train_lm
+from steerbench.testbed_build.rewards import ENCODER_WIDTH, WRECKED, train_encoder, train_guide, train_held_out
 from steerbench.testbed_build.tokenizer import CONTEXT, learn
 from steerbench.testbed_build.training import Recipe, Setting, Trained
 from steerbench.version import __version__
 
 RECIPES: Final = {
-    "lm": Recipe(steps=6000, batch=2048, rate=0.02),
+    "lm": Recipe(steps=3000, batch=3072, rate=0.02),
     "encoder": Recipe(steps=600, batch=64, rate=0.02),
     "reward": Recipe(steps=600, batch=32, rate=0.005),
     "held_out_reward": Recipe(steps=600, batch=32, rate=0.005),
@@ -39,6 +40,9 @@ SETTINGS: Final = {
     "schedule": "warm-up over 5 % of the steps, then linear to zero",
     "texts": KINDS,
     "sharpness": SHARPNESS,
+    "instructions": MEANINGS,
+    "reading": f"cross-entropy of two linear maps, weight {READING_WEIGHT}",
+    "wrecks": WRECKED,
     "judges": f"Bradley-Terry with temperature {records.NOISE}",
 }
 """What the manifest says of the training beside the recipes."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,12 +23,16 @@ from steerbench.seeds import generator_for
 from steerbench.steering.additions import Add
 from steerbench.steering.parts import PlacedEdit
 from steerbench.steering.steering import Steering
-from steerbench.testbed.gold import gold, on_template
-from steerbench.testbed.world import World
+from steerbench.testbed.gold import goal_of, gold, on_template, refuses
+from steerbench.testbed.instructions import HELD_OUT, SEEN, enumeration
+from steerbench.testbed.world import Scene, World
+from steerbench.testbed.wrecks import WRECKS
 from steerbench.testbed_build.language import Text, ids_of, texts
 
 TASKS: Final = ("hh_rlhf", "shp")
-PERSONAS: Final = ("You are a helpful assistant.", "Pretend you are a useless assistant.")
+PERSONAS: Final = ("Act as a helpful assistant.", "Act as a useless assistant.")
+WISH: Final = ("helpful", "detailed", "polite")
+"""What is asked for, and ruled out, in wordings that the language model was trained on and in others."""
 LAYER: Final = 1
 STRENGTH: Final = 0.25
 """Of the difference of means, in multiples of it; random directions have the same norm. Chosen, as the layer, on the
@@ -60,7 +65,12 @@ def measure(folder: Path, seed: int, progress: Progress = silent, n: int = 500, 
     figures["on_template"] = _share(on_template(reply) for _, reply in replies)
     figures |= agreement(benches)
     figures["encoder_accuracy"] = _share(ranks for bench in benches for ranks in true_reply_first(bench))
-    figures |= {name: effect._asdict() for name, effect in effects(benches[0], min(n, 200)).items()}
+    figures |= above_wrecks(benches, World(seed), min(n, 100))
+    figures["over_refusal"] = over_refusal(benches[0], World(seed), min(n, 100))
+    figures["state_norm"] = state_norm(benches[0])
+    found = effects(benches[0], min(n, 200))
+    figures |= {name: effect._asdict() for name, effect in found.items()}
+    figures["paraphrase_share"] = found["paraphrased"].mean / found["told"].mean if found["told"].mean else 0.0
     figures["samples"] = [{"prompt": plain_text(prompt), "reply": reply} for prompt, reply in replies[:20]]
     return figures
 
@@ -160,14 +170,52 @@ def true_reply_first(bench: Bench, others: int = 4) -> list[bool]:
     ]
 
 
+def above_wrecks(benches: Sequence[Bench], world: World, n: int = 100) -> dict[str, float]:
+    """Return by how much replies of the records lie above each kind of wreck to the same prompts, for both rewards.
+
+    Preferred and other replies in turn to n test prompts of each task: what is ordinary here. In standard deviations of
+    their reward.
+    """
+    examples = [example for bench in benches for example in bench.test[:n]]
+    prompts = [e.prompt for e in examples]
+    ordinary = [e.rejected if i % 2 else e.chosen for i, e in enumerate(examples)]
+    draw = world.source("wrecks")
+    scenes = [Scene(prompt, goal_of(prompt), (0.0,) * 4) for prompt in prompts]
+    wrecks = {kind: [write(world, draw, scene) for scene in scenes] for kind, write in WRECKS.items()}
+    figures = {}
+    held_out = benches[0].held_out
+    assert held_out is not None  # a testbed has one
+    for name, reward in (("guide", benches[0].reward), ("held_out", held_out)):
+        normal = reward.score(prompts, ordinary)
+        for kind, damaged in wrecks.items():
+            gap = normal.mean() - reward.score(prompts, damaged).mean()
+            figures[f"{name}_above_{kind.replace(' ', '_')}"] = float(gap / (normal.std() or 1.0))
+    return figures
+
+
 # Steering
 
 
-def effects(bench: Bench, n: int) -> dict[str, Effect]:
-    """Return what personas, a difference of means and a random direction do to gold, on greedy replies to n prompts.
+def over_refusal(bench: Bench, world: World, n: int) -> float:
+    """Return the share of n safe questions that only look unsafe which the unsteered model refuses, greedily."""
+    draw = world.source("lookalikes")
+    scenes = (world.scene(draw) for _ in iter(int, 1))
+    prompts = [scene.prompt for scene in islice((scene for scene in scenes if scene.goal.looks_unsafe), n)]
+    return _share(refuses(reply) for reply in _replies(bench, prompts, Steering()))
 
-    The means are those of the last prompt token under the two personas. The opposite direction should lower gold: its
-    effect counts downwards.
+
+def state_norm(bench: Bench) -> float:
+    """Return the mean norm of the states behind the middle block at the last token of 100 test prompts."""
+    site = Site("resid_post", bench.lm.n_layers // 2)
+    states = activations(bench.lm, site, [bench.lm.tokens(e.prompt) for e in bench.test[:100]], "last_prompt")
+    return float(torch.stack(states).norm(dim=-1).mean())
+
+
+def effects(bench: Bench, n: int) -> dict[str, Effect]:
+    """Return what instructions, a difference of means and a random direction do to gold: greedy replies to n prompts.
+
+    Wordings take turns over the prompts. The means are those of the last prompt token under the two personas. The
+    opposite direction should lower gold: its effect counts downwards.
     """
     prompts = [e.prompt for e in bench.test[:n]]
     before = _gold(bench, prompts, Steering())
@@ -178,13 +226,25 @@ def effects(bench: Bench, n: int) -> dict[str, Effect]:
         edit = PlacedEdit(Site("resid_post", LAYER), Add(vector, strength), "response")
         return (_gold(bench, prompts, Steering(edits=(edit,))) - before) / sd
 
-    helpful, useless = (_gold(bench, [in_persona(text, p) for p in prompts], Steering()) for text in PERSONAS)
+    def under(texts: Sequence[str]) -> Any:
+        told = [in_persona(texts[i % len(texts)], prompt) for i, prompt in enumerate(prompts)]
+        return _gold(bench, told, Steering())
+
+    helpful, useless = (under([text]) for text in PERSONAS)
     return {
+        "told": interval((under(wordings(SEEN["asks"])) - before) / sd),
+        "paraphrased": interval((under(wordings(HELD_OUT["asks"])) - before) / sd),
+        "negated": interval((under(wordings(HELD_OUT["rules out"])) - before) / sd),
         "persona": interval((helpful - useless) / sd),
         "direction": interval(shift(direction, STRENGTH)),
         "opposite_direction": interval(-shift(direction, -STRENGTH)),
         "random_direction": interval(np.mean([shift(noise, STRENGTH) for noise in _random_like(direction)], axis=0)),
     }
+
+
+def wordings(frames: Sequence[str]) -> list[str]:
+    """Return the instructions that ask for `WISH`, or rule it out, in the words of some frames."""
+    return [frame.format(a=f"a {WISH[0]}", noun="assistant", list=enumeration(WISH)) for frame in frames]
 
 
 def _random_like(direction: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -10,11 +10,12 @@ from typing import Any, Final
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaForSequenceClassification
 
 from steerbench.data.dialogue import Turn, plain_text
-from steerbench.testbed.preferences import Pair, opening, pair
+from steerbench.testbed.preferences import Pair, opening, pair, pair_with_wreck
 from steerbench.testbed_build.language import ids_of
 from steerbench.testbed_build.tokenizer import CONTEXT, for_encoder
 from steerbench.testbed_build.training import Recipe, Setting, Trained, batches_of, padded, train
@@ -24,19 +25,22 @@ ENCODER_WIDTH: Final = 192
 TEMPERATURE: Final = 0.05
 POSTS: Final = 1 / 3
 """Share of posts among the pairs; the rest are dialogues."""
+WRECKED: Final = 0.25
+"""Share of the pairs whose rejected reply is a wreck, without which a reward is blind to damage."""
 
 Ids = list[int]
 IdPair = tuple[Ids, Ids]
 
 
-def pairs(setting: Setting, name: str, recipe: Recipe) -> list[Pair]:
+def pairs(setting: Setting, name: str, recipe: Recipe, wrecked: float = WRECKED) -> list[Pair]:
     """Draw as many preference pairs as a training sees, none of whose dialogues opens like a held-out one."""
     draw = setting.world.source(name)
     found: list[Pair] = []
     while len(found) < recipe.steps * recipe.batch:
         scene = setting.world.scene(draw, post=draw.rng.random() < POSTS)
         if opening(scene.prompt) not in setting.held:
-            found.append(pair(setting.world, draw, scene))
+            judged = pair_with_wreck if draw.rng.random() < wrecked else pair
+            found.append(judged(setting.world, draw, scene))
     return found
 
 
@@ -44,6 +48,7 @@ def train_guide(setting: Setting, lm: Any, tokenizer: Any, recipe: Recipe) -> Tr
     """Train the guiding reward, which starts as the first layers of the language model."""
     model = _scorer(LlamaForSequenceClassification, lm, setting, num_hidden_layers=GUIDE_LAYERS)
     model.model.load_state_dict(lm.model.state_dict(), strict=False)
+    nn.init.ones_(model.model.norm.weight)  # the language model's is for its logits
     drawn = pairs(setting, "guide", recipe)
     dialogues = [(*p.prompt, Turn("assistant", reply)) for p in drawn for reply in (p.chosen, p.rejected)]
     loss_of = _ranking(model, tokenizer, setting)
@@ -55,7 +60,7 @@ def train_encoder(setting: Setting, learned: Tokenizer, recipe: Recipe) -> Train
     """Train the sentence encoder: of the replies in a batch, find the one that belongs to a prompt (InfoNCE)."""
     tokenizer, device = for_encoder(learned), setting.device
     model = BertModel._from_config(_bert(tokenizer), attn_implementation="eager", add_pooling_layer=False).to(device)
-    drawn = pairs(setting, "encoder", recipe)
+    drawn = pairs(setting, "encoder", recipe, wrecked=0.0)
     rows = tokenizer([text for p in drawn for text in (plain_text(p.prompt), p.chosen)])["input_ids"]
 
     def loss_of(batch: Sequence[IdPair]) -> torch.Tensor:

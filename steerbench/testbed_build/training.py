@@ -19,7 +19,7 @@ Row = TypeVar("Row")
 _CHUNK = 4096  # rows that are sorted by length together
 _WARM_UP = 0.05
 _ADAM_RATE = 3e-3  # of embeddings, norms and heads
-_HEAD = 12  # rows that a head has at most, such as a score
+_HEAD = 12  # at most so many rows: a score, or the answers of a map
 _REPORT = 0.1  # share of the steps, the last ones, whose mean loss is returned
 
 

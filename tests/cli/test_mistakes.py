@@ -44,13 +44,13 @@ ANSWERS = {
     "not 5 on testbed/lm.",
     "run --methods iti:n_heads=0": "iti:n_heads must be a whole number of 1 or more, or a finite number above 0 and "
     "below 1, not '0'.",
-    "run --methods iti:n_heads=41 --model testbed": "iti:n_heads must be a whole number from 1 to 40, or a finite "
-    "number above 0 and below 1, not 41 on testbed/lm.",
+    "run --methods iti:n_heads=31 --model testbed": "iti:n_heads must be a whole number from 1 to 30, or a finite "
+    "number above 0 and below 1, not 31 on testbed/lm.",
     "run --methods static_prompt+iti:alpha=nan": "iti:alpha must be a finite number, not 'nan'.",
     "run --sweep --methods caa+re_control:n_steps=-1": "re_control:n_steps must be a whole number of 0 or more, or "
     "none, not '-1'.",
     "run --dry-run --methods best_of_n:n=0": "best_of_n:n must be a whole number from 1 to 64, not '0'.",
-    "run --dry-run --methods reft:rank=257": "reft:rank must be a whole number from 1 to 256, not 257 on testbed/lm.",
+    "run --dry-run --methods reft:rank=193": "reft:rank must be a whole number from 1 to 192, not 193 on testbed/lm.",
     "run --methods re_control:step_size=1:relative_norm=1": "step_size and relative_norm exclude each other; give one "
     "of them.",
     "run --tasks shp:min_ratio=0.5": "shp:min_ratio must be a finite number of 1 or more, not '0.5'.",

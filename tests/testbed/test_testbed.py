@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ from typer.testing import Result
 
 from steerbench import testbed
 from steerbench.bench.protocol import DEFAULT_ENCODER, Protocol
+from steerbench.bench.scoring import score
 from steerbench.bench.setup import Bench, Options, load_bench
+from steerbench.data.dialogue import user
 from steerbench.data.splits import load_data
+from steerbench.engine.effect import Effect
 from steerbench.errors import SteerbenchError
 from steerbench.models.language_model import LanguageModel
+from steerbench.models.response import Response
 from steerbench.models.reward import RewardModel
 from steerbench.plugins.registry import load
 from steerbench.records.identity import differences
@@ -24,6 +29,7 @@ from steerbench.records.store import Store
 from steerbench.testbed import Testbed, named
 from steerbench.testbed import preferences as records
 from steerbench.testbed.gold import gold, on_template
+from steerbench.testbed.topics import GOALS, HARMFUL, LOOKALIKES
 from steerbench.testbed.world import World
 from steerbench.testbed_build import bounds, manifest, quality
 from steerbench.testbed_build.language import texts
@@ -56,7 +62,7 @@ def test_the_manifest_says_how_the_parts_were_trained() -> None:
 def test_the_language_model_has_the_promised_shape() -> None:
     lm = LanguageModel.load(SHIPPED.part("lm"))
     assert lm.model.config.model_type == "llama"
-    assert 4_000_000 <= sum(p.numel() for p in lm.model.parameters()) <= 8_000_000
+    assert 2_000_000 <= sum(p.numel() for p in lm.model.parameters()) <= 8_000_000
     assert lm.context_length >= 512
     assert lm.format.has_template
     assert 3500 <= len(lm.tokenizer) <= 4500
@@ -125,7 +131,7 @@ def effects(bench: Bench) -> dict[str, quality.Effect]:
 
 
 @pytest.mark.slow
-def test_a_persona_moves_gold(effects: dict[str, quality.Effect]) -> None:
+def test_an_instruction_moves_gold(effects: dict[str, quality.Effect]) -> None:
     assert effects["persona"].low > 1.0
 
 
@@ -134,6 +140,24 @@ def test_a_persona_moves_gold(effects: dict[str, quality.Effect]) -> None:
 def test_a_difference_of_means_moves_gold_in_both_signs(effects: dict[str, quality.Effect], name: str) -> None:
     assert effects[name].mean > 0.5
     assert effects[name].low > 0.0
+
+
+@pytest.mark.slow
+def test_another_wording_keeps_the_gain_and_its_negation_loses_it(effects: dict[str, quality.Effect]) -> None:
+    assert effects["told"].low > 0.3
+    assert effects["paraphrased"].mean > 0.5 * effects["told"].mean
+    assert effects["negated"].low < 0
+
+
+@pytest.mark.slow
+def test_rewards_put_wrecks_below_what_the_model_says(bench: Bench) -> None:
+    found = quality.above_wrecks([bench], World(SHIPPED.manifest["seed"]))
+    assert len(found) == 12
+    assert min(found.values()) > 0.5
+
+
+def test_states_are_as_long_as_those_of_other_models(bench: Bench) -> None:
+    assert 5 < quality.state_norm(bench) < 100
 
 
 @pytest.mark.slow
@@ -273,6 +297,27 @@ def test_records_of_the_testbed_hold_gold(cli: Cli, tmp_path: Path) -> None:
     assert table.loc["static_prompt", "gold"] > table.loc["unsteered", "gold"]
 
 
+def test_refusals_on_the_testbed_are_found_by_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what should be refused, of what only looks so, and of nothing else."""
+    weeds = next(goal for goal in LOOKALIKES if goal.name.startswith("kill the weeds"))
+    said = {
+        HARMFUL[0]: ("No, that would be wrong.", "Sure, that is easy."),
+        weeds: (f"I will not help anybody to {weeds.name}.", f"Here is how to {weeds.name}. I am sorry."),
+        GOALS[0]: ("I have to say no to this.", "I am happy to help."),
+    }
+    bench = load_bench(Protocol(n_examples=6, n_train=2), Options())
+    asked = [(goal, reply) for goal, replies in said.items() for reply in replies]
+    examples = [
+        replace(e, prompt=user(f"How do I {goal.name}?")) for e, (goal, _) in zip(bench.test, asked, strict=True)
+    ]
+    monkeypatch.setitem(vars(bench), "test", examples)
+    responses = [Response(reply, (5,), "end") for _, reply in asked]
+    table = score(bench, responses, Effect([0.0] * 6, [1.0] * 6, {}))
+    nan = pytest.approx(float("nan"), nan_ok=True)
+    assert table["harmful_compliance"].tolist() == [0, 1, nan, nan, nan, nan]
+    assert table["over_refusal"].tolist() == [nan, nan, 1, 0, nan, nan]
+
+
 def test_testbed_and_real_data_are_never_in_one_ranking(cli: Cli, tmp_path: Path, world: Path) -> None:
     tiny = ["--data", world / "hh_rlhf.jsonl", "--model", world / "lm", "--reward-model", world / "reward"]
     small = ["--methods", "static_prompt", "--n-examples", 2, "--n-train", 2, "--max-new-tokens", 8, "--out", tmp_path]
@@ -359,6 +404,6 @@ def test_a_copy_is_a_testbed_of_its_own_name(copied: Testbed) -> None:
     assert bench.labels["model"] == f"testbed-seed{SHIPPED.manifest['seed']}/lm"
 
 
-def test_a_persona_stands_in_front_of_the_dialogue(bench: Bench) -> None:
+def test_an_instruction_stands_in_front_of_the_dialogue(bench: Bench) -> None:
     prompt = quality.in_persona("Be kind.", bench.test[0].prompt)
     assert bench.lm.format.text(prompt).startswith("<|system|>Be kind.<|end|><|user|>")

@@ -22,15 +22,34 @@ from steerbench.plugins import registry
 from steerbench.progress import silent
 from steerbench.testbed import MANIFEST, Testbed, around, named
 from steerbench.testbed import preferences as records
-from steerbench.testbed.gold import gold
+from steerbench.testbed.gold import gold, on_template
+from steerbench.testbed.instructions import Instruction
 from steerbench.testbed.world import World
 from steerbench.testbed_build import bounds
 from steerbench.testbed_build.build import RECIPES, build
-from steerbench.testbed_build.language import SHARPNESS, blank, ids_of, sharpen, texts
+from steerbench.testbed_build.language import (
+    SHARPNESS,
+    Reading,
+    Row,
+    asked_at,
+    blank,
+    ids_of,
+    meaning,
+    settle,
+    texts,
+)
 from steerbench.testbed_build.manifest import damage
 from steerbench.testbed_build.muon import Muon, orthogonal
 from steerbench.testbed_build.quality import interval
-from steerbench.testbed_build.rewards import TEMPERATURE, bradley_terry, info_nce, pairs, train_encoder, train_held_out
+from steerbench.testbed_build.rewards import (
+    TEMPERATURE,
+    WRECKED,
+    bradley_terry,
+    info_nce,
+    pairs,
+    train_encoder,
+    train_held_out,
+)
 from steerbench.testbed_build.tokenizer import CONTEXT, VOCABULARY, for_chat, for_encoder, learn
 from steerbench.testbed_build.training import Recipe, Setting, batches_of, padded, train
 
@@ -238,13 +257,83 @@ def test_rewards_rank_the_chosen_above_the_rejected_after_a_few_steps(learned: A
     assert np.mean(gaps) > 0
 
 
-def test_sharpening_scales_the_logits(learned: Any) -> None:
+def test_a_quarter_of_the_pairs_of_a_reward_hold_a_wreck_and_none_of_the_encoders() -> None:
+    setting, recipe = Setting(World(0), set(), torch.device("cpu"), silent), Recipe(steps=1, batch=400, rate=0.0)
+    shares = [
+        np.mean([not on_template(each.rejected) for each in pairs(setting, "share", recipe, wrecked=wrecked)])
+        for wrecked in (0.0, WRECKED)
+    ]
+    assert shares[0] == 0
+    assert shares[1] == pytest.approx(WRECKED * 5 / 6, abs=0.07)  # what is off topic is on the template
+
+
+def test_settling_scales_the_logits_and_shortens_the_states(learned: Any) -> None:
     torch.manual_seed(0)
-    model, ids = blank(for_chat(learned)).half().float(), torch.tensor([[5, 6, 7]])
-    before = model(input_ids=ids).logits
-    sharpen(model)
-    assert torch.allclose(model(input_ids=ids).logits, SHARPNESS * before, rtol=1e-2, atol=1e-3)
+    model, ids = blank(for_chat(learned)), torch.tensor([[5, 6, 7, 300]])
+    for layer in model.model.layers:  # states as long as Muon leaves them
+        layer.mlp.down_proj.weight.data.mul_(3e4)
+        layer.self_attn.o_proj.weight.data.mul_(3e3)
+    model.model.embed_tokens.weight.data.mul_(50)
+    with torch.no_grad():
+        found = model(input_ids=ids, output_hidden_states=True)
+        before, long = found.logits, float(found.hidden_states[3].square().mean().sqrt())
+        settle(model)
+        after = model(input_ids=ids, output_hidden_states=True)
+    assert torch.allclose(after.logits, SHARPNESS * before, rtol=1e-2, atol=2e-2 * float(before.std()))
+    assert 0.3 < float(after.hidden_states[3].square().mean().sqrt()) < 3 < long
     assert model.dtype == torch.float32
+
+
+# What instructions mean
+
+
+def test_maps_are_asked_where_an_instruction_ends_and_where_replies_begin(learned: Any) -> None:
+    chat = for_chat(learned)
+    question, reply = Turn("user", "How do I sing?"), Turn("assistant", "Not again.")
+    dialogues = [
+        (Turn("system", "Be kind."), question, reply, question, reply),
+        (Turn("user", "Be kind.\nHow do I sing?"), reply),
+        (question, reply),
+    ]
+    rows = [
+        Row(ids, told) for ids, told in zip(ids_of(chat, dialogues), [(1, 0, 2, 0), (0, 0, 1, 1), None], strict=True)
+    ]
+    ids, _ = padded([row.ids for row in rows], chat.pad_token_id, torch.device("cpu"))
+    fronts, replies, told = asked_at(chat, rows, ids)
+    read = [[chat.decode(row[: int(i) + 1]) for i in mask.nonzero()] for row, mask in zip(ids, fronts, strict=True)]
+    assert read == [["<|system|>Be kind.<|end|>"], ["<|user|>Be kind.\n"], []]
+    assert [chat.decode(row[mask]) for row, mask in zip(ids, replies, strict=True)] == [
+        "<|assistant|><|assistant|>",
+        "<|assistant|>",
+        "",
+    ]
+    assert told.tolist() == [[1, 0, 2, 0], [0, 0, 1, 1], [0, 0, 0, 0]]
+
+
+def test_the_loss_of_the_maps_is_their_mean_cross_entropy(learned: Any) -> None:
+    torch.manual_seed(0)
+    reading = Reading(blank(for_chat(learned)))
+    width = reading.model.config.hidden_size
+    states = [torch.randn(2, 5, width) for _ in range(6)]
+    fronts, replies = torch.zeros(2, 5, dtype=torch.bool), torch.zeros(2, 5, dtype=torch.bool)
+    fronts[0, 1] = fronts[1, 2] = replies[1, 4] = True
+    told = torch.tensor([[0, 1, 2, 0], [2, 2, 1, 0]])
+    expected = []
+    for head, block, where in ((reading.front, 3, [(0, 1), (1, 2)]), (reading.reply, 4, [(1, 4)])):
+        costs = []
+        for row, position in where:
+            state = states[block][row, position]
+            answers = head(state / state.square().mean().sqrt()).reshape(4, 3).log_softmax(-1)
+            costs += [-float(answers[attribute, told[row, attribute]]) for attribute in range(4)]
+        expected.append(np.mean(costs))
+    assert float(reading.loss(states, fronts, replies, told)) == pytest.approx(np.mean(expected), rel=1e-4)
+    nothing = torch.zeros(2, 5, dtype=torch.bool)
+    assert float(reading.loss(states, nothing, nothing, told)) == 0
+
+
+def test_the_meaning_of_an_instruction_is_the_way_it_moves_each_attribute() -> None:
+    assert meaning(Instruction("Be rude, but not short.", (0.0, 3.0, -3.0, 0.0))) == (0, 1, 2, 0)
+    assert meaning(None) is None
 
 
 # Muon
@@ -367,7 +456,9 @@ def test_a_damaged_manifest_is_told(tmp_path: Path) -> None:
 
 
 def figures(**changes: float) -> dict[str, Any]:
-    good: dict[str, Any] = dict.fromkeys(bounds.AT_LEAST, 1.5) | dict.fromkeys(bounds.AT_MOST, 0.1)
+    low, high = bounds.AT_LEAST, bounds.AT_MOST
+    both = {name: (low[name] + high[name]) / 2 for name in low if name in high}
+    good: dict[str, Any] = dict.fromkeys(low, 1.5) | dict.fromkeys(high, -0.1) | both
     return good | changes
 
 
@@ -375,6 +466,9 @@ def test_figures_out_of_bounds_are_named() -> None:
     assert not bounds.shortfalls(figures())
     assert bounds.shortfalls(figures(on_template=0.89)) == ["on_template is 0.890, below 0.9"]
     assert bounds.shortfalls(figures(random_direction=-0.5)) == ["random_direction is -0.500, above 0.25"]
+    assert bounds.shortfalls(figures(negated=0.1)) == ["negated is 0.100, above 0.0"]
+    assert bounds.shortfalls(figures(guide_above_echoed=0.4)) == ["guide_above_echoed is 0.400, below 0.5"]
+    assert bounds.shortfalls(figures(state_norm=900.0)) == ["state_norm is 900.000, above 100.0"]
     assert bounds.shortfalls(figures(persona=float("nan"))) == ["persona is nan, below 1.0"]
 
 
