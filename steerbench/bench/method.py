@@ -177,11 +177,15 @@ def spread_over(methods: str, given: Sequence[str]) -> str:
     A method that lacks a setting, or sets it already, stays as it is. Raises SteerbenchError if no method has it.
     """
     specs = [method.spec for method in methods_of(methods)]
+    seen: set[str] = set()
     for text in given:
         name, _, values = text.partition("=")
         name, chosen = name.strip(), [value.strip() for value in values.split(",") if value.strip()]
         if not name or not chosen:
             raise SteerbenchError(f"--over {text!r} must be a setting and its values, such as layer=0,2,4.")
+        if name in seen:
+            raise SteerbenchError(f"--over goes over {name!r} twice; give all of its values at once.")
+        seen.add(name)
         dials = [_unset(spec, name) for spec in specs]
         if not any(dials):
             raise SteerbenchError(f"no method of {methods!r} has a setting {name!r} to go over; see `steerbench list`.")

@@ -50,7 +50,12 @@ class Sentence(NamedTuple):
 def parse(response: str) -> list[Sentence | None]:
     """Read a reply sentence by sentence; None stands for a sentence that the world does not know."""
     known = _sentences()
-    return [known.get(sentence) for sentence in re.split(r"(?<=[.!?])\s+", response.strip()) if sentence]
+    return [known.get(sentence) for sentence in split(response)]
+
+
+def split(response: str) -> list[str]:
+    """Split a reply behind its full stops, exclamation and question marks."""
+    return [sentence for sentence in re.split(r"(?<=[.!?])\s+", response.strip()) if sentence]
 
 
 def on_template(response: str) -> bool:

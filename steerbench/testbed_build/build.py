@@ -24,7 +24,14 @@ from steerbench.testbed.instructions import MEANINGS
 from steerbench.testbed.world import World
 from steerbench.testbed_build import manifest, quality
 from steerbench.testbed_build.language import KINDS, READING_WEIGHT, SHARPNESS, texts, train_lm
-from steerbench.testbed_build.rewards import ENCODER_WIDTH, WRECKED, train_encoder, train_guide, train_held_out
+from steerbench.testbed_build.rewards import (
+    ASKED_WEIGHT,
+    ENCODER_WIDTH,
+    WRECKED,
+    train_encoder,
+    train_guide,
+    train_held_out,
+)
 from steerbench.testbed_build.tokenizer import CONTEXT, learn
 from steerbench.testbed_build.training import Recipe, Setting, Trained
 from steerbench.version import __version__
@@ -32,8 +39,9 @@ from steerbench.version import __version__
 RECIPES: Final = {
     "lm": Recipe(steps=3000, batch=3072, rate=0.02),
     "encoder": Recipe(steps=600, batch=64, rate=0.02),
-    "reward": Recipe(steps=600, batch=32, rate=0.005),
-    "held_out_reward": Recipe(steps=600, batch=32, rate=0.005),
+    "questions": Recipe(steps=600, batch=32, rate=0.02),
+    "reward": Recipe(steps=900, batch=32, rate=0.005),
+    "held_out_reward": Recipe(steps=900, batch=32, rate=0.005),
 }
 SETTINGS: Final = {
     "optimiser": "Muon for matrices; AdamW, rate 0.003, for embeddings, norms and heads; in bf16 where it is fast",
@@ -70,7 +78,7 @@ def build(
         "built": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": environment(builder.device),
         "training": builder.log,
-        "settings": SETTINGS,
+        "settings": SETTINGS | {"questions": asdict(recipes["questions"]) | {"weight": ASKED_WEIGHT}},
     }
     manifest.write(partial_out, seed, **sections)  # by which the folder can be measured as a testbed
     figures = quality.measure(partial_out, seed, progress, n_quality, device)
@@ -110,10 +118,11 @@ class _Builder:
         held = records.write(self.world, self.out / "data")
         setting = Setting(self.world, held, self.device, self.progress)
         learned = learn(turn.text for text in texts(self.world, "tokenizer", 20_000) for turn in text.dialogue)
+        questions = self.recipes["questions"]
         lm = self._make("lm", partial(train_lm, setting, learned))
-        self._make("reward", partial(train_guide, setting, lm.model, lm.tokenizer))
+        self._make("reward", partial(train_guide, setting, lm.model, lm.tokenizer, questions))
         encoder = self._make("encoder", partial(train_encoder, setting, learned))
-        self._make("held_out_reward", partial(train_held_out, setting, encoder.model, encoder.tokenizer))
+        self._make("held_out_reward", partial(train_held_out, setting, encoder.model, encoder.tokenizer, questions))
         _describe_pooling(self.out / "encoder")
 
     def _make(self, part: str, train: Callable[[Recipe], Trained]) -> Trained:

@@ -31,7 +31,8 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for matrix in group["params"]:
-                alike[matrix.shape].append(matrix)
+                if matrix.grad is not None:  # a part that the loss does not reach stays
+                    alike[matrix.shape].append(matrix)
             for (rows, columns), matrices in alike.items():
                 updates = orthogonal(torch.stack([self._update(matrix, group["momentum"]) for matrix in matrices]))
                 rate = group["lr"] * math.sqrt(max(1.0, rows / columns))

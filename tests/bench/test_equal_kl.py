@@ -203,6 +203,8 @@ def test_methods_go_over_the_values_of_a_setting_that_they_leave_open() -> None:
     assert spread_over("caa:layer=1,iti+caa", ["layer=0,0.5"]) == "caa:layer=1,iti+caa:layer=0,iti+caa:layer=0.5"
     both = spread_over("caa", ["layer=0,1", "relative_norm=0.1,0.2"])
     assert both.split(",") == [f"caa:layer={i}:relative_norm={r}" for i in (0, 1) for r in (0.1, 0.2)]
+    with pytest.raises(SteerbenchError, match="--over goes over 'layer' twice; give all of its values at once"):
+        spread_over("caa", ["layer=0", "layer=1"])
 
 
 def test_a_run_over_layers_leaves_a_record_for_each(run_cli: Callable[..., Result], tmp_path: Path) -> None:
