@@ -47,6 +47,7 @@ from steerbench.testbed_build.rewards import (
     bradley_terry,
     info_nce,
     pairs,
+    sinusoids,
     train_encoder,
     train_held_out,
 )
@@ -238,6 +239,13 @@ def test_the_encoder_learns_to_find_both_ways() -> None:
     forward = [-math.log(math.exp(row[i]) / sum(map(math.exp, row))) for i, row in enumerate(scores.tolist())]
     backward = [-math.log(math.exp(row[i]) / sum(map(math.exp, row))) for i, row in enumerate(scores.T.tolist())]
     assert info_nce(prompts, replies).item() == pytest.approx(np.mean(forward) + np.mean(backward), rel=1e-5)
+
+
+def test_a_step_to_the_next_place_is_one_linear_map() -> None:
+    codes = sinusoids(64, 8).double()
+    step = torch.linalg.lstsq(codes[:-1], codes[1:]).solution
+    assert torch.allclose(codes[:-1] @ step, codes[1:], atol=1e-4)
+    assert float(codes.square().mean()) == pytest.approx(1.0)
 
 
 @pytest.mark.slow
