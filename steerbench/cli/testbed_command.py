@@ -24,7 +24,7 @@ def build(
     seed: Annotated[int, typer.Option(help="Another seed gives another world.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Make a world, and train its models from scratch: about 45 minutes on two cores with bf16, longer without."""
+    """Make a world, and train its models from scratch: one to two hours on two cores."""
     from steerbench.cli import stages
     from steerbench.testbed_build.bounds import shortfalls
     from steerbench.testbed_build.build import build as make
@@ -50,7 +50,7 @@ def info(where: Where = NAME) -> None:
 
 @app.command()
 def verify(where: Where = NAME) -> None:
-    """Check the files of a testbed, and measure again how good it is: about two minutes."""
+    """Check the files of a testbed, and measure again how good it is: about five minutes."""
     from steerbench.cli import stages
     from steerbench.testbed_build.bounds import drift, shortfalls
     from steerbench.testbed_build.manifest import damage
