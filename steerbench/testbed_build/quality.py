@@ -33,10 +33,10 @@ TASKS: Final = ("hh_rlhf", "shp")
 PERSONAS: Final = ("Act as a helpful assistant.", "Act as a useless assistant.")
 WISH: Final = ("helpful", "detailed", "polite")
 """What is asked for, and ruled out, in wordings that the language model was trained on and in others."""
-LAYER: Final = 1
+LAYER: Final = 2
 STRENGTH: Final = 0.25
-"""Of the difference of means, in multiples of it; random directions have the same norm. Chosen, as the layer, on the
-validation prompts of seed 0."""
+"""Of the difference of means, in multiples of it; random directions have the same norm. Chosen, as the layer, on 100
+validation prompts of seed 0, of all layers and an eighth, a quarter and a half."""
 N_MEANS: Final = 64
 """Training prompts that the means are taken over."""
 N_RANDOM: Final = 5
