@@ -332,11 +332,11 @@ def test_the_loss_of_the_maps_is_their_mean_cross_entropy(learned: Any) -> None:
         for row, position in where:
             state = states[block][row, position]
             answers = head(state / state.square().mean().sqrt()).reshape(4, 3).log_softmax(-1)
-            costs += [-float(answers[attribute, told[row, attribute]]) for attribute in range(4)]
+            costs += [-answers[attribute, told[row, attribute]].item() for attribute in range(4)]
         expected.append(np.mean(costs))
-    assert float(reading.loss(states, fronts, replies, told)) == pytest.approx(np.mean(expected), rel=1e-4)
+    assert reading.loss(states, fronts, replies, told).item() == pytest.approx(np.mean(expected), rel=1e-4)
     nothing = torch.zeros(2, 5, dtype=torch.bool)
-    assert float(reading.loss(states, nothing, nothing, told)) == 0
+    assert reading.loss(states, nothing, nothing, told).item() == 0
 
 
 def test_the_meaning_of_an_instruction_is_the_way_it_moves_each_attribute() -> None:
