@@ -184,12 +184,13 @@ def returns(values: Tensor, rewards: Tensor, last: Tensor, td_lambda: float) -> 
     """Return the lambda-returns: the reward at `last`, (1 - lambda) V(s_t+1) + lambda G_t+1 before; (rollouts, steps).
 
     `values` is (rollouts, steps), `rewards` (rollouts,), `last` (rollouts, 1). What follows `last` has no meaning.
+    Written out, G_t is a weighted sum of all later values, so that one product takes the place of a loop over tokens.
     """
-    goals = [rewards]
-    for t in reversed(range(values.shape[1] - 1)):
-        mixed = (1 - td_lambda) * values[:, t + 1] + td_lambda * goals[-1]
-        goals.append(torch.where(t < last[:, 0], mixed, rewards))
-    return torch.stack(goals[::-1], dim=1)
+    step = torch.arange(values.shape[1], device=values.device)
+    ahead = step - step[:, None]  # (from, to)
+    weights = torch.where(ahead > 0, (1 - td_lambda) * td_lambda ** (ahead - 1).clamp(min=0), 0.0)
+    later = values.masked_fill(step > last, 0.0) @ weights.T
+    return later + td_lambda ** (last - step).clamp(min=0) * rewards[:, None]
 
 
 def calibration(

@@ -132,6 +132,19 @@ def test_lambda_returns_by_hand() -> None:
     assert mixed.tolist() == [(2 + (3 + (4 + 10) / 2) / 2) / 2, (3 + (4 + 10) / 2) / 2, (4 + 10) / 2, 10]
 
 
+@pytest.mark.parametrize("td_lambda", [0.0, 0.5, 0.95, 1.0])
+def test_lambda_returns_are_those_of_the_recursion(td_lambda: float) -> None:
+    torch.manual_seed(0)
+    values, rewards, last = torch.randn(5, 40), torch.randn(5), torch.tensor([[39], [0], [7], [20], [38]])
+    found = returns(values, rewards, last, td_lambda)
+    for row, (own, reward, end) in enumerate(zip(values, rewards, last[:, 0].tolist(), strict=True)):
+        goal = reward
+        for t in range(end, -1, -1):
+            if t < end:
+                goal = (1 - td_lambda) * own[t + 1] + td_lambda * goal
+            assert found[row, t].item() == pytest.approx(goal.item(), abs=1e-5)
+
+
 def ragged() -> tuple[ValueFunction, StateBatch, Tensor]:
     torch.manual_seed(1)
     network = ValueFunction(
