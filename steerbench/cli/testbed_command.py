@@ -24,7 +24,7 @@ def build(
     seed: Annotated[int, typer.Option(help="Another seed gives another world.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Make a world, and train its models from scratch: one to two hours on two cores."""
+    """Make a world, and train its models from scratch: about two hours on two cores."""
     from steerbench.cli import stages
     from steerbench.testbed_build.bounds import shortfalls
     from steerbench.testbed_build.build import build as make

@@ -10,9 +10,14 @@ from steerbench.testbed.world import Scene, World
 Wreck = Callable[[World, Draw, Scene], str]
 
 
-def _shuffled(world: World, draw: Draw, scene: Scene) -> str:
-    words = world.reply(draw, scene).split()
+def shuffled(draw: Draw, text: str) -> str:
+    """Return the words of a text in a random order."""
+    words = text.split()
     return " ".join(draw.rng.sample(words, len(words)))
+
+
+def _shuffled(world: World, draw: Draw, scene: Scene) -> str:
+    return shuffled(draw, world.reply(draw, scene))
 
 
 def _off_topic(world: World, draw: Draw, scene: Scene) -> str:

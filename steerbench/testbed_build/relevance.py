@@ -15,6 +15,7 @@ from steerbench.testbed.draw import Draw
 from steerbench.testbed.gold import Sentence, parse, split
 from steerbench.testbed.topics import GOALS, HARMFUL, Goal
 from steerbench.testbed.world import Scene, World
+from steerbench.testbed.wrecks import shuffled
 from steerbench.testbed_build.training import padded
 
 SERVES: Final = {"on": 1.0, "near": 0.5, "off": 0.0}
@@ -72,12 +73,7 @@ def medley(world: World, draw: Draw, scene: Scene) -> str:
         found = split(world.reply(draw, scene._replace(goal=goal, shift=fitting)))
         chosen += draw.rng.sample(found, min(_PART, len(found)))
     draw.rng.shuffle(chosen)
-    return " ".join(_shuffled(draw, each) if draw.rng.random() < _SHUFFLED else each for each in chosen)
-
-
-def _shuffled(draw: Draw, sentence: str) -> str:
-    words = sentence.split()
-    return " ".join(draw.rng.sample(words, len(words)))
+    return " ".join(shuffled(draw, each) if draw.rng.random() < _SHUFFLED else each for each in chosen)
 
 
 class Relevance(nn.Module):

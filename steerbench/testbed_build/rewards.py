@@ -16,8 +16,10 @@ from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaForSequenceClassification
 
 from steerbench.data.dialogue import Dialogue, Turn, plain_text
+from steerbench.testbed.draw import Draw
 from steerbench.testbed.gold import goal_of
 from steerbench.testbed.preferences import Pair, opening, pair, pair_with_wreck
+from steerbench.testbed.world import Scene
 from steerbench.testbed_build.language import ids_of
 from steerbench.testbed_build.relevance import Asked, Relevance, asked, medley
 from steerbench.testbed_build.tokenizer import CONTEXT, for_encoder
@@ -39,26 +41,26 @@ Row = TypeVar("Row", Ids, Asked)
 
 
 def pairs(setting: Setting, name: str, recipe: Recipe, wrecked: float = WRECKED) -> list[Pair]:
-    """Draw as many preference pairs as a training sees, none of whose dialogues opens like a held-out one."""
-    draw = setting.world.source(name)
-    found: list[Pair] = []
-    while len(found) < recipe.steps * recipe.batch:
-        scene = setting.world.scene(draw, post=draw.rng.random() < POSTS)
-        if opening(scene.prompt) not in setting.held:
-            judged = pair_with_wreck if draw.rng.random() < wrecked else pair
-            found.append(judged(setting.world, draw, scene))
-    return found
+    """Draw as many preference pairs as a training sees."""
+    return [
+        (pair_with_wreck if draw.rng.random() < wrecked else pair)(setting.world, draw, scene)
+        for draw, scene in _scenes(setting, name, recipe)
+    ]
 
 
 def medleys(setting: Setting, name: str, recipe: Recipe) -> list[tuple[Dialogue, str]]:
-    """Draw as many prompts with medleys as a training sees, none of which opens like a held-out record."""
-    draw = setting.world.source(name)
-    found: list[tuple[Dialogue, str]] = []
-    while len(found) < recipe.steps * recipe.batch:
+    """Draw as many prompts with medleys as a training sees."""
+    return [(scene.prompt, medley(setting.world, draw, scene)) for draw, scene in _scenes(setting, name, recipe)]
+
+
+def _scenes(setting: Setting, name: str, recipe: Recipe) -> Iterator[tuple[Draw, Scene]]:
+    """Yield the scenes of a training, none of which opens like a held-out record, and the source of what follows."""
+    draw, count = setting.world.source(name), 0
+    while count < recipe.steps * recipe.batch:
         scene = setting.world.scene(draw, post=draw.rng.random() < POSTS)
         if opening(scene.prompt) not in setting.held:
-            found.append((scene.prompt, medley(setting.world, draw, scene)))
-    return found
+            count += 1
+            yield draw, scene
 
 
 def train_guide(setting: Setting, lm: Any, tokenizer: Any, questions: Recipe, recipe: Recipe) -> Trained:

@@ -6,16 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from steerbench.data.dialogue import Dialogue, user
+from steerbench.progress import silent
 from steerbench.testbed.gold import parse, split
+from steerbench.testbed.preferences import opening
 from steerbench.testbed.topics import GOALS, HARMFUL
 from steerbench.testbed.world import World
-from steerbench.testbed_build.language import texts
+from steerbench.testbed_build import rewards
+from steerbench.testbed_build.language import blank, texts
 from steerbench.testbed_build.relevance import RELATIONS, SERVES, Asked, Relevance, asked, medley, relation
-from steerbench.testbed_build.rewards import chats, plain_texts
+from steerbench.testbed_build.rewards import ASKED_WEIGHT, bradley_terry, chats, plain_texts
 from steerbench.testbed_build.tokenizer import for_chat, for_encoder, learn
+from steerbench.testbed_build.training import Recipe, Setting
 
 ASKED, NEAR = GOALS[0], GOALS[1]
 FAR = next(goal for goal in GOALS if goal.topic != ASKED.topic)
@@ -102,3 +106,36 @@ def test_the_loss_of_the_questions_is_the_sum_of_their_means() -> None:
     assert rewards.shape == (2,)
     loss.backward()
     assert questions.model.model.layers[1].self_attn.q_proj.weight.grad.abs().sum() > 0
+
+
+def test_a_reward_is_asked_first_and_then_ranks_and_is_asked(learned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a training minimises: the questions of medleys alone, then those of the pairs beside the preferences."""
+    seen: list[tuple[int, float, float]] = []
+
+    def train(_: str, model: Any, batches: Any, loss_of: Any, *__: Any) -> float:
+        batch = next(batches)
+        rows = batch if isinstance(batch[0], Asked) else [row for side in zip(*batch, strict=True) for row in side]
+        values, questions = model(rows)
+        ranking = 0.0 if rows is batch else bradley_terry(values).item() - (1 - ASKED_WEIGHT) * questions.item()
+        seen.append((len(rows), loss_of(batch).item(), questions.item() + ranking))
+        return 0.0
+
+    monkeypatch.setattr(rewards, "train", train)
+    setting = Setting(World(0), set(), torch.device("cpu"), silent)
+    lm = LlamaForCausalLM._from_config(blank(for_chat(learned)).config, attn_implementation="eager")
+    rewards.train_guide(setting, lm, for_chat(learned), Recipe(1, 6, 0.0), Recipe(1, 4, 0.0))
+    assert [rows for rows, *_ in seen] == [6, 8]
+    for _, found, expected in seen:
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_equal_seeds_draw_equal_pairs_and_none_opens_like_a_held_out_record() -> None:
+    free = Setting(World(0), set(), torch.device("cpu"), silent)
+    first = rewards.pairs(free, "some", Recipe(1, 30, 0.0))
+    assert first == rewards.pairs(free, "some", Recipe(1, 30, 0.0))
+    held = {opening(each.prompt) for each in first[:10]}
+    kept = free._replace(held=held)
+    prompts = [each.prompt for each in rewards.pairs(kept, "some", Recipe(1, 30, 0.0))]
+    prompts += [prompt for prompt, _ in rewards.medleys(kept, "some", Recipe(1, 30, 0.0))]
+    assert len(prompts) == 60
+    assert not held & {opening(prompt) for prompt in prompts}
