@@ -248,6 +248,15 @@ def test_a_step_to_the_next_place_is_one_linear_map() -> None:
     assert float(codes.square().mean()) == pytest.approx(1.0)
 
 
+def test_the_places_of_the_encoder_start_as_sinusoids(learned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steerbench.testbed_build.rewards.train", lambda *_: 0.0)
+    setting = Setting(World(0), set(), torch.device("cpu"), silent)
+    model = train_encoder(setting, learned, Recipe(steps=1, batch=4, rate=0.0)).model
+    places = model.embeddings.position_embeddings.weight.data
+    codes = sinusoids(*places.shape)
+    assert torch.allclose(places / places.square().mean().sqrt(), codes / codes.square().mean().sqrt(), atol=1e-3)
+
+
 @pytest.mark.slow
 def test_rewards_rank_the_chosen_above_the_rejected_after_a_few_steps(learned: Any) -> None:
     """The sign, from end to end: a few steps on a handful of pairs, and the pairs are learned."""
@@ -363,6 +372,17 @@ def test_muon_steps_as_the_one_of_torch(shape: tuple[int, int]) -> None:
             optimiser.step()
     for own, other, before in zip(ours, theirs, start, strict=True):
         assert (own - other).norm() < 0.03 * (own - before).norm()
+
+
+def test_muon_leaves_a_matrix_that_the_loss_does_not_reach() -> None:
+    torch.manual_seed(0)
+    reached, other = (torch.randn(12, 12).requires_grad_() for _ in range(2))
+    before = [each.detach().clone() for each in (reached, other)]
+    optimiser = Muon([reached, other], lr=0.1)
+    torch.autograd.backward(reached.square().sum())
+    optimiser.step()
+    assert not torch.equal(reached, before[0])
+    assert torch.equal(other, before[1])
 
 
 def test_steps_of_muon_are_nearly_orthogonal() -> None:
