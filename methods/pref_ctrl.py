@@ -14,8 +14,8 @@ Differences from the authors' code (UTS-nlPUG/pref-ctrl), beside those of `re_co
 - the temporal differences along w and l are left out: their text has them, their published module of the margin not;
 - a pair counts where its rollout is in the mini-batch; the best epoch is that of the rollouts' rewards alone.
 
-Defaults: both weights 1; steps as published, 0.5 with 50 iterations; layers, network and training as in `re_control`,
-and `relative_norm` as there.
+Defaults: both weights 1; 50 iterations, as published; layers, network, training and the length of a step as in
+`re_control`. The published `step_size=0.5` does not carry over.
 
 Cost: to fit, that of `re_control` and a forward pass over both replies of each pair. Per token as `re_control`.
 
@@ -36,21 +36,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from steerbench import FitContext, Steerer, Steering
+from steerbench import FitContext, SteerbenchError, Steerer, Steering
 from steerbench.edits import Ascent, PlacedEdit
 from steerbench.learn import Count, NotNegative, Pool, Positive, Range, Share, Training, Whole, step_for
 from steerbench.learn.valuation import FINAL, RolloutValue, value_of_rollouts
 
 LAST: Pool = "last_response"
+RELATIVE_NORM = 0.2
+"""Length of the ascent as a share of that of the state, where neither is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefCTRL(Steerer):
     """Gradient ascent on a value function that learned from rewards and from preferences.
 
-    - `step_size`: of the ascent, in units of state per gradient
+    - `step_size`: replaces relative_norm: of the ascent, in units of state per gradient; 0.5 is published
     - `n_steps`: of the ascent, for each token
-    - `relative_norm`: replaces step_size: median length of the ascent as a share of that of the state
+    - `relative_norm`: median length of the ascent as a share of that of the state; None: 0.2, or by step_size
     - `margin`: weight of the preferred reply's lead over the other one
     - `anchor`: weight of the squared distance between the values of rollout and preferred reply
     - `layers`: of the value function; 1 is linear
@@ -66,7 +68,7 @@ class PrefCTRL(Steerer):
         "td_lambda": (0.9, 0.95, 1.0),
     }
 
-    step_size: float = 0.5
+    step_size: float | None = None
     n_steps: Whole = 50
     relative_norm: NotNegative | None = None
     margin: NotNegative = 1.0
@@ -76,6 +78,10 @@ class PrefCTRL(Steerer):
     lr: Positive = 1e-4
     epochs: Count | None = None
     batch_size: Count = 16
+
+    def __post_init__(self) -> None:
+        if self.step_size is not None and self.relative_norm is not None:
+            raise SteerbenchError("step_size and relative_norm exclude each other; give one of them.")
 
     def fit(self, context: FitContext) -> Steering:
         """Train V on rollouts and pairs, and describe the ascent on it."""
@@ -90,8 +96,9 @@ class PrefCTRL(Steerer):
         key = ("value function", context.seed, training, self.margin, self.anchor)
         value = context.once(key, lambda: self._train(context, training))
         step_size = self.step_size
-        if self.relative_norm is not None:
-            step_size = step_for(value.function, value.sample, self.n_steps, self.relative_norm)
+        if step_size is None:
+            relative_norm = RELATIVE_NORM if self.relative_norm is None else self.relative_norm
+            step_size = step_for(value.function, value.sample, self.n_steps, relative_norm)
         context.report.update(value.report, step_size=step_size, n_steps=self.n_steps)
         return Steering(edits=(PlacedEdit(FINAL, Ascent(*value.function, step_size, self.n_steps)),))
 

@@ -20,12 +20,13 @@ The paper's TD(0), `td_lambda=0:epochs=100`, hands the reward back by one token 
 rollouts that is enough, with some hundred V hardly differs between prompts. The default takes lambda-returns, which
 reach the first token at once, and trains for as long as the validation rollouts gain by it.
 
-Defaults: network, `step_size` and `n_steps` as published for `setting`; 4096 hidden units, or the width of the state
-where that is less; Adam at 1e-4. Batches have 16 rollouts: the published 512 were of 161,000, and a few hundred
-rollouts would give one step per epoch. `td_lambda=1` is Monte-Carlo; `terminal=first` knows TD(0) alone. `epochs` is a
-limit: without it the validation rollouts say when to end. `layers=1` makes V linear, and u
-a constant logit bias. `step_size` does not carry over to another model, reward or value function; `relative_norm`
-replaces it by a scale-free one, the step at which the median of |u| / |o| over states of the rollouts has this value.
+Defaults: network and `n_steps` as published for `setting`; 4096 hidden units, or the width of the state where that is
+less; Adam at 1e-4. Batches have 16 rollouts: the published 512 were of 161,000, and a few hundred rollouts would give
+one step per epoch. `td_lambda=1` is Monte-Carlo; `terminal=first` knows TD(0) alone. `epochs` is a limit: without it
+the validation rollouts say when to end. `layers=1` makes V linear, and u a constant logit bias. The published step does
+not carry over to another model, reward or value function: on the testbed it changes no reply. `relative_norm` is
+scale-free: the step at which the median of |u| / |o| over states of the rollouts has this value, 0.2, ours, where
+nothing is given. `step_size=published` is that of `setting`.
 `target` is the stopping rule of Pre-Control (arXiv 2510.12121), which steers to a wanted value instead of up: a token's
 state is moved until V reaches it, and one that is there already not at all. Pre-Control takes steps of AdamW along the
 gradient of (V - target)^2 with weights shared by a batch; here they are RE-Control's, and a row is moved by itself.
@@ -50,6 +51,10 @@ from steerbench.learn import Count, NotNegative, Positive, Range, Share, Trainin
 from steerbench.learn.valuation import FINAL
 
 
+RELATIVE_NORM = 0.2
+"""Length of the ascent as a share of that of the state, where neither is given."""
+
+
 class Published(NamedTuple):
     """Hyperparameters of one setting of the paper."""
 
@@ -70,10 +75,10 @@ PUBLISHED = {
 class REControl(Steerer):
     """Gradient ascent on a value function of the last hidden state.
 
-    - `setting`: of the paper: layers, step size and number of steps that are not given
-    - `step_size`: of the ascent, in units of state per gradient
+    - `setting`: of the paper: layers and number of steps that are not given, and the published step size
+    - `step_size`: replaces relative_norm: of the ascent, in units of state per gradient; or that of the setting
     - `n_steps`: of the ascent, for each token
-    - `relative_norm`: replaces step_size: median length of the ascent as a share of that of the state
+    - `relative_norm`: median length of the ascent as a share of that of the state; None: 0.2, or by step_size
     - `target`: value at which a token's ascent ends, in standard deviations over the rollouts' mean; None: never
     - `layers`: of the value function; 1 is linear
     - `hidden`: units of its hidden layers; None: 4096, or the width of the state where that is less
@@ -92,7 +97,7 @@ class REControl(Steerer):
     }
 
     setting: Literal["hh_vicuna", "hh_falcon", "shp_vicuna", "shp_llama3"] = "hh_vicuna"
-    step_size: float | None = None
+    step_size: float | Literal["published"] | None = None
     n_steps: Whole | None = None
     relative_norm: NotNegative | None = None
     target: float | None = None
@@ -113,11 +118,12 @@ class REControl(Steerer):
         """Train V on the states of rollouts, and describe the ascent on it."""
         published = PUBLISHED[self.setting]
         n_steps = published.n_steps if self.n_steps is None else self.n_steps
-        step_size = published.step_size if self.step_size is None else self.step_size
         training = self._training(published.layers)
         value = rollout_value(context, training)
-        if self.relative_norm is not None:
-            step_size = step_for(value.function, value.sample, n_steps, self.relative_norm)
+        step_size = published.step_size if self.step_size == "published" else self.step_size
+        if step_size is None:
+            relative_norm = RELATIVE_NORM if self.relative_norm is None else self.relative_norm
+            step_size = step_for(value.function, value.sample, n_steps, relative_norm)
         target = None if self.target is None else value.reward_mean + self.target * value.reward_spread
         context.report.update(value.report, step_size=step_size, n_steps=n_steps, target=target)
         return Steering(edits=(PlacedEdit(FINAL, Ascent(*value.function, step_size, n_steps, target)),))

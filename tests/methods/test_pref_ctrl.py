@@ -28,7 +28,7 @@ def last_state(lm: LanguageModel, ids: tuple[int, ...]) -> Tensor:
 
 def test_without_weights_it_is_re_control(llama: LanguageModel) -> None:
     plain = PrefCTRL(margin=0.0, anchor=0.0, epochs=3).fit(context(llama))
-    same = load("methods", "re_control")(layers=3, step_size=0.5, n_steps=50, epochs=3).fit(context(llama))  # type: ignore[call-arg]
+    same = load("methods", "re_control")(layers=3, n_steps=50, epochs=3).fit(context(llama))  # type: ignore[call-arg]
     assert plain.digest() == same.digest()
     assert PrefCTRL(epochs=3).fit(context(llama)).digest() != plain.digest()
 

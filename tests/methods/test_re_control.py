@@ -124,7 +124,7 @@ def test_off_is_bit_equal_to_the_unsteered_model(lm: LanguageModel, layers: int,
     ],
 )
 def test_published_settings(llama: LanguageModel, setting: str, expected: tuple[int, float, int]) -> None:
-    edit = ascent_of(fit(llama, setting=setting))
+    edit = ascent_of(fit(llama, setting=setting, step_size="published"))
     assert (edit.depth, edit.step_size, edit.n_steps) == expected
     assert edit.weights[0].shape == (tiny.WIDTH, tiny.WIDTH)  # 4096, but not wider than the state
     other = ascent_of(fit(llama, setting=setting, layers=2, hidden=5, step_size=0.25, n_steps=7))
