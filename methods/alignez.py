@@ -29,8 +29,8 @@ elementwise instead of along the direction; help-flagged probes ignored; layer s
 questions and answers misaligned behind a dropped pair; a doubled `Assistant:`; signs left to chance.
 
 Defaults: version 2, 200 queries, strength 1; `edit=relu`, published for harmlessness, for the published `tanh` behind
-this filter amplifies what leans to the bad side once the signs are those of the pairs. In `tanh` and `add` the step u is
-0.3 of the mean length of the layer's states, ours: the published 1, in units of the state (`relative_norm=none`),
+this filter amplifies what leans to the bad side once the signs are those of the pairs. In `tanh` and `add` the step u
+is 0.3 of the mean length of the layer's states, ours: the published 1, in units of the state (`relative_norm=none`),
 belongs to models whose states are that short. Tuning searches strength, edit, pool and end token. Cost: two
 descriptions and two answers per query and a pass per layer to fit; version 2 reads the prompt once more; two thin
 products per layer.

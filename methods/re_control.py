@@ -50,7 +50,6 @@ from steerbench.edits import Ascent, PlacedEdit
 from steerbench.learn import Count, NotNegative, Positive, Range, Share, Training, Whole, rollout_value, step_for
 from steerbench.learn.valuation import FINAL
 
-
 RELATIVE_NORM = 0.2
 """Length of the ascent as a share of that of the state, where neither is given."""
 

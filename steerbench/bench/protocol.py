@@ -1,6 +1,7 @@
 """The protocol: every choice that must be equal for two scores to be comparable."""
 
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from math import inf
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -15,6 +16,11 @@ DEFAULT_ENCODER = "princeton-nlp/sup-simcse-bert-base-uncased"
 Objective = Literal["reward", "sum"]
 """What tuning maximises on validation: the gain of reward, in standard deviations of the unsteered model's rewards; or
 coherence + diversity + reward, by which Kong et al. 2024 (arXiv 2406.05954) chose theirs."""
+SamplerName = Literal["coarse", "optuna"]
+"""What says which settings tuning tries: coarse to fine, or Optuna's tree-structured Parzen estimator."""
+COARSE: SamplerName = "coarse"
+BLIND_TRIALS = 16
+"""Trials up to which Optuna is refused: it draws the first ten blindly."""
 MATCH_BUDGET = 8
 """Trials of `match_kl` where no budget is given."""
 
@@ -92,6 +98,8 @@ class Protocol(FitSettings):
     """Trials per method on the validation split. 0: hyperparameters as given."""
     objective: Objective = "reward"
     """What the trials are compared by."""
+    sampler: SamplerName = COARSE
+    """What says which hyperparameters are tried: `coarse` to fine, or `optuna`."""
     match_kl: float | None = None
     """KL(steered || unsteered) per token, in nats, that every strength is set for, instead of the objective."""
     n_validation: int = 128
@@ -116,6 +124,7 @@ class Protocol(FitSettings):
             raise SteerbenchError(suggest("objective", self.objective, list(get_args(Objective))))
         if self.objective != "reward" and (not self.tuning_budget or self.match_kl is not None):
             raise SteerbenchError(f"objective {self.objective!r} is for tuning; add --tune 8, and drop --match-kl.")
+        self._check_sampler()
         if self.match_kl is not None and not 0 < self.match_kl < inf:
             raise SteerbenchError(f"match_kl is {self.match_kl}; it must be above 0, in nats per token, such as 0.1.")
         idle = self.capability_data is not None or self.n_capability != Protocol.n_capability
@@ -131,6 +140,21 @@ class Protocol(FitSettings):
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise SteerbenchError(f"seeds {self.seeds} must be different numbers, none below 0.")
         as_floats(self, "match_kl")
+
+    def _check_sampler(self) -> None:
+        if self.sampler not in get_args(SamplerName):
+            raise SteerbenchError(suggest("sampler", self.sampler, list(get_args(SamplerName))))
+        if self.sampler == COARSE:
+            return
+        if self.tuning_budget <= BLIND_TRIALS or self.match_kl is not None:
+            raise SteerbenchError(
+                f"sampler {self.sampler!r} is for tuning with more than {BLIND_TRIALS} trials, for it draws the first "
+                f"ones blindly; add --tune {2 * BLIND_TRIALS}, and drop --match-kl."
+            )
+        if find_spec("optuna") is None:
+            raise SteerbenchError(
+                "--sampler optuna needs the package optuna, which is not installed: pip install 'steerbench[optuna]'."
+            )
 
     @property
     def capability_part(self) -> Part | None:

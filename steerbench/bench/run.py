@@ -239,7 +239,7 @@ def _tuned(bench: Bench, method: Method, context: FitContext) -> Tuned:
     protocol = bench.protocol
     validation = Validation(bench.validation, bench.encoder, protocol.objective, with_kl=protocol.match_kl is not None)
     if protocol.match_kl is None:
-        return tune(method, context, validation, protocol.tuning_budget)
+        return tune(method, context, validation, protocol.tuning_budget, protocol.sampler)
     return match(method, context, validation, protocol.match_kl, protocol.tuning_budget)
 
 

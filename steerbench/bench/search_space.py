@@ -19,6 +19,7 @@ class SearchSpace:
 
     def __init__(self, values: Mapping[str, Sequence[Any]], seed: int) -> None:
         self.values = values
+        self.seed = seed
         self.size = prod(map(len, values.values()))
         self._random = np.random.default_rng(seed)
 

@@ -12,7 +12,7 @@ from steerbench.bench.capability import Capability
 from steerbench.bench.engines import check_engine, engine_of
 from steerbench.bench.method import Method
 from steerbench.bench.prompt_limit import MOST, fitting, prompt_limit
-from steerbench.bench.protocol import FitSettings, Protocol
+from steerbench.bench.protocol import COARSE, FitSettings, Protocol
 from steerbench.data.splits import folder_of, load_data
 from steerbench.data.task import Example, Task, TaskData
 from steerbench.decoding import TRANSFORMERS
@@ -315,6 +315,7 @@ class Bench(Setup):
             "tuning_budget": p.tuning_budget,
             "objective": (p.objective if p.match_kl is None else "kl") if p.tuning_budget else None,
             "match_kl": p.match_kl,
+            **({"sampler": p.sampler} if p.sampler != COARSE else {}),
             **({"transductive": True} if p.transductive else {}),
             **({"capability": self._checked.key(self.capability)} if self._checked else {}),
             "seeds": list(p.seeds),

@@ -9,12 +9,13 @@ from math import exp, inf, log
 from typing import Any, NamedTuple
 
 from steerbench.bench.method import Knobs, Method, at_point, knobs_of, searched, strength_of
-from steerbench.bench.search_space import SearchSpace
+from steerbench.bench.protocol import COARSE, SamplerName
+from steerbench.bench.samplers import leading, sampler_of
+from steerbench.bench.search_space import Cell, SearchSpace
 from steerbench.bench.validation import Validation
 from steerbench.errors import SteerbenchError
 from steerbench.learn.context import FitContext
 from steerbench.records.search_range import ends_of
-from steerbench.records.statistics import TOLERANCE
 from steerbench.seeds import seed_for
 from steerbench.steering.steering import Steering
 
@@ -31,26 +32,26 @@ class Tuned(NamedTuple):
     report: dict[str, Any]
 
 
-def tune(method: Method, context: FitContext, validation: Validation, budget: int) -> Tuned:
+def tune(
+    method: Method, context: FitContext, validation: Validation, budget: int, sampler: SamplerName = COARSE
+) -> Tuned:
     """Try at most `budget` candidates and keep the one with the highest score; the first wins a tie.
 
-    A space of no more points than that is tried whole, in its order. Of a larger one half of the budget is spread over
-    all of it, and each further trial is one step from the best so far: see `SearchSpace`. The method comes back as it
-    is where the budget is 0 or nothing is left to search. A candidate that ends with a SteerbenchError is kept in the
-    report and never chosen. Raises SteerbenchError if all of them end so.
+    A space of no more points than that is tried whole, in its order; of a larger one the sampler says what is tried.
+    The method comes back as it is where the budget is 0 or nothing is left to search. A candidate that ends with a
+    SteerbenchError is kept in the report and never chosen. Raises SteerbenchError if all of them end so.
     """
     knobs = knobs_of(method)
     if not budget or not knobs:
         return Tuned(method, {})
     space = _space(method, knobs, context.seed)
     n_trials = min(budget, space.size)
-    cells = space.coarse(budget if space.size <= budget else (budget + 1) // 2)
+    proposals, cells = sampler_of(sampler, space, n_trials), list[Cell]()
     candidates: list[Method] = []
     trials: list[dict[str, Any]] = []
     with context.progress(f"tune {method.spec}", n_trials) as advance:
         while len(trials) < n_trials:
-            if len(trials) == len(cells):
-                cells.append(space.neighbour(cells, cells[_leading(trials) or 0]))
+            cells.append(proposals.next(cells, _scores(trials)))
             one = at_point(method, knobs, space.point(cells[len(trials)]))
             candidates.append(one)
             trials.append({"hyperparameters": searched(one, knobs), **attempt(one, context, validation)})
@@ -135,16 +136,14 @@ def _space(method: Method, knobs: Knobs, seed: int) -> SearchSpace:
 
 def _best(method: Method, trials: Sequence[Mapping[str, Any]]) -> int:
     """Return the index of the leading trial. Raises SteerbenchError if none was measured."""
-    best = _leading(trials)
+    best = leading(_scores(trials))
     if best is None:
         raise _none_measured(method, trials)
     return best
 
 
-def _leading(trials: Sequence[Mapping[str, Any]]) -> int | None:
-    """Return the index of the first trial with the highest score, as far as the batch size does not change it."""
-    scores = {i: trial["score"] for i, trial in enumerate(trials) if "score" in trial}
-    return next((i for i, score in scores.items() if score >= max(scores.values()) - TOLERANCE), None)
+def _scores(trials: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    return [trial.get("score") for trial in trials]
 
 
 def _near(kl: float, target: float) -> bool:

@@ -65,6 +65,9 @@ def run(
     objective: Annotated[
         str, typer.Option(help="What tuning maximises: reward, or sum (with coherence, diversity).")
     ] = "reward",
+    sampler: Annotated[
+        str, typer.Option(help="What says which settings are tried: coarse (to fine), or optuna, above 16 trials.")
+    ] = "coarse",
     match_kl: Annotated[
         float | None, typer.Option(help="Set every strength for this KL per token, in nats, instead.")
     ] = None,
@@ -150,6 +153,7 @@ def run(
                 n_train=n_train,
                 tuning_budget=tune,
                 objective=objective,  # type: ignore[arg-type]  # checked there
+                sampler=sampler,  # type: ignore[arg-type]  # checked there
                 match_kl=match_kl,
                 n_validation=n_validation,
                 transductive=transductive,
