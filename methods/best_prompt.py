@@ -23,10 +23,10 @@ Defaults: `hhh`; tune it. Cost: nothing to fit; prefill of 10 to 60 more tokens.
 
 Pitfalls: with fewer trials than texts not all are tried. What it wins on one task by one model says nothing of others.
 
-On the testbed (HH-RLHF, 64 test prompts, greedy, not tuned; 95 % over prompts) `re_control` gains 2.34 of gold (1.92 to
-2.76), `hhh` 2.21 (1.79 to 2.63) and `default` 2.09 (1.69 to 2.49): texts that its model was not trained on do nearly as
-much, and `considerate` 0.89 (0.57 to 1.21). The other four have not been
-measured, nor has tuning over the pool.
+On the first testbed (HH-RLHF, 64 test prompts, greedy, not tuned; 95 % over prompts) `re_control` gains 2.34 of gold
+(1.92 to 2.76), `hhh` 2.21 (1.79 to 2.63) and `default` 2.09 (1.69 to 2.49): texts that its model was not trained on do
+nearly as much, and `considerate` 0.89 (0.57 to 1.21). The other four have not been measured, nor has tuning over the
+pool.
 
 Learns from: nothing. Touches: prompt.
 """

@@ -21,8 +21,8 @@ forward pass per reply to fit, one addition per token to steer.
 
 Pitfalls: over noisy pairs the vector is short, a hundredth of a state, so strengths do not carry over: tune
 `relative_norm`. Its effect differs a lot between inputs, and some are steered the other way. Layer and pool matter more
-than the strength: on the testbed the difference at the last response token steers from the first two blocks and not
-from the middle, and the mean over the response hardly steers at all.
+than the strength: on the first testbed the difference at the last response token steers from the first two blocks and
+not from the middle, and the mean over the response hardly steers at all.
 
 Learns from: pairs. Touches: activations.
 """

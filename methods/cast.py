@@ -21,11 +21,11 @@ Defaults: cosine, last state, the block with the best F1, otherwise as CAA, with
 Cost: a fit of CAA, and a pass over training prompts (and rollouts with `low_reward`); one pass more over the prompt, up
 to the condition layer; per token what the edit costs, and a selection where rows of a batch differ.
 
-On the testbed (HH-RLHF, 512 training and 256 test prompts, one seed), if the class is told by the world's own truth,
-the last state tells harmful questions with an F1 of 1.00 (cosine) or 0.93 (as published), on training prompts that c
-was not made of, and the mean over a prompt, in which most tokens are of earlier turns, with 0.50. Told by `declined`,
-which misses four harmful questions in ten, the F1 is 0.81, and the gate right on 0.92 to 0.96 of the test prompts. What
-the guide calls badly answered is harder to see: 0.75 of them.
+On the first testbed (HH-RLHF, 512 training and 256 test prompts, one seed), if the class is told by the world's own
+truth, the last state tells harmful questions with an F1 of 1.00 (cosine) or 0.93 (as published), on training prompts
+that c was not made of, and the mean over a prompt, in which most tokens are of earlier turns, with 0.50. Told by
+`declined`, which misses four harmful questions in ten, the F1 is 0.81, and the gate right on 0.92 to 0.96 of the test
+prompts. What the guide calls badly answered is harder to see: 0.75 of them.
 
 The edit from the default layer and pool hardly steers there, with a gate as without: -0.00 of gold (-0.15 to +0.11)
 behind it, -0.03 (-0.09 to +0.01) with `declined`, and +0.03 (-0.11 to +0.16) for CAA alone (64 test prompts, 256 to

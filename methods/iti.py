@@ -34,10 +34,10 @@ Cost: to fit, each of the L layers is read in a pass of its own that ends there,
 and kept in memory for other methods: 2 GB for 2,000 pairs on a 7B model. A probe takes about 10 ms for 4,000 rows. To
 steer, one addition per chosen layer and token, or with `scope=all` nothing.
 
-On the testbed, of 40 heads, that makes two; with 64 pairs of HH-RLHF their probes are right in 0.63 to 0.79 of the
-pairs held out, and three seeds choose six heads of which one is there twice. Alpha 15 still breaks
-replies there (KL 1.1, gold -1.6 on 64 prompts). Tuning tries shares of heads up to 0.8, and in place of alpha
-`relative_norm` from 0.05: with that, four replies of four were those of the unsteered model (64 pairs, seed 0).
+On the first testbed, of 40 heads, that makes two; with 64 pairs of HH-RLHF their probes are right in 0.63 to 0.79 of
+the pairs held out, and three seeds choose six heads of which one is there twice. Alpha 15 still breaks replies there
+(KL 1.1, gold -1.6 on 64 prompts). Tuning tries shares of heads up to 0.8, and in place of alpha `relative_norm` from
+0.05: with that, four replies of four were those of the unsteered model (64 pairs, seed 0).
 
 Pitfalls: alpha does not carry over between models; tune `relative_norm`. Probes are content with format: replies that
 differ in style or in their last mark are told apart by that. The best heads crowd in few layers, so that shifts add up.

@@ -27,8 +27,9 @@ Cost: to fit, forward and backward passes through the whole model over both repl
 from the first chosen layer on twice to learn, and one forward pass for the unsteered model: 170 s of CPU time on the
 testbed with 512 pairs, on one thread of a busy machine. To steer, nothing.
 
-On the testbed one head in the third block is chosen of 40. On 64 validation prompts of HH-RLHF, one seed, greedy, gold
-gains +0.19 (+/- 0.14) as learned, and +0.40 (+/- 0.18) at half of the length of z; reward and held-out reward follow.
+On the first testbed one head in the third block is chosen of 40. On 64 validation prompts of HH-RLHF, one seed, greedy,
+gold gains +0.19 (+/- 0.14) as learned, and +0.40 (+/- 0.18) at half of the length of z; reward and held-out reward
+follow.
 
 Pitfalls: it is fine-tuning of few numbers, and learns what tells the replies apart, length and format included. The
 heads differ between seeds where the pairs are few.

@@ -19,8 +19,8 @@ Defaults: both weights 1; 50 iterations, as published; layers, network, training
 
 Cost: to fit, that of `re_control` and a forward pass over both replies of each pair. Per token as `re_control`.
 
-On the testbed a fit takes 110 s of CPU time. On 64 validation prompts of HH-RLHF, one seed, greedy, gold gains +1.08
-(+/- 0.40) by default and +1.00 (+/- 0.37) at `relative_norm=0.2`, of the size of what `re_control` gains there.
+A fit takes 110 s of CPU time on the testbed. On the first one, 64 validation prompts of HH-RLHF, one seed, greedy, gold
+gains +1.08 (+/- 0.40) with the published step and +1.00 (+/- 0.37) by default, of the size of what `re_control` gains.
 
 Pitfalls: those of `re_control`. The margin sees states after replies that the model would not write, and the ascent
 starts from states that it does.

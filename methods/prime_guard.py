@@ -19,10 +19,10 @@ more tokens.
 Pitfalls: a model that cannot judge routes by chance, and the biases make it look balanced: read `routed` of the report,
 the share of training prompts for each label. Only the last turn is judged.
 
-On the testbed (HH-RLHF, 64 test prompts, 256 to train, greedy; 95 % over prompts) it gains 1.85 of gold (1.45 to
+On the first testbed (HH-RLHF, 64 test prompts, 256 to train, greedy; 95 % over prompts) it gains 1.85 of gold (1.45 to
 2.25), less than one fixed text does. It routes 0.30, 0.41 and 0.28 of the training prompts to no, possible and direct
-risk, where the world has about one harmful question in seven: the biases even the labels out. Whether the right
-prompts are routed has not been measured, and each of the instructions by itself may gain as much.
+risk, where the world has about one harmful question in seven: the biases even the labels out. Whether the right prompts
+are routed has not been measured, and each of the instructions by itself may gain as much.
 
 Learns from: prompts. Touches: prompt.
 """

@@ -30,7 +30,7 @@ nothing is given. `step_size=published` is that of `setting`.
 `target` is the stopping rule of Pre-Control (arXiv 2510.12121), which steers to a wanted value instead of up: a token's
 state is moved until V reaches it, and one that is there already not at all. Pre-Control takes steps of AdamW along the
 gradient of (V - target)^2 with weights shared by a batch; here they are RE-Control's, and a row is moved by itself.
-On the testbed `target=1` gains +0.36 (+/- 0.22) of gold on 64 validation prompts of HH-RLHF, one seed, greedy.
+On the first testbed `target=1` gains +0.36 (+/- 0.22) of gold on 64 validation prompts of HH-RLHF, one seed, greedy.
 
 Cost: one response to each training prompt, and one pass over it, to fit. Per token, `n_steps` times three products of a
 vector with a hidden x hidden matrix, or one where the network has two layers: `steerbench/steering/ascent.py`.

@@ -16,10 +16,10 @@ libraries that leave the swap out find whatever else varies. `swapped=false` tak
 differences, not centred, which give that axis without chance. Where other variation exceeds the signal every PCA fails,
 and the difference of means does not: the record has their cosine for each layer.
 
-What it is, measured on the testbed with 64 prompts of HH-RLHF: under personas, whose prompts differ in the same words
-every time, the direction is the difference of means (cosine 0.999 to 1.000 in all five layers, swapped or not), so that
-this is CAA in a band of layers. On pairs of replies it is another one: cosine 0.07 to 0.91 at their last token, 0.08 to
-0.88 over their mean, the lowest in the first two blocks.
+What it is, measured on the first testbed with 64 prompts of HH-RLHF: under personas, whose prompts differ in the same
+words every time, the direction is the difference of means (cosine 0.999 to 1.000 in all five layers, swapped or not),
+so that this is CAA in a band of layers. On pairs of replies it is another one: cosine 0.07 to 0.91 at their last token,
+0.08 to 0.88 over their mean, the lowest in the first two blocks.
 
 Differences from the authors' code (andyzoujm/representation-engineering @5455d8a): the sign from the mean difference
 instead of a vote of training pairs; no piecewise or projection operator.

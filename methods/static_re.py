@@ -16,9 +16,9 @@ on the response instead of the prompt.
 Defaults: strength 0.1, in units of the mean length of a state; the paper's is not known. Cost: one response to each
 training prompt and one pass over it to fit, one addition per token to steer.
 
-Pitfalls: the direction is what the reward model likes, faults included: tuned by the guide on the testbed's HH-RLHF it
-wins 1.1 of reward and 0.8 of held-out reward, and loses 1.9 of gold. At `final` it is a taste for tokens, whatever the
-prompt.
+Pitfalls: the direction is what the reward model likes, faults included: tuned by the guide on the first testbed's
+HH-RLHF it wins 1.1 of reward and 0.8 of held-out reward, and loses 1.9 of gold. At `final` it is a taste for tokens,
+whatever the prompt.
 
 Learns from: rollouts with rewards. Touches: activations.
 """
