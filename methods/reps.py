@@ -24,8 +24,8 @@ Cost: to fit, forward and backward passes over both replies of each pair, steere
 the unsteered model. To steer, one addition per token.
 
 On the first testbed a fit takes 120 s of CPU time. On 64 validation prompts of HH-RLHF, one seed, greedy, gold gains
-+0.33 (+/- 0.19) by default, and +0.14 (+/- 0.11) at `relative_norm=0.1`. At ten times the learning rate and in steps of eight
-pairs the loss on pairs held out rises, and nothing is gained (-0.05 +/- 0.12).
++0.33 (+/- 0.19) by default, and +0.14 (+/- 0.11) at `relative_norm=0.1`. At ten times the learning rate and in steps of
+eight pairs the loss on pairs held out rises, and nothing is gained (-0.05 +/- 0.12).
 
 Pitfalls: nothing holds the vector near the unsteered model; strong factors write badly.
 
