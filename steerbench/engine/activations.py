@@ -23,6 +23,8 @@ Pool = Literal["last_prompt", "last_response", "response_mean", "all"]
 - `all`: every token of prompt and response, (tokens, width)
 """
 
+OF_RESPONSES: tuple[Pool, ...] = ("last_response", "response_mean")
+
 
 def activations(
     lm: LanguageModel,
@@ -41,7 +43,6 @@ def activations(
     return activations_at(lm, [site], tokens, pool, batch_size=batch_size, progress=progress)[site]
 
 
-@torch.no_grad()
 def activations_at(
     lm: LanguageModel,
     sites: Sequence[Site],
@@ -52,27 +53,49 @@ def activations_at(
     progress: Progress = silent,
 ) -> dict[Site, list[Tensor]]:
     """Return what `activations` does for each of several sites, from one pass of the model."""
-    if pool not in get_args(Pool):
-        raise SteerbenchError(suggest("pool", pool, list(get_args(Pool))))
-    if pool in ("last_response", "response_mean") and (empty := [i for i, t in enumerate(tokens) if not t.response]):
-        raise SteerbenchError(f"pool {pool!r} needs responses; sequence {empty[0]} has none.")
+    found = pooled_at(lm, sites, [pool], tokens, batch_size=batch_size, progress=progress)
+    return {site: found[site, pool] for site in sites}
+
+
+@torch.no_grad()
+def pooled_at(
+    lm: LanguageModel,
+    sites: Sequence[Site],
+    pools: Sequence[Pool],
+    tokens: Sequence[Tokens],
+    *,
+    batch_size: int = 16,
+    progress: Progress = silent,
+) -> dict[tuple[Site, Pool], list[Tensor]]:
+    """Return what `activations` does for each of several sites and pools, from one pass of the model."""
+    for pool in pools:
+        _check(pool, tokens)
     lm.check_fit(tokens, 0)
     places = {site: lm.anatomy.place(site) for site in sites}
 
-    def work(rows: list[int]) -> dict[Place, list[Tensor]]:
-        def keep(states: Tensor) -> list[Tensor]:
-            pooled = (_pooled(row, tokens[i], pool) for i, row in zip(rows, states, strict=True))
-            return [row.to("cpu", torch.float32, copy=True) for row in pooled]  # frees the batch
+    def work(rows: list[int]) -> dict[Place, list[list[Tensor]]]:
+        def keep(states: Tensor) -> list[list[Tensor]]:
+            pooled = [[_pooled(row, tokens[i], pool) for pool in pools] for i, row in zip(rows, states, strict=True)]
+            return [[one.to("cpu", torch.float32, copy=True) for one in row] for row in pooled]  # frees the batch
 
         return read(lm.model, list(places.values()), lm.right_padded([tokens[i] for i in rows]), keep)
 
-    out: dict[Site, dict[int, Tensor]] = {site: {} for site in sites}
+    out: dict[tuple[Site, Pool], dict[int, Tensor]] = {(site, pool): {} for site in sites for pool in pools}
     with progress(f"activations {', '.join(map(str, sites))}", len(tokens)) as advance:
         for rows, found in halving(lm.batches(tokens, batch_size, size=inner_size(lm.model)), work):
             for site, place in places.items():
-                out[site] |= zip(rows, found[place], strict=True)
+                for i, row in zip(rows, found[place], strict=True):
+                    for pool, one in zip(pools, row, strict=True):
+                        out[site, pool][i] = one
             advance(len(rows))
-    return {site: [found[i] for i in range(len(tokens))] for site, found in out.items()}
+    return {key: [states[i] for i in range(len(tokens))] for key, states in out.items()}
+
+
+def _check(pool: Pool, tokens: Sequence[Tokens]) -> None:
+    if pool not in get_args(Pool):
+        raise SteerbenchError(suggest("pool", pool, list(get_args(Pool))))
+    if pool in OF_RESPONSES and (empty := [i for i, t in enumerate(tokens) if not t.response]):
+        raise SteerbenchError(f"pool {pool!r} needs responses; sequence {empty[0]} has none.")
 
 
 @torch.no_grad()

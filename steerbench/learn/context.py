@@ -1,6 +1,6 @@
 """All that a method may learn from."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from steerbench.data.dialogue import Dialogue
 from steerbench.data.task import Example
 from steerbench.decoding import Decoding
-from steerbench.engine.activations import Pool, activations_at, response_states
+from steerbench.engine.activations import OF_RESPONSES, Pool, pooled_at, response_states
 from steerbench.engine.backends.generation_engine import GenerationEngine
 from steerbench.engine.generate import generate
 from steerbench.errors import SteerbenchError
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+READ_AHEAD = 2**28
+"""Bytes of pooled states of some texts that are kept beside those asked for, at most."""
 
 
 class Pair(NamedTuple):
@@ -108,12 +111,37 @@ class FitContext:
         return self.activations_at([site], tokens, pool)[site]
 
     def activations_at(self, sites: Sequence[Site], tokens: Sequence[Tokens], pool: Pool) -> dict[Site, list[Tensor]]:
-        """Return what `activations` does for each of several sites, read in one pass of the model."""
-        keys = {site: (site, pool, tuple(tokens)) for site in sites}
-        missing = [site for site, key in keys.items() if (__name__, key) not in self._shared]
-        size, progress = self.batch_size, self.progress
-        new = activations_at(self.lm, missing, tokens, pool, batch_size=size, progress=progress) if missing else {}
-        return {site: self.once(key, lambda site=site: new[site]) for site, key in keys.items()}  # type: ignore[misc]
+        """Return what `activations` does for each of several sites, read in one pass of the model.
+
+        Where texts are read a second time, trials are on their way that differ in layer and pool: then all layers of
+        the site and all pools are read, for the price of one.
+        """
+        texts = tuple(tokens)
+        known: dict[tuple[Site, Pool], list[Tensor]] = self.once(("pooled states", texts), lambda: {})
+        if missing := [site for site in sites if (site, pool) not in known]:
+            ahead = self._worth_reading(known, missing, pool, texts)
+            size, progress = self.batch_size, self.progress
+            found = pooled_at(self.lm, *ahead, texts, batch_size=size, progress=progress)
+            known.update((key, states) for key, states in found.items() if key not in known)
+        return {site: known[site, pool] for site in sites}
+
+    def _worth_reading(
+        self,
+        known: Mapping[tuple[Site, Pool], list[Tensor]],
+        missing: list[Site],
+        pool: Pool,
+        texts: tuple[Tokens, ...],
+    ) -> tuple[list[Site], list[Pool]]:
+        """Return sites and pools to read: those missing, or all that trials may ask for, where it is little to keep."""
+        names = {site.name for site in missing}
+        before = [states for (site, at), states in known.items() if site.name in names and at != "all"]
+        if not before or not texts or pool == "all":
+            return missing, [pool]
+        layers = {site for name in names - {"final"} for site in (Site(name, k) for k in self.lm.anatomy.layers(name))}
+        sites = sorted({*missing, *layers})
+        pools: list[Pool] = ["last_prompt", *(OF_RESPONSES if all(t.response for t in texts) else ())]
+        size = len(sites) * len(pools) * len(texts) * 4 * before[0][0].numel()
+        return (sites, pools) if size <= READ_AHEAD else (missing, [pool])
 
     def sites(self, name: SiteName) -> list[Site]:
         """Return the sites of a name, one for each block that has it; where some have none, the report says which do.

@@ -20,7 +20,7 @@ from steerbench.bench.scoring import score
 from steerbench.bench.setup import Bench, load_bench
 from steerbench.data import user
 from steerbench.engine import generate as generation
-from steerbench.engine.activations import activations_at
+from steerbench.engine.activations import pooled_at
 from steerbench.engine.effect import Effect
 from steerbench.engine.timing import latency
 from steerbench.errors import SteerbenchError
@@ -219,13 +219,13 @@ def test_methods_learn_from_train_alone_and_share_what_was_computed(
 
 def test_activations_are_computed_once(protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    original = activations_at
+    original = pooled_at
 
-    def count(lm: Any, sites: Any, tokens: Any, pool: Any, **kwargs: Any) -> Any:
-        calls.extend(f"{site} {pool}" for site in sites)
-        return original(lm, sites, tokens, pool, **kwargs)
+    def count(lm: Any, sites: Any, pools: Any, tokens: Any, **kwargs: Any) -> Any:
+        calls.extend(f"{site} {pool}" for site in sites for pool in pools)
+        return original(lm, sites, pools, tokens, **kwargs)
 
-    monkeypatch.setattr("steerbench.learn.context.activations_at", count)
+    monkeypatch.setattr("steerbench.learn.context.pooled_at", count)
     run(protocol, "caa,random_direction,caa:strength=2", Options(out=tmp_path))
     assert calls == ["resid_post.1 response_mean"] * 2  # chosen and rejected
 
