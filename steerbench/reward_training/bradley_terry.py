@@ -5,7 +5,9 @@ deviations of the differences. Length-neutral, the log of the replies' lengths i
 
     P = sigmoid(w · (h_chosen - h_rejected) + a · (log n_chosen - log n_rejected)),
 
-and `a` is dropped when a reply is scored, so that `w` says what is left where length is held fixed.
+and `a` is dropped when a reply is scored, so that `w` says what is left where length is held fixed. What is left can
+still go with length, where good replies are long: `w` is held to margins that have no correlation with the difference
+of log-lengths on the pairs of the fit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,13 +62,20 @@ class Head(NamedTuple):
 
 
 def fit_head(pairs: Pairs, penalty: float, *, length_neutral: bool) -> Head:
-    """Fit a head without an intercept: exchanging the two replies changes the sign and nothing else."""
+    """Fit a head without an intercept: exchanging the two replies changes the sign and nothing else.
+
+    Length-neutral, the margins of these pairs are orthogonal to their differences of log-length: the states lose the
+    one direction along which they are not, and the penalty keeps `w` out of it.
+    """
     differences = pairs.differences
     scale = differences.std(axis=0)
     scale[scale == 0] = 1.0
     features = differences / scale
     spread = float(pairs.log_lengths.std()) or 1.0
     if length_neutral:
+        along = features.T @ pairs.log_lengths
+        along /= np.linalg.norm(along) or 1.0
+        features = features - np.outer(features @ along, along)
         features = np.column_stack([features, pairs.log_lengths / spread * _FREE])
     signs = np.where(np.arange(len(features)) % 2, 1.0, -1.0)  # two classes, of the same likelihood
     model = LogisticRegression(C=penalty, fit_intercept=False, max_iter=2000)

@@ -111,9 +111,13 @@ def test_the_head_is_where_the_gradient_of_the_penalised_loss_vanishes(length_ne
     scale = pairs.differences.std(axis=0)
     x, w = pairs.differences / scale, head.weight * scale
     p = 1 / (1 + np.exp(-(x @ w + head.length * pairs.log_lengths)))  # of the chosen reply
-    np.testing.assert_allclose(w - c * x.T @ (1 - p), 0, atol=2e-3)
-    if length_neutral:  # no penalty
+    gradient = w - c * x.T @ (1 - p)
+    if length_neutral:  # length has no penalty, and the margins must be orthogonal to it
+        along = x.T @ pairs.log_lengths / np.linalg.norm(x.T @ pairs.log_lengths)
+        gradient -= (gradient @ along) * along
         assert abs(c * float(pairs.log_lengths @ (1 - p))) < 2e-3
+        assert abs(correlation(head.margins(pairs), pairs.log_lengths)) < 1e-6
+    np.testing.assert_allclose(gradient, 0, atol=2e-3)
     assert abs(float(head.scores(pairs.states).mean())) < 1e-9
 
 
@@ -125,6 +129,20 @@ def test_a_length_neutral_head_finds_the_planted_quality_and_not_the_length() ->
     assert found[1] < 0.15
     assert neutral.weight[0] > 5 * abs(neutral.weight[1])
     assert neutral.length > 0.5
+
+
+def test_good_replies_that_are_long_are_not_found_by_their_length() -> None:
+    """The states that tell quality go with length, so that to leave the covariate out is not enough."""
+    train, test = (planted(3000, seed, by_length=2.0) for seed in (1, 2))
+    mixed = []
+    for pairs in (train, test):
+        states = pairs.states.copy()
+        states[..., 0] += 0.7 * np.log1p(pairs.lengths)
+        mixed.append(pairs._replace(states=states))
+    head = fit_head(mixed[0], 1e-2, length_neutral=True)
+    assert abs(correlation(head.margins(mixed[1]), mixed[1].log_lengths)) < 0.05
+    quality = test.differences[:, 0]
+    assert correlation(head.margins(mixed[1]), quality) > 0.8
 
 
 def test_the_figures_of_known_margins() -> None:
