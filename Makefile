@@ -4,6 +4,7 @@
 PYTHON ?= python3
 JOBS ?= 2
 PYTEST_ARGS ?=
+PEERS_ARGS ?=
 BIN = .venv/bin
 # one thread each: the test models are tiny, and more threads cost more than they save
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 $(BIN)/pytest
@@ -15,7 +16,7 @@ INSTALLED = .venv/.installed
 # compiled files are kept, whatever the environment says: else every process compiles the package and the tests again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-all test-vllm cover check bench wheel results columns interface clean
+.PHONY: run test test-all test-vllm cover check bench bench-peers wheel results columns interface clean
 
 run: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/steerbench run
@@ -51,6 +52,16 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(PYTEST) tests/benchmarks -m "slow or not slow" --benchmark-enable --benchmark-only $(PYTEST_ARGS)
 
+# beside other libraries, in an environment of their own: their own pins would take another transformers
+bench-peers: .venv-peers/.installed
+	HF_HUB_OFFLINE=1 .venv-peers/bin/python tests/benchmarks/peers.py $(PEERS_ARGS)
+
+.venv-peers/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --editable '.[gguf]' --constraint constraints.txt
+	.venv-peers/bin/python -m pip install --quiet --no-deps steering-vectors==0.12.2 repeng==0.4.0
+	touch $@
+
 # from another folder, so that what runs is the wheel
 wheel:
 	rm -rf dist build
@@ -75,7 +86,7 @@ interface: $(INSTALLED)
 	$(BIN)/python -m steerbench.contract.interface_page docs
 
 clean:
-	rm -rf .venv .venv-vllm build dist steerbench.egg-info .coverage .benchmarks .import_linter_cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-vllm .venv-peers build dist steerbench.egg-info .coverage .benchmarks .import_linter_cache .mypy_cache .ruff_cache .pytest_cache
 	find steerbench methods tasks tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
