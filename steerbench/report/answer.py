@@ -100,7 +100,7 @@ def _sure(better: Sequence[Row], column: str) -> Iterator[Sentence]:
     near = [row for row in better[1:] if (row.number(f"{column}_high") or 0.0) >= (best.number(f"{column}_low") or 0.0)]
     if near:
         yield _about("The intervals of these overlap with its own:", near, lambda row: _priced(row, column))
-    if fastest is not best and fastest not in near:
+    if fastest is not best:
         yield Sentence("Fastest of them:", [Told(fastest.method, _priced(fastest, column))])
 
 

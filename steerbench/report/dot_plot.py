@@ -6,7 +6,7 @@ from typing import NamedTuple
 from matplotlib.ticker import MaxNLocator
 
 from steerbench.records.columns import COLUMNS, Column
-from steerbench.report.answer import GUIDE, Judged, counting_score, judged, ranked, score_name
+from steerbench.report.answer import GUIDE, Judged, counting_score, judged, ranked
 from steerbench.report.groups import Group, Row
 
 PRICES = ("damage", "kl", "worse", "decode_ratio")
@@ -46,8 +46,6 @@ class DotPlot(NamedTuple):
     """The plot of a group."""
 
     column: Column
-    name: str
-    """What the gains are gains of."""
     guide: bool
     """Whether the gain of the guiding reward stands beside another."""
     prices: list[Column]
@@ -74,7 +72,6 @@ def dot_plot(group: Group) -> DotPlot | None:
     kinds = [kind for kind in Judged if any(dot.judged is kind for dot in dots)]
     return DotPlot(
         COLUMNS[column],
-        score_name(column),
         guide,
         [COLUMNS[name] for name in prices],
         dots,
