@@ -14,13 +14,23 @@ def report(
     plot: Annotated[
         Path | None, typer.Option(help="Also write a plot of reward gain against gold gain to this SVG file.")
     ] = None,
-    examples: Annotated[int, typer.Option(help="Prompts per task whose generations the page holds.", min=0)] = 64,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            help="Prompts of each task and protocol whose generations the page holds, with all seeds and samples; if "
+            "not given, as many of each task's first protocol as a light page has room for.",
+            min=0,
+        ),
+    ] = None,
+    claims: Annotated[
+        Path | None, typer.Option(help="TOML file with claims, as `steerbench verdicts` takes it: show their verdicts.")
+    ] = None,
 ) -> None:
-    """Make one HTML file from records: ranking, plots, generations, protocol. It needs no network to be read."""
+    """Make one HTML file from records: what works and what it costs, plots, verdicts, generations, protocol."""
     from steerbench.report import write_report
 
     left_out = Complaints()
-    write_report(folders, page, examples, plot, left_out)
+    write_report(folders, page, examples, plot, left_out, claims)
     for file in (page, plot):
         if file:
             say(f"written: {file}")

@@ -16,15 +16,13 @@ def verdicts(
 ) -> None:
     """Say which claims hold by the records: of papers, or your own, written down before you measure."""
     from steerbench.cli import tables
-    from steerbench.records import verdicts as decided
+    from steerbench.records import verdicts as on_claims
     from steerbench.records.markdown import write_between
-    from steerbench.records.store import records_in
 
-    read, left_out = decided.read_claims(claims), Complaints()
-    studies = {name: records_in([claims.parent / name], left_out) for name in sorted({claim.study for claim in read})}
-    found = decided.verdicts(read, studies)
+    left_out = Complaints()
+    found = on_claims.decided(claims, left_out)
     tables.show_verdicts(out, found)
     if markdown:
-        write_between(markdown, decided.START, decided.END, decided.markdown(found))
+        write_between(markdown, on_claims.START, on_claims.END, on_claims.markdown(found))
         say(f"written: {markdown}")
     left_out.close()

@@ -9,11 +9,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.records.columns import COLUMNS
+from steerbench.records.damage import LeftOut
 from steerbench.records.markdown import table_line
 from steerbench.records.paired import Pair, pairs
 from steerbench.records.power import smallest_difference
 from steerbench.records.record import METRICS, Record
 from steerbench.records.statistics import Gaps, Interval, claim_p_values, holm, intervals, p_values
+from steerbench.records.store import records_in
 
 Says = Literal["higher", "lower", "equal"]
 HOLDS, FAILS, OPEN, NOT_MEASURED = "holds", "does not hold", "cannot tell", "not measured"
@@ -85,6 +87,13 @@ def _claim(entry: Mapping[str, Any], where: str) -> Claim:
     if not 0 <= claim.margin < inf or (claim.says == "equal" and not claim.margin):
         raise SteerbenchError(f"{where}: the margin must be a number above 0 for what is equal, and not below it else.")
     return claim
+
+
+def decided(path: Path, left_out: LeftOut | None = None) -> list[Verdict]:
+    """Return the verdicts on the claims of a file, by the records in the folders beside it that they name."""
+    claims = read_claims(path)
+    studies = {name: records_in([path.parent / name], left_out) for name in sorted({one.study for one in claims})}
+    return verdicts(claims, studies)
 
 
 def verdicts(claims: Sequence[Claim], studies: Mapping[str, Sequence[Record]]) -> list[Verdict]:

@@ -7,32 +7,33 @@ from steerbench.errors import SteerbenchError
 from steerbench.files import write_asked
 from steerbench.records.damage import LeftOut
 from steerbench.records.store import records_in
+from steerbench.records.verdicts import decided
 from steerbench.report.groups import Group, grouped
 from steerbench.report.page import page
 from steerbench.report.readme_plot import readme_plot
 from steerbench.report.timings import timings_in
 
-N_EXAMPLES = 64
-"""Prompts per task whose generations the page holds."""
-
 
 def write_report(
     folders: Sequence[Path],
     out: Path,
-    n_examples: int = N_EXAMPLES,
+    n_examples: int | None = None,
     plot: Path | None = None,
     left_out: LeftOut | None = None,
+    claims: Path | None = None,
 ) -> None:
     """Write the report of all records in folders, and of the timings in their `latency/`, to one HTML file.
 
-    `plot` is where `write_plot` writes to; what `left_out` is for stands at `Store.records`. Raises SteerbenchError if
-    there are no records, or a file cannot be written.
+    What `n_examples` means stands at `generations`, and `left_out` at `Store.records`; `plot` is where `write_plot`
+    writes to, and `claims` a file of claims to show the verdicts on. Raises SteerbenchError if there are no records, or
+    a file cannot be read or written.
     """
     _check(out, ".html")
     if plot:
         _check(plot, ".svg")
+    found = decided(claims, left_out) if claims else []
     groups = grouped(records_in(folders, left_out))
-    write_asked(out, page(groups, timings_in(folders), n_examples))
+    write_asked(out, page(groups, timings_in(folders), n_examples, found))
     if plot:
         write_plot(groups, plot)
 

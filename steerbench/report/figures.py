@@ -78,7 +78,7 @@ def truth_points(group: Group, column: str) -> list[Point]:
         x, y = row.number(GAIN), row.number(column)
         if x is not None and y is not None and not row.is_unsteered:
             spans = _span(row, GAIN), _span(row, column)
-            title = f"{row.method}: {COLUMNS[GAIN].title} {x:+.2f}, {COLUMNS[column].title} {y:+.2f}"
+            title = f"{row.method}: {x:+.2f}, {y:+.2f}"
             found.append(Point(row.key, title, x, y, *spans, colour=verdict(x, y, *spans)))
     return found
 
@@ -159,7 +159,7 @@ def _points(group: Group, x_column: str, y_column: str) -> list[Point]:
     for row in group.rows:
         x, y = row.number(x_column), row.number(y_column)
         if x is not None and y is not None:
-            title = f"{row.method}: {x_column.replace('_', ' ')} {x:.3f}, {y_column.replace('_', ' ')} {y:+.2f}"
+            title = f"{row.method}: {x:.3f}, {y:+.2f}"
             found.append(Point(row.key, title, x, y, y_span=_span(row, y_column)))
     return found
 

@@ -72,6 +72,11 @@ class Group:
         return self.first.labels["task"]
 
     @property
+    def is_main(self) -> bool:
+        """Whether it has the main protocol of its task: the one that most records have."""
+        return not self.differs
+
+    @property
     def is_testbed(self) -> bool:
         """Whether the task is a testbed's."""
         return self.task.startswith(f"{testbed.NAME}-")

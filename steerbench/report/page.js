@@ -22,7 +22,7 @@
         heads.forEach((each) => each.removeAttribute("aria-sort"));
         head.setAttribute("aria-sort", order);
         const sign = order === "ascending" ? 1 : -1;
-        const value = (row) => row.cells[column].dataset.sort;
+        const value = (row) => row.cells[column].dataset.sort ?? "";
         const compare = (a, b) => {
           const [x, y] = [value(a), value(b)];
           if (x === "" || y === "") return (x === "") - (y === ""); // what is missing comes last

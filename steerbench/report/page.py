@@ -11,20 +11,29 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from steerbench.plugins.spec import UNSTEERED
 from steerbench.records.record import Record
+from steerbench.records.verdicts import Verdict
 from steerbench.report import details
+from steerbench.report.answer import sentences
 from steerbench.report.choice_curves import choice_panels, steerability_table
 from steerbench.report.curves import sweeps
+from steerbench.report.dot_plot import dot_plot
 from steerbench.report.figures import scatters, sweep_panels, trial_panels
 from steerbench.report.generations import as_json, generations
 from steerbench.report.groups import Group
 from steerbench.report.ranking_table import ranking
 from steerbench.report.timings import Timing
 from steerbench.report.tradeoff import tradeoff_table, tradeoffs
+from steerbench.report.verdict_table import verdict_table
 from steerbench.version import __version__
 
+_BRIEF = ("model", "methods", "seeds", "measured")
+"""Facts that stand above the answer; all of them stand below."""
 
-def page(groups: Sequence[Group], timings: Sequence[Timing], n_examples: int) -> str:
-    """Return the HTML of records and timings, with the generations of at most so many prompts of each group."""
+
+def page(
+    groups: Sequence[Group], timings: Sequence[Timing], n_examples: int | None = None, verdicts: Sequence[Verdict] = ()
+) -> str:
+    """Return the HTML of records, timings and verdicts; what `n_examples` means stands at `generations`."""
     environment = Environment(
         loader=PackageLoader("steerbench.report", "."),
         autoescape=True,
@@ -37,16 +46,21 @@ def page(groups: Sequence[Group], timings: Sequence[Timing], n_examples: int) ->
     script = _text("page.js")
     records = [record for group in groups for record in group.records]
     embedded = generations(groups, n_examples)
+    sections = [_section(group, _facts(records)) for group in groups]
     return environment.get_template("template.html").render(
         policy=_policy(script),
         style=_text("style.css"),
         script=script,
         facts=_facts(records),
-        groups=[_section(group, _facts(records)) for group in groups],
+        brief=[fact for fact in _facts(records) if fact[0] in _BRIEF],
+        groups=sections,
+        has_dots=any(section["dots"] for section in sections),
         timings=timings,
         machines=details.machines(records),
         reported=details.reported(),
-        browsable=[{"title": one["title"], "shown": len(one["prompts"]), "total": one["total"]} for one in embedded],
+        verdicts=verdict_table(verdicts),
+        browsable=[{**one, "shown": len(one["prompts"])} for one in embedded],
+        is_sampled=n_examples is None and len(embedded) < len(groups),
         data=as_json(embedded),
         is_testbed=any(group.is_testbed for group in groups),
         version=__version__,
@@ -60,6 +74,8 @@ def _section(group: Group, known: Sequence[tuple[str, str]]) -> dict[str, Any]:
         "group": group,
         "record": record,
         "facts": [fact for fact in _facts(group.records) if fact not in known],
+        "sentences": sentences(group),
+        "dots": dot_plot(group) if group.is_main else None,
         "ranking": ranking(group),
         "scatters": scatters(group),
         "sweeps": sweep_panels(group, swept, fits),

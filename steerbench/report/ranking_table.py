@@ -121,13 +121,13 @@ def _cell(row: Row, column: Column, scale: Callable[[float], float] | None) -> C
         return Cell("–")
     low, high = row.number(f"{column.name}_low"), row.number(f"{column.name}_high")
     sign = "+" if column.is_gain else ""
-    text, sort = f"{value:{sign}z.{column.digits}f}", f"{value:z.6f}"
+    text, sort = f"{value:{sign}z.{column.digits}f}", f"{value:z.6f}".rstrip("0").rstrip(".")
     if column.name.endswith(("_p", "_p_holm")) and value < 0.001:
         text = "< 0.001"
     if low is None or high is None:
         return Cell(text, sort)
     told = f"{low:z.{column.digits}f} to {high:z.{column.digits}f}"
-    bar = Bar(*(round(scale(v), 2) for v in (low, value, high, 0.0))) if scale else None
+    bar = Bar(*(round(scale(v), 1) for v in (low, value, high, 0.0))) if scale else None
     up_or_down = ("up" if low > 0 else "down" if high < 0 else "") if column.is_gain else ""
     return Cell(text, sort, told, bar, up_or_down)
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from steerbench.report.labels import Box, places
+from steerbench.report.small_svg import smaller
 
 # stand-ins, replaced in the SVG: matplotlib knows no CSS variables
 INK, MUTED, LINE, CARD = "#000001", "#000002", "#000003", "#000004"
@@ -87,7 +88,7 @@ def inline(made: Figure, name: str, label: str, titles: Mapping[str, str] | None
     if view is None:
         raise ValueError("matplotlib wrote an SVG without a view box")
     opening = f'<svg class="plot" role="img" aria-label="{escape(label)}" {view[0]}>'
-    return re.sub(r"^<svg[^>]*>", lambda _: opening, text).replace("xlink:href", "href").rstrip()
+    return smaller(re.sub(r"^<svg[^>]*>", lambda _: opening, text).replace("xlink:href", "href").rstrip())
 
 
 def mark(made: Figure, shape: str, colour: str, x: float, y: float) -> None:
