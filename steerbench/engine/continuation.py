@@ -245,8 +245,11 @@ def can_take_turns(lm: LanguageModel) -> bool:
 
 
 def can_share(lm: LanguageModel) -> bool:
-    """Tell whether rows can go on behind a beginning that was read once for all. Tried out once for each data type."""
-    if lm.largest_batch is not None or not can_continue(lm):
+    """Tell whether rows can go on behind a beginning that was read once for all. Tried out once for each data type.
+
+    Not where others, such as `steered`, watch the model's passes: they would take the beginning for a prompt.
+    """
+    if lm.largest_batch is not None or lm.model._forward_pre_hooks or not can_continue(lm):
         return False
     known = _prefixes.setdefault(lm.model, {})
     if lm.dtype not in known:

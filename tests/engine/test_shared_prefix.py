@@ -12,7 +12,7 @@ from scarce_memory import ERRORS
 from thorough import mostly_slow
 from torch import Tensor, nn
 
-from steerbench import Decoding, LanguageModel, SteerbenchError, Steering, generate
+from steerbench import Decoding, LanguageModel, SteerbenchError, Steering, generate, steered
 from steerbench.contract import tiny
 from steerbench.data import Dialogue, Turn, user
 from steerbench.edits import Add, AddInFront, Edit, Gate, Instruction, LogitsPart, PlacedEdit, RankedEdit, Site
@@ -301,22 +301,23 @@ def behind_a_cache(kwargs: dict[str, Any]) -> bool:
     return mask is not None and mask.shape[1] > ids.shape[1] > 1
 
 
-def beginning_again(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def beginning_again(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Take all columns of such a pass for the first one."""
-    again = {"position_ids": kwargs["position_ids"] * 0} if behind_a_cache(kwargs) else {}
-    return args, kwargs | again
+    return kwargs | ({"position_ids": kwargs["position_ids"] * 0} if behind_a_cache(kwargs) else {})
 
 
-def refusing(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+def refusing(kwargs: dict[str, Any]) -> dict[str, Any]:
     if behind_a_cache(kwargs):
         raise ValueError("one token at a time behind a cache")
+    return kwargs
 
 
-@pytest.mark.parametrize("hook", [beginning_again, refusing])
-def test_a_model_is_tried_out_first(hook: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("given", [beginning_again, refusing])
+def test_a_model_is_tried_out_first(given: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     lm, steering, decoding = ending("gpt2"), SHARING["unsteered"], DECODINGS["greedy"]
     expected = alone(lm, steering, decoding)
-    lm.model.register_forward_pre_hook(hook, with_kwargs=True)
+    own: Callable[..., Any] = lm.model.forward
+    lm.model.forward = lambda **kwargs: own(**given(kwargs))
     assert engine.can_take_turns(lm)
     assert not can_share(lm)
     check(drawn(lm, steering, decoding, 3), expected)
@@ -338,11 +339,11 @@ def test_memory_that_runs_out_loses_no_row(failing: int) -> None:
     assert engine.can_take_turns(lm)
     calls = iter(range(10**6))
 
-    def fail(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if len(kwargs["input_ids"]) > 4 or next(calls) == failing:
+    def fail(module: nn.Module, args: tuple[Tensor]) -> None:
+        if len(args[0]) > 4 or next(calls) == failing:
             raise ERRORS["torch"]()
 
-    handle = lm.model.register_forward_pre_hook(fail, with_kwargs=True)
+    handle = lm.model.get_input_embeddings().register_forward_pre_hook(fail)
     with pytest.warns(UserWarning, match="does not hold"):
         found = generate(lm, PROMPTS, steering, decoding, batch_size=6)
     handle.remove()
@@ -361,6 +362,17 @@ def test_a_model_in_training_mode_reads_in_evaluation_mode() -> None:
     lm.model.train()
     check(drawn(lm, steering, decoding, 3), expected)
     assert all(module.training for module in lm.model.modules())
+
+
+def test_nothing_is_shared_where_others_watch_the_passes() -> None:
+    """The beginning would be a prompt to them, with a last position."""
+    lm, steering, decoding = ending(), SHARING["unsteered"], DECODINGS["greedy"]
+    bent = Steering(edits=SHARING["bent"].edits)
+    expected = alone(lm, steering + bent, decoding)[0]
+    assert can_share(lm)
+    with steered(lm, bent):
+        assert not can_share(lm)
+        assert drawn(lm, steering, decoding, 1)[0] == expected
 
 
 @torch.no_grad()
