@@ -370,6 +370,7 @@ def test_nothing_is_shared_where_others_watch_the_passes() -> None:
     bent = Steering(edits=SHARING["bent"].edits)
     expected = alone(lm, steering + bent, decoding)[0]
     assert can_share(lm)
+    assert engine.can_take_turns(lm)
     with steered(lm, bent):
         assert not can_share(lm)
         assert drawn(lm, steering, decoding, 1)[0] == expected
