@@ -16,9 +16,9 @@ from steerbench import Decoding, LanguageModel, SteerbenchError, Steering, gener
 from steerbench.contract import tiny
 from steerbench.data import Dialogue, Turn, user
 from steerbench.edits import Add, AddInFront, Edit, Gate, Instruction, LogitsPart, PlacedEdit, RankedEdit, Site
-from steerbench.engine import generate as engine
-from steerbench.engine.continuation import can_share
+from steerbench.engine.continuation import can_share, can_take_turns
 from steerbench.engine.generate import Draws, generate_samples
+from steerbench.engine.prompting import prompt_tokens
 from steerbench.engine.shared_prefix import SharedPrefix, shared_ids
 from steerbench.learn import Tokens
 
@@ -155,7 +155,7 @@ def reading(lm: LanguageModel) -> Iterator[list[tuple[int, int]]]:
             seen.append((rows, columns))
 
     assert can_share(lm)  # tries out before anything is counted
-    engine.can_take_turns(lm)
+    can_take_turns(lm)
     handle = lm.model.get_input_embeddings().register_forward_hook(note)
     try:
         yield seen
@@ -164,7 +164,7 @@ def reading(lm: LanguageModel) -> Iterator[list[tuple[int, int]]]:
 
 
 def tokens(lm: LanguageModel, steering: Steering, prompts: list[Dialogue] = PROMPTS) -> list[Tokens]:
-    return engine.prompt_tokens(lm, steering, prompts, 16, 9)
+    return prompt_tokens(lm, steering, prompts, 16, 9)
 
 
 def check(found: Any, expected: Any) -> None:
@@ -318,7 +318,7 @@ def test_a_model_is_tried_out_first(given: Callable[[dict[str, Any]], dict[str, 
     expected = alone(lm, steering, decoding)
     own: Callable[..., Any] = lm.model.forward
     lm.model.forward = lambda **kwargs: own(**given(kwargs))
-    assert engine.can_take_turns(lm)
+    assert can_take_turns(lm)
     assert not can_share(lm)
     check(drawn(lm, steering, decoding, 3), expected)
 
@@ -336,7 +336,7 @@ def test_memory_that_runs_out_loses_no_row(failing: int) -> None:
     lm, steering, decoding = ending(), SHARING["unsteered"], DECODINGS["sampled"]
     expected = generate(lm, PROMPTS, steering, decoding, batch_size=1)
     assert can_share(lm)
-    assert engine.can_take_turns(lm)
+    assert can_take_turns(lm)
     calls = iter(range(10**6))
 
     def fail(module: nn.Module, args: tuple[Tensor]) -> None:
@@ -370,7 +370,7 @@ def test_nothing_is_shared_where_others_watch_the_passes() -> None:
     bent = Steering(edits=SHARING["bent"].edits)
     expected = alone(lm, steering + bent, decoding)[0]
     assert can_share(lm)
-    assert engine.can_take_turns(lm)
+    assert can_take_turns(lm)
     with steered(lm, bent):
         assert not can_share(lm)
         assert drawn(lm, steering, decoding, 1)[0] == expected
