@@ -13,7 +13,10 @@ theirs are blocks of `# Query:` and `# Answer:` in fences. The end of a reply is
 which knows turns and no fences, and a chat model gets no template inside of its template. No repetition penalty.
 
 Defaults: K 3, or as many as take a third of what the context leaves beside new tokens; the report says how many. Cost:
-nothing to fit; prefill of some 250 more tokens, the same for each prompt, which are not cached here.
+nothing to fit; some 250 more tokens in front of each prompt, which are read once for all prompts of a call. On the
+testbed, 64 prompts with 32 new tokens each, one thread on two busy cores, medians of three turns: 2.0 CPU seconds, and
+2.7 where every prompt reads them, with one example, 2.9 and 4.4 with three; 6,900 tokens of prompts are read for
+12,500, and 7,000 for 19,800. The responses are the same.
 
 Pitfalls: for base models; a chat model has learned a style, and pays for another. The style is longer and refuses
 more. On the testbed, whose model carries the manner of a reply over to the next, what is shown acts through that.

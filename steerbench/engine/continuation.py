@@ -17,6 +17,7 @@ from steerbench.decoding import Decoding
 from steerbench.engine.positions import Positions
 from steerbench.engine.sampling import drawn, uniforms, warpers
 from steerbench.engine.sequences import Sequences, can_repeat
+from steerbench.engine.shared_prefix import SharedPrefix
 from steerbench.engine.waiting_rows import Begin, Turn, WaitingRows
 from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating, generating
@@ -27,6 +28,7 @@ ROOM = 1 / 12
 """Share of rows that have ended at which those that wait take their places."""
 _tried: "WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, bool]]" = WeakKeyDictionary()
 _turns: "WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, bool]]" = WeakKeyDictionary()
+_prefixes: "WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, bool]]" = WeakKeyDictionary()
 _FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError)
 
 
@@ -46,7 +48,8 @@ class Continuation:
     `processors` change the scores of all rows, `generators` has one for each own row where tokens are drawn. `staying`
     keeps rows that have ended, for processors that know the batch as it was. `leaving` is called with the own rows that
     go on as others leave, and with all that do; columns then stay where they are. `endless` forbids end tokens.
-    `observe` sees the number of each row and the scores that its next token is drawn from, (vocabulary,).
+    `observe` sees the number of each row and the scores that its next token is drawn from, (vocabulary,). All prompts
+    begin with the `prefix`.
     """
 
     def __init__(  # noqa: PLR0913 - what goes into one loop
@@ -60,10 +63,11 @@ class Continuation:
         leaving: Callable[[Sequence[int], Sequence[int]], None] | None = None,
         endless: bool = False,
         observe: Callable[[int, Tensor], None] | None = None,
+        prefix: SharedPrefix | None = None,
     ) -> None:
         self._lm, self._most = lm, decoding.max_new_tokens
         self._processors, self._staying, self._endless = processors, staying, endless
-        self._leaving, self._observe = leaving, observe
+        self._leaving, self._observe, self._prefix = leaving, observe, prefix
         self._ours = can_continue(lm)  # tried out before the model is steered
         self._warpers = warpers(decoding)
         drawing = decoding.temperature > 0
@@ -77,14 +81,14 @@ class Continuation:
         rows = [_Row(i, self._numbers[i] if self._numbers else []) for i in range(own)]
         if not self._ours:
             return self._generated(batch, rows, use_cache)
-        sequences = Sequences(self._lm.model, batch, positions, cached=use_cache, trim=self._leaving is None)
+        sequences = self._begun(batch, positions, use_cache, trim=self._leaving is None)
         self._looped(sequences, rows)
         return [row.ids for row in rows]
 
     def run_in_turn(self, batch: Batch, turn: Turn, begin: Begin, positions: Positions, *, use_cache: bool) -> None:
         """Finish the rows of a turn, and those that wait, as long as they can take the places of others."""
         waiting, numbers, copies = turn
-        sequences = Sequences(self._lm.model, batch, positions, cached=use_cache, trim=True)
+        sequences = self._begun(batch, positions, use_cache, trim=True)
         if len(copies) > len(batch.input_ids):
             if sequences.movable:
                 sequences.keep(copies)
@@ -94,6 +98,9 @@ class Continuation:
                 waiting.give_back([n for i, n in enumerate(numbers) if i not in chosen])
                 numbers = [numbers[i] for i in chosen]
         self._looped(sequences, [_Row(n, waiting.numbers_of(n)) for n in numbers], waiting, begin)
+
+    def _begun(self, batch: Batch, positions: Positions, cached: bool, *, trim: bool) -> Sequences:
+        return Sequences(self._lm.model, batch, positions, cached=cached, trim=trim, prefix=self._prefix)
 
     def _looped(
         self,
@@ -237,13 +244,31 @@ def can_take_turns(lm: LanguageModel) -> bool:
     return known[lm.dtype]
 
 
+def can_share(lm: LanguageModel) -> bool:
+    """Tell whether rows can go on behind a beginning that was read once for all. Tried out once for each data type.
+
+    Not where others, such as `steered`, watch the model's passes: they would take the beginning for a prompt.
+    """
+    if lm.largest_batch is not None or lm.model._forward_pre_hooks or not can_continue(lm):
+        return False
+    known = _prefixes.setdefault(lm.model, {})
+    if lm.dtype not in known:
+        known[lm.dtype] = _agrees(lm, ((3, 4, 5, 6, 7, 8), (3, 4, 5, 4)), shared=3)
+    return known[lm.dtype]
+
+
 @torch.no_grad()
-def _agrees(lm: LanguageModel) -> bool:
-    """Compare two short rows, token by token in a padded batch, with each read at once."""
-    rows, given = ((3, 4, 5, 6, 7, 8), (5, 4, 3)), torch.tensor([[6, 5], [4, 7]], device=lm.device)
+def _agrees(
+    lm: LanguageModel, rows: Sequence[tuple[int, ...]] = ((3, 4, 5, 6, 7, 8), (5, 4, 3)), shared: int = 0
+) -> bool:
+    """Compare two short rows, token by token in a padded batch, with each read at once.
+
+    Of the batch, the first tokens are read once for both rows if they are `shared`.
+    """
+    given = torch.tensor([[6, 5], [4, 7]], device=lm.device)
     try:
         with evaluating(lm.model):
-            sequences = _begun(lm, *rows)
+            sequences = _begun(lm, *rows, prefix=SharedPrefix(lm, rows[0][:shared]) if shared else None)
             found = [sequences.logits]
             for column in given.T:
                 sequences.extend(column)
@@ -275,9 +300,9 @@ def _takes_turns(lm: LanguageModel) -> bool:
     return _alike(torch.stack(found), torch.stack(wanted), lm.dtype)
 
 
-def _begun(lm: LanguageModel, *prompts: tuple[int, ...]) -> Sequences:
+def _begun(lm: LanguageModel, *prompts: tuple[int, ...], prefix: SharedPrefix | None = None) -> Sequences:
     batch = lm.left_padded([Tokens(prompt) for prompt in prompts])
-    return Sequences(lm.model, batch, Positions(batch, [], cached=True), cached=True, trim=True)
+    return Sequences(lm.model, batch, Positions(batch, [], cached=True), cached=True, trim=True, prefix=prefix)
 
 
 def _alike(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +16,7 @@ from steerbench.decoding import Decoding
 from steerbench.engine.backends.choice import responses_of
 from steerbench.engine.backends.generation_engine import GenerationEngine
 from steerbench.engine.bias_folding import folded
-from steerbench.engine.continuation import Continuation, can_take_turns
+from steerbench.engine.continuation import Continuation, can_share, can_take_turns
 from steerbench.engine.decode import check_choice, choosing
 from steerbench.engine.finiteness import Watch, origin_of
 from steerbench.engine.guidance import Given, Passes, processors_of, rows_at_once
@@ -27,8 +27,9 @@ from steerbench.engine.prompting import prompt_tokens
 from steerbench.engine.sampling import uniforms
 from steerbench.engine.search import Processors, Search, Select, Stream
 from steerbench.engine.sequences import Sequences, can_repeat
+from steerbench.engine.shared_prefix import SharedPrefix, shared_ids
 from steerbench.engine.twin_rows import TwinRows
-from steerbench.engine.waiting_rows import Turn, WaitingRows
+from steerbench.engine.waiting_rows import Turn, WaitingRows, begun_beside
 from steerbench.models.batching import halving
 from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating
@@ -37,7 +38,6 @@ from steerbench.models.response import Response
 from steerbench.progress import Progress, silent
 from steerbench.seeds import generator_for
 from steerbench.steering.blocks import Blocks, Candidate
-from steerbench.steering.parts import PlacedEdit
 from steerbench.steering.reweighting import follows
 from steerbench.steering.steering import Steering
 
@@ -184,6 +184,8 @@ class Draws:
         tokens = prompt_tokens(self.lm, self.steering, dialogues, batch_size, self.decoding.max_new_tokens)
         self._rows = [(name, dialogue) for name in self.names for dialogue in dialogues]
         self._tokens = tokens * len(self.names)
+        shared = shared_ids(self.steering, tokens) if self.use_cache else ()
+        self._prefix = cache(partial(self._read, shared))
         responses: dict[int, Response] = {}
 
         def finished(row: int, ids: list[int]) -> None:
@@ -235,7 +237,12 @@ class Draws:
             self.observe(rows[place], scores)
 
     def _generate(self, batch: Batch, generators: Sequence[torch.Generator], **more: Any) -> list[list[int]]:
+        more["prefix"] = self._prefix()
         return _generate_batch(self.lm, batch, self.steering, self.decoding, generators, self.use_cache, **more)
+
+    def _read(self, shared: Sequence[int]) -> SharedPrefix | None:
+        """Read what all prompts begin with; as part of the first batch, which may be tried again with fewer rows."""
+        return SharedPrefix(self.lm, shared) if shared and can_share(self.lm) else None
 
 
 def _generate_batch(  # noqa: PLR0913, PLR0917
@@ -249,10 +256,12 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
     endless: bool = False,
     turn: Turn | None = None,
     observe: Observe | None = None,
+    prefix: SharedPrefix | None = None,
 ) -> list[list[int]]:
     """Return the new ids of each row, up to its end token at least. With a `turn`, finish its rows instead.
 
-    Then the batch holds the different prompts of its first rows, and rows that wait take the places of others.
+    Then the batch holds the different prompts of its first rows, and rows that wait take the places of others. All
+    prompts begin with the `prefix`, if there is one, which the steering leaves alone.
     """
     twins = TwinRows.of(lm, batch, steering, given)
     batch, whole, more = (twins.own, twins.whole, twins.edits) if twins else (batch, batch, [])
@@ -275,6 +284,7 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
         leaving=passes.keep if steering.logits else None,
         endless=endless,
         observe=observe,
+        prefix=prefix,
     )
     new: list[list[int]] = []
     with (
@@ -286,25 +296,11 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
         if turn is None:
             new = continuation.run(whole, len(batch.input_ids), positions, use_cache=use_cache)
         else:
-            begin = partial(_begun, lm, edits, positions)
+            begin = partial(begun_beside, lm, edits, positions, prefix)
             continuation.run_in_turn(batch, turn, begin, positions, use_cache=use_cache)
     for watch in watches:
         watch.check()
     return new
-
-
-def _begun(
-    lm: LanguageModel, edits: Sequence[PlacedEdit], positions: Positions, prompts: Sequence[Tokens]
-) -> Sequences:
-    """Return prompts read under edits of their own, while those that follow `positions` rest."""
-    batch = lm.left_padded(prompts)
-    own = Positions(batch, lm.end_ids, cached=positions.cached)
-    positions.resting = True
-    try:
-        with steered(lm.model, lm.anatomy, edits, own, changing=True):
-            return Sequences(lm.model, batch, own, cached=own.cached, trim=True)
-    finally:
-        positions.resting = False
 
 
 def _in_one_piece(lm: LanguageModel, tokens: Sequence[Tokens], decoding: Decoding, rows: int) -> int:

@@ -196,6 +196,10 @@ class Positions:
         self.past, self.width = 0, mask.shape[1]
         self._going_on, self.whole, self._masks = [True] * self.rows, False, {}
 
+    def begin_behind(self, columns: int) -> None:
+        """Let the first pass begin behind some columns, which nothing edits: a cache holds them already."""
+        self.past, self.width = columns, 0
+
     def advance(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, past: int | None = None) -> None:
         """Take note of a forward pass over `input_ids`, (batch, width). Raises if another pass had to follow.
 
@@ -205,9 +209,9 @@ class Positions:
         if self._branching:
             self._note_branches(input_ids, seen)
             return
-        self.width = input_ids.shape[1]
+        continuing, self.width = self.width > 0, input_ids.shape[1]
         again = (
-            1 < self.width == seen + 1
+            continuing and 1 < self.width == seen + 1
         )  # GPT-1 has no cache, and Phi-3 rebuilds its own where it goes on to long RoPE
         self.past = (seen if self.cached and not again else 0) if past is None else past
         stop = self.past + self.width

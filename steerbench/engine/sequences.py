@@ -13,6 +13,7 @@ from steerbench.engine.forward_passes import CACHE, arguments, places, run
 from steerbench.engine.growing_cache import growing_cache
 from steerbench.engine.hooks import watched
 from steerbench.engine.positions import Positions, Rearrangement, Replacement
+from steerbench.engine.shared_prefix import SharedPrefix
 from steerbench.models.language_model import Batch
 from steerbench.models.sites import Place
 
@@ -57,12 +58,16 @@ class Sequences:
         *,
         cached: bool,
         trim: bool,
+        prefix: SharedPrefix | None = None,
     ) -> None:
+        """Read the prompts: all of them, or what stands behind a `prefix` that they share."""
         self.ids, self.mask = prompts.input_ids, prompts.attention_mask
         self.ends = prompts.prompt_ends
         self._model, self._positions, self._place, self._trim = model, positions, place, trim
-        self._cache = growing_cache() if cached else None
-        self._pass(self.ids)
+        self._cache = (prefix.in_front(self.mask) if prefix else growing_cache()) if cached else None
+        known = 0 if self._cache is None else self._cache.get_seq_length()
+        positions.begin_behind(known)
+        self._pass(self.ids[:, known:])
 
     def extend(self, tokens: Tensor, real: Tensor | None = None) -> None:
         """Append a token to each row, (rows,), and find out what comes next.

@@ -4,8 +4,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from steerbench.engine.install import steered
+from steerbench.engine.positions import Positions
 from steerbench.engine.sequences import Sequences
-from steerbench.models.language_model import Tokens
+from steerbench.engine.shared_prefix import SharedPrefix
+from steerbench.models.language_model import LanguageModel, Tokens
+from steerbench.steering.parts import PlacedEdit
 
 Begin = Callable[[Sequence[Tokens]], Sequences]
 """Reads prompts under the steering that is installed."""
@@ -107,3 +111,21 @@ class Turn(NamedTuple):
     """Numbers of the first rows."""
     copies: list[int]
     """For each of them, the row of the batch that holds its prompt."""
+
+
+def begun_beside(
+    lm: LanguageModel,
+    edits: Sequence[PlacedEdit],
+    positions: Positions,
+    prefix: SharedPrefix | None,
+    prompts: Sequence[Tokens],
+) -> Sequences:
+    """Return prompts read under edits of their own, while those that follow `positions` rest."""
+    batch = lm.left_padded(prompts)
+    own = Positions(batch, lm.end_ids, cached=positions.cached)
+    positions.resting = True
+    try:
+        with steered(lm.model, lm.anatomy, edits, own, changing=True):
+            return Sequences(lm.model, batch, own, cached=own.cached, trim=True, prefix=prefix)
+    finally:
+        positions.resting = False
