@@ -15,20 +15,22 @@ from steerbench.cli import app
 ROOT = Path(__file__).parents[2]
 STUDIED = {
     "ablation",
-    "act_add",
     "alignez",
     "best_of_n",
+    "best_prompt",
     "caa",
+    "controlled_decoding",
     "iti",
     "random_direction",
     "re_control",
     "repe",
+    "shuffled_labels",
     "static_prompt",
     "static_re",
     "unsteered",
 }
-"""The methods of the committed records; `docs/methods.md` says which came later."""
-READMES = ("README.md", "docs/results.md", "results/README.md")
+"""The methods of the committed records; `docs/methods.md` says which are to follow."""
+READMES = ("README.md", "docs/results.md", "docs/verdicts.md", "results/README.md")
 TABLES = (*READMES, "results/leaderboard.csv", "results/matched.csv")
 REPORT, PLOT = "results/report.html", "results/gains.svg"
 
@@ -40,7 +42,8 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in READMES:
         (there / name).parent.mkdir(exist_ok=True)
         (there / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
-    _run("leaderboard", there)
+    for command in ("leaderboard", "verdicts"):
+        _run(command, there)
     return there
 
 
@@ -57,7 +60,8 @@ def _run(command: str, there: Path) -> None:
     recipe = re.search(r"^results:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert recipe
     lines = [shlex.split(line) for line in recipe[1].splitlines()]
-    assert all(line[:2] in (["$(BIN)/steerbench", "leaderboard"], ["$(BIN)/steerbench", "report"]) for line in lines)
+    commands = [["$(BIN)/steerbench", name] for name in ("leaderboard", "verdicts", "report")]
+    assert all(line[:2] in commands for line in lines)
     for _, *arguments in (line for line in lines if line[1] == command):
         done = CliRunner().invoke(app, [_placed(text, there) for text in arguments])
         assert done.exit_code == 0, done.output
@@ -99,10 +103,10 @@ def test_rows_come_in_the_order_of_what_they_gain() -> None:
         assert not rows["rank"].is_monotonic_increasing
 
 
-def test_every_method_is_there_on_both_tasks_with_three_seeds() -> None:
+def test_every_method_is_there_on_both_tasks_with_five_seeds() -> None:
     table = pd.read_csv(ROOT / "results" / "leaderboard.csv")
     assert set(table["task"]) == {"testbed-hh_rlhf", "testbed-shp"}
-    assert set(table["seeds"]) == {3}
+    assert set(table["seeds"]) == {5}
     for _, rows in table.groupby("task"):
         parts = {part.split(":")[0] for method in rows["method"] for part in method.split("+")}
         assert parts == STUDIED
