@@ -6,7 +6,7 @@ from steerbench.records.columns import COLUMNS
 from steerbench.records.verdicts import NOT_MEASURED, Verdict
 from steerbench.report.details import Table
 
-_HEADS = ["claim", "verdict", "says", "difference", "could be seen", "measured", "prompts × seeds"]
+_HEADS = ["claim", "verdict", "source", "difference", "could be seen", "measured", "prompts × seeds"]
 
 
 def verdict_table(found: Sequence[Verdict]) -> Table:
