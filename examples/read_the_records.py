@@ -1,6 +1,6 @@
 """Rank records, and read the responses of the best method beside the unsteered ones.
 
-python examples/read_the_records.py [FOLDER], by default what this repository keeps of the testbed at equal KL
+python examples/read_the_records.py [FOLDER], by default what this repository keeps of the testbed
 """
 
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from steerbench import Store, leaderboard
 
-folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "results" / "matched"
+folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "results" / "testbed"
 records = Store(folder).records()
 
 table = leaderboard(records)

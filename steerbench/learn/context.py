@@ -1,6 +1,6 @@
 """All that a method may learn from."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -117,30 +117,31 @@ class FitContext:
         the site and all pools are read, for the price of one.
         """
         texts = tuple(tokens)
-        known: dict[tuple[Site, Pool], list[Tensor]] = self.once(("pooled states", texts), lambda: {})
-        if missing := [site for site in sites if (site, pool) not in known]:
-            ahead = self._worth_reading(known, missing, pool, texts)
+        if missing := [site for site in sites if not self._knows(site, pool, texts)]:
+            ahead = self._worth_reading(missing, pool, texts)
             size, progress = self.batch_size, self.progress
-            found = pooled_at(self.lm, *ahead, texts, batch_size=size, progress=progress)
-            known.update((key, states) for key, states in found.items() if key not in known)
-        return {site: known[site, pool] for site in sites}
+            for key, states in pooled_at(self.lm, *ahead, texts, batch_size=size, progress=progress).items():
+                self.once((*key, texts), lambda states=states: states)  # type: ignore[misc]
+        return {site: self._shared[__name__, (site, pool, texts)] for site in sites}
+
+    def _knows(self, site: Site, pool: Pool, texts: tuple[Tokens, ...]) -> bool:
+        return (__name__, (site, pool, texts)) in self._shared
 
     def _worth_reading(
-        self,
-        known: Mapping[tuple[Site, Pool], list[Tensor]],
-        missing: list[Site],
-        pool: Pool,
-        texts: tuple[Tokens, ...],
+        self, missing: list[Site], pool: Pool, texts: tuple[Tokens, ...]
     ) -> tuple[list[Site], list[Pool]]:
         """Return sites and pools to read: those missing, or all that trials may ask for, where it is little to keep."""
-        names = {site.name for site in missing}
-        before = [states for (site, at), states in known.items() if site.name in names and at != "all"]
-        if not before or not texts or pool == "all":
-            return missing, [pool]
-        layers = {site for name in names - {"final"} for site in (Site(name, k) for k in self.lm.anatomy.layers(name))}
+        layers = {
+            Site(site.name, k)
+            for site in missing
+            for k in (self.lm.anatomy.layers(site.name) if site.layer is not None else [])
+        }
         sites = sorted({*missing, *layers})
         pools: list[Pool] = ["last_prompt", *(OF_RESPONSES if all(t.response for t in texts) else ())]
-        size = len(sites) * len(pools) * len(texts) * 4 * before[0][0].numel()
+        before = [(site, at, texts) for site in sites for at in pools if self._knows(site, at, texts)]
+        if not before or not texts or pool == "all":
+            return missing, [pool]
+        size = len(sites) * len(pools) * len(texts) * 4 * self._shared[__name__, before[0]][0].numel()
         return (sites, pools) if size <= READ_AHEAD else (missing, [pool])
 
     def sites(self, name: SiteName) -> list[Site]:
