@@ -203,7 +203,7 @@ USAGE = {
     "leaderboard": "Missing argument 'folders'.",
     "leaderboard runs --rows 0": "Invalid value for '--rows': Input should be greater than or equal to 1",
     "report runs --examples -1": "Invalid value for '--examples': Input should be greater than or equal to 0",
-    "report runs --csv x.csv": "No such option: --csv",
+    "report runs --csv x.csv": "No such option: --csv (Possible options: --claims)",
     "power runs --difference x": "Invalid value for '--difference': Input should be a valid number, unable to parse "
     "string as a number",
     "pack runs": "Missing argument 'packed'.",
