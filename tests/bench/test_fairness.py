@@ -59,6 +59,7 @@ def changed(protocol: Protocol, world: Path, tmp_path: Path) -> dict[str, tuple[
         "n_train": (new(n_train=5), {"n_train", "train_examples"}),
         "tuning_budget": (new(tuning_budget=2, n_validation=2), tuned),
         "objective": (new(tuning_budget=2, n_validation=2, objective="sum"), tuned),
+        "sampler": (new(tuning_budget=17, n_validation=2, sampler="optuna"), {*tuned, "sampler"}),
         "match_kl": (new(match_kl=0.1, n_validation=2), {*tuned, "match_kl"}),
         "n_validation": (new(tuning_budget=2, n_validation=3), tuned),
         "transductive": (new(transductive=True), {"transductive"}),

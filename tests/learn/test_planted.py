@@ -138,7 +138,7 @@ def test_version_1_of_alignez_finds_it(llama: LanguageModel, seed: int, identify
 @EACH_SEED
 @pytest.mark.usefixtures("own_replies")
 def test_version_2_of_alignez_finds_it(llama: LanguageModel, seed: int) -> None:
-    edits = fit(planted(llama, seed), "alignez")
+    edits = fit(planted(llama, seed), "alignez", edit="tanh")  # relu has them turned around
     assert len(edits) == 3
     for placed in edits:
         assert cosine(found(placed), truth(seed, placed.site)) >= 0.95
@@ -233,7 +233,7 @@ def test_a_direction_in_the_embeddings_is_found_in_the_blocks(seed: int, monkeyp
     edits = [
         *(fit(context, "caa", pool="last_response", layer=layer)[0] for layer in range(3)),
         *fit(context, "repe", **EVERY_LAYER, **replies),
-        *fit(context, "alignez", site="resid_post"),
+        *fit(context, "alignez", site="resid_post", edit="tanh"),
     ]
     assert len(edits) == 9
     assert min(cosine(found(placed), u) for placed in edits) >= 0.95

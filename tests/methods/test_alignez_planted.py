@@ -82,7 +82,7 @@ def context(lm: LanguageModel, sides: Sequence[Contrast], seed: int = 0) -> Plan
 
 
 def fit(own: FitContext, **fields: Any) -> dict[int, Edit]:
-    steering = load("methods", "alignez")(**fields).fit(own)
+    steering = load("methods", "alignez")(**{"edit": "tanh", **fields}).fit(own)  # relu has directions turned around
     return {p.site.layer: p.edit for p in steering.edits if p.site.layer is not None}
 
 
