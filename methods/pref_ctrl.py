@@ -42,8 +42,6 @@ from steerbench.learn import Count, NotNegative, Pool, Positive, Range, Share, T
 from steerbench.learn.valuation import FINAL, RolloutValue, value_of_rollouts
 
 LAST: Pool = "last_response"
-RELATIVE_NORM = 0.2
-"""Length of the ascent as a share of that of the state, where neither is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +95,7 @@ class PrefCTRL(Steerer):
         value = context.once(key, lambda: self._train(context, training))
         step_size = self.step_size
         if step_size is None:
-            relative_norm = RELATIVE_NORM if self.relative_norm is None else self.relative_norm
-            step_size = step_for(value.function, value.sample, self.n_steps, relative_norm)
+            step_size = step_for(value.function, value.sample, self.n_steps, self.relative_norm)
         context.report.update(value.report, step_size=step_size, n_steps=self.n_steps)
         return Steering(edits=(PlacedEdit(FINAL, Ascent(*value.function, step_size, self.n_steps)),))
 

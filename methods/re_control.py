@@ -50,9 +50,6 @@ from steerbench.edits import Ascent, PlacedEdit
 from steerbench.learn import Count, NotNegative, Positive, Range, Share, Training, Whole, rollout_value, step_for
 from steerbench.learn.valuation import FINAL
 
-RELATIVE_NORM = 0.2
-"""Length of the ascent as a share of that of the state, where neither is given."""
-
 
 class Published(NamedTuple):
     """Hyperparameters of one setting of the paper."""
@@ -121,8 +118,7 @@ class REControl(Steerer):
         value = rollout_value(context, training)
         step_size = published.step_size if self.step_size == "published" else self.step_size
         if step_size is None:
-            relative_norm = RELATIVE_NORM if self.relative_norm is None else self.relative_norm
-            step_size = step_for(value.function, value.sample, n_steps, relative_norm)
+            step_size = step_for(value.function, value.sample, n_steps, self.relative_norm)
         target = None if self.target is None else value.reward_mean + self.target * value.reward_spread
         context.report.update(value.report, step_size=step_size, n_steps=n_steps, target=target)
         return Steering(edits=(PlacedEdit(FINAL, Ascent(*value.function, step_size, n_steps, target)),))

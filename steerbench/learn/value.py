@@ -28,6 +28,8 @@ from steerbench.steering.ascent import Ascent
 STEPS = 30_000
 """Steps of Adam that end a training which still improves: the published 100 epochs of 161,000 rollouts are 31,400."""
 PUBLISHED_EPOCHS = 100
+RELATIVE_NORM = 0.2
+"""Length of an ascent as a share of that of the state, where a method is given none: the middle of what is searched."""
 Also = Callable[[Callable[[Tensor], Tensor], Sequence[int]], Tensor]
 """Takes V as a function of states (..., width), in units in which rewards have mean 0 and standard deviation 1, and the
 rollouts of a mini-batch; returns a loss."""
@@ -296,11 +298,12 @@ def _correlation(a: Tensor, b: Tensor) -> float | None:
 
 
 @torch.no_grad()
-def step_for(value: ValueFunction, states: Tensor, n_steps: int, relative_norm: float) -> float:
-    """Return the step size at which the median of |u| / |state| over states (rows, width) is `relative_norm`.
+def step_for(value: ValueFunction, states: Tensor, n_steps: int, relative_norm: float | None = None) -> float:
+    """Return the step size at which the median of |u| / |state| over states (rows, width) is `relative_norm`, or 0.2.
 
     Exact up to 1 %: u is nearly linear in the step size. Raises SteerbenchError where V has no gradient.
     """
+    relative_norm = RELATIVE_NORM if relative_norm is None else relative_norm
     if relative_norm < 0:
         raise SteerbenchError(f"relative_norm={relative_norm} is no length; give 0 or more, such as 0.1.")
     if not relative_norm or not n_steps:

@@ -313,6 +313,20 @@ def test_directions_are_orthonormal_and_lean_to_the_good_side(written: FitContex
         assert ((sides.differences[different] @ t.T).mean(0) > -1e-5).all()
 
 
+@pytest.mark.parametrize(("fields", "side"), [({}, 1), ({"edit": "tanh"}, -1)])
+def test_the_default_leaves_the_bad_side_and_the_published_edit_goes_further_to_it(
+    written: FitContext, fields: dict[str, Any], side: int
+) -> None:
+    """Behind the filter a query leans to the bad side of every direction that acts; its state is moved."""
+    for placed in fit(written, **fields)[0].edits:
+        assert isinstance(placed.edit, Gated)
+        good = placed.edit.directions if fields else -placed.edit.directions
+        state = -good.sum(0, keepdim=True)
+        acting = placed.edit.begin(state, torch.tensor([True]))
+        moved = (placed.edit(state[:, None], acting)[:, 0] - state) @ good.T
+        assert (side * moved > 0.1).all()
+
+
 def test_a_random_basis_of_equal_size_takes_the_same_way_to_another_end(written: FitContext) -> None:
     steering, _ = fit(written, **STRONG)
     tokens, draw = prompts(written.lm), torch.Generator().manual_seed(0)

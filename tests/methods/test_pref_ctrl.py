@@ -70,3 +70,8 @@ def test_the_loss_is_that_of_the_formula(llama: LanguageModel, monkeypatch: pyte
 def test_weights_below_zero_are_refused(llama: LanguageModel) -> None:
     with pytest.raises(SteerbenchError, match="margin must be a finite number of 0 or more, not -1"):
         PrefCTRL(margin=-1.0).fit(context(llama))
+
+
+def test_a_step_and_its_relative_length_exclude_each_other() -> None:
+    with pytest.raises(SteerbenchError, match="step_size and relative_norm exclude each other"):
+        PrefCTRL(step_size=0.5, relative_norm=0.1)

@@ -131,10 +131,12 @@ def test_published_settings(llama: LanguageModel, setting: str, expected: tuple[
     assert (other.depth, other.step_size, other.n_steps, len(other.weights[0])) == (2, 0.25, 7, 5)
 
 
-@pytest.mark.parametrize("relative_norm", [0.05, 0.5])
-def test_relative_norm_calibrates_the_step(llama: LanguageModel, relative_norm: float) -> None:
+@pytest.mark.parametrize(
+    ("given", "relative_norm"), [({"relative_norm": 0.05}, 0.05), ({"relative_norm": 0.5}, 0.5), ({}, 0.2)]
+)
+def test_relative_norm_calibrates_the_step(llama: LanguageModel, given: dict[str, float], relative_norm: float) -> None:
     settings = context(llama)
-    edit = ascent_of(method("re_control", relative_norm=relative_norm).fit(settings))
+    edit = ascent_of(method("re_control", **given).fit(settings))
     states = settings.states(Site("final"), [r.tokens for r in settings.rollouts()])
     (batch,) = states.batches(range(24), 24)
     moved = edit.shift(batch.states).norm(dim=-1) / batch.states.norm(dim=-1)

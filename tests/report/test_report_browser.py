@@ -280,3 +280,16 @@ def test_the_answer_is_reached_by_keyboard_and_named_for_a_reader(chrome: Any, l
     for width in (360, 1280):  # a row is still a row where it is laid out otherwise
         size(page, width)
         assert page.find_element(By.CSS_SELECTOR, ".dots").aria_role == "table"
+
+
+def test_paper_has_no_controls_and_no_generations(page: Any) -> None:
+    hidden = ("nav", ".skip", "#generations", "#browser")
+    displayed = "return arguments[0].map(s => getComputedStyle(document.querySelector(s)).display)"
+    on_screen = page.execute_script(displayed, list(hidden))
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert set(page.execute_script(displayed, list(hidden))) == {"none"}
+        assert page.execute_script(displayed, ["#answer", "table"]) == ["block", "table"]
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert "none" not in on_screen
