@@ -98,7 +98,7 @@ class ControlledDecoding(Steerer):
     engines = ("transformers",)
     off: ClassVar[Mapping[str, Any]] = {"beta": 0.0, "relative_beta": None}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "relative_beta": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
+        "relative_beta": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
         "td_lambda": (0.9, 0.95, 1.0),
     }
 

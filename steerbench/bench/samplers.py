@@ -44,7 +44,7 @@ class OptunaSampler:
     """Optuna's tree-structured Parzen estimator (Watanabe 2023, arXiv 2304.11127), on the same points.
 
     A number is proposed by its place among the values, everything else as a category. What was tried is not tried
-    again: its score is told anew, and where Optuna insists, a step from the best is taken.
+    again: where Optuna insists, a step from the best is taken.
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -67,14 +67,12 @@ class OptunaSampler:
         for cell, score in zip(tried[self._told :], scores[self._told :], strict=True):
             self._tell(self._asked.pop(cell, None) or self._at(cell), score)
         self._told = len(tried)
-        known = dict(zip(tried, scores, strict=True))
         for _ in range(_REPEATS):
             trial = self._study.ask(self._kinds)
             cell = tuple(int(trial.params[name]) for name in self._space.values)
-            if cell not in known:
+            if cell not in tried:
                 self._asked[cell] = trial
                 return cell
-            self._tell(trial, known[cell])
         return self._space.neighbour(tried, tried[leading(scores) or 0])
 
     def _at(self, cell: Cell) -> Any:
