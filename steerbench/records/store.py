@@ -25,8 +25,8 @@ _STALE = 3600
 class Store:
     """A folder of records. Nothing is overwritten; a record appears in one step or not at all."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
 
     def prepare(self) -> None:
         """Make the folder and check that it can be written, before anything is measured. Raises SteerbenchError."""

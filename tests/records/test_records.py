@@ -31,6 +31,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     assert again == record
     pd.testing.assert_frame_equal(again.examples, record.examples)
     assert sorted(p.name for p in tmp_path.iterdir()) == [folder.name]
+    assert Store(str(tmp_path)).records() == [record]
 
 
 def test_a_record_is_found_by_its_content_alone(tmp_path: Path) -> None:
