@@ -100,6 +100,7 @@ class BlockwiseDecoding(Steerer):
         "scorer": ("value", "guide"),
         "td_lambda": (0.9, 0.95, 1.0),
     }
+    graded = False
 
     candidates: Annotated[int, Range(1, 64)] = 4
     block: Count = 32

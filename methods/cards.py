@@ -126,6 +126,7 @@ class Cards(Steerer):
         "alpha": (0.25, 0.5, 0.75, 1.0),
         "beta": (0.1, 0.35, 0.7, 1.4),
     }
+    graded = False
 
     tries: Count = 20
     entropy: NotNegative = 3.0

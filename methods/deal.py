@@ -83,6 +83,7 @@ class DeAL(Steerer):
         "weight": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
         "block": (4, 8, 16),
     }
+    graded = False
 
     beams: Annotated[int, Range(1, 64)] = 3
     branches: Annotated[int, Range(1, 64)] = 5

@@ -85,6 +85,7 @@ class InfAlign(Steerer):
         "beta": (0.02, 0.05, 0.1, 0.2, 0.5),
         "tilt": (-10.0, 0.0, 5.0, 10.0),
     }
+    graded = False
 
     n: Annotated[int, Range(1, 64)] = 8
     tilt: float = 10.0

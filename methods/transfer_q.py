@@ -76,6 +76,7 @@ class TransferQ(Steerer):
         "weight": (0.5, 1.0, 2.0, 4.0, 8.0),
         "block": (1, 4, 8),
     }
+    graded = False  # what is known of the KL is a bound by the number of draws
 
     candidates: Annotated[int, Range(1, 64)] = 10
     block: Count = 1

@@ -153,12 +153,21 @@ def searched(method: Method, knobs: Knobs) -> dict[str, Any]:
 
 
 def strength_of(method: Method) -> tuple[str, Knob] | None:
-    """Return what sets how strongly a method acts: the first of what it searches that is a number above zero.
+    """Return what sets how strongly a method acts: the first of what a part searches that is a number above zero.
 
-    None where there is none. Whole numbers are none, nor what may be one: layers and counts cannot be moved without
-    steps.
+    None where no part has one that is left to set. Whole numbers are none, nor what may be one: layers and counts
+    cannot be moved without steps.
     """
-    return next(((label, knob) for label, knob in knobs_of(method).items() if knob.is_strength), None)
+    for label, knob in knobs_of(method).items():
+        steerer = type(method.steerers[knob.part])
+        if steerer.graded and knob.name == _first_fraction(steerer):
+            return label, knob
+    return None
+
+
+def _first_fraction(steerer: type[Steerer]) -> str | None:
+    knobs = (Knob(0, field, values, takes_whole_numbers(steerer, field)) for field, values in steerer.search.items())
+    return next((knob.name for knob in knobs if knob.is_strength), None)
 
 
 def sweep(method: Method) -> list[Method]:

@@ -23,6 +23,9 @@ class Steerer(Plugin):
     """Hyperparameter values at which the method does nothing, for example `{"strength": 0.0}`."""
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Values worth trying, by hyperparameter: what tuning draws from."""
+    graded: ClassVar[bool] = True
+    """Whether the first fraction of `search` is a strength: near zero the method does nothing, more of it changes more,
+    and the KL tells. It is what `--match-kl` and `--sweep` move."""
     engines: ClassVar[Sequence[str]] = ENGINES
     """Engines that can carry its steering, as far as that is known before `fit`: what it returns is looked at again."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from steerbench import Decoding, FitContext, Options, Protocol, Store, run
+from steerbench import Decoding, FitContext, Options, Protocol, Store, load, names, run
 from steerbench.bench import tuning
 from steerbench.bench.method import Knob, searched, spread_over, strength_of, sweep
 from steerbench.bench.tuning import match
@@ -136,15 +136,23 @@ def test_a_method_without_a_strength_comes_back_as_it_is(context: FitContext) ->
 
 
 def test_the_strength_of_a_composition_is_the_first_number_that_is_left() -> None:
-    def names(text: str) -> str | None:
+    def strength(text: str) -> str | None:
         found = strength_of(plan(text, tuned=True)[-1])
         return found and found[0]
 
-    assert names("caa") == "relative_norm"
-    assert names("static_prompt+caa") == "caa.relative_norm"
-    assert names("caa:relative_norm=1+repe") == "repe.relative_norm"
-    assert names("best_of_n") is None
-    assert names("iti:relative_norm=0.1") is None, "a share of the heads is no strength"
+    assert strength("caa") == "relative_norm"
+    assert strength("static_prompt+caa") == "caa.relative_norm"
+    assert strength("caa:relative_norm=1+repe") == "repe.relative_norm"
+    assert strength("best_of_n") is None
+    assert strength("iti:relative_norm=0.1") is None, "a share of the heads is no strength"
+    assert strength("re_control:relative_norm=0.1") is None, "nor is what V learns by"
+
+
+def test_what_searches_fractions_that_are_no_strength_says_so() -> None:
+    """More of these does not change more, or not the bound by draws that is known of the KL."""
+    ungraded = {name for name in names("methods") if not load("methods", name).graded}
+    assert ungraded == {"blockwise_decoding", "cards", "deal", "inf_align", "transfer_q"}
+    assert all(strength_of(plan(name, tuned=True)[-1]) is None for name in ungraded)
 
 
 @pytest.mark.parametrize("values", [(0, 1, 2), (-0.5, 0.5, 1.0), (0.0, 0.5), ("a", "b"), (True, False)])
