@@ -237,7 +237,8 @@ def _record(
 
 def _tuned(bench: Bench, method: Method, context: FitContext) -> Tuned:
     protocol = bench.protocol
-    validation = Validation(bench.validation, bench.encoder, protocol.objective, with_kl=protocol.match_kl is not None)
+    with_kl = protocol.match_kl is not None
+    validation = Validation(bench.validation, bench.encoder, protocol.objective, with_kl, bench.kept)
     if protocol.match_kl is None:
         return tune(method, context, validation, protocol.tuning_budget, protocol.sampler)
     return match(method, context, validation, protocol.match_kl, protocol.tuning_budget)
@@ -256,6 +257,7 @@ def _responses(bench: Bench, steering: Steering, seed: int) -> list[Response]:
         reward=bench.reward,
         batch_size=bench.batch_size,
         engine=bench.engine,
+        kept=bench.kept,
         progress=options.progress,
     )
 
@@ -270,6 +272,7 @@ def _effect(bench: Bench, responses: Sequence[Response], steering: Steering) -> 
         decoding=bench.protocol.decoding,
         reward=bench.reward,
         batch_size=bench.batch_size,
+        kept=bench.kept,
         progress=options.progress,
     )
 

@@ -17,6 +17,7 @@ from steerbench.data.splits import folder_of, load_data
 from steerbench.data.task import Example, Task, TaskData
 from steerbench.decoding import TRANSFORMERS
 from steerbench.engine.backends.generation_engine import GenerationEngine
+from steerbench.engine.kept_prompts import KeptPrompts
 from steerbench.errors import SteerbenchError
 from steerbench.learn.context import FitContext
 from steerbench.learn.fitting import NoReward
@@ -100,6 +101,11 @@ class Setup:
         if self.options.threads is None:
             use_threads(sum(p.numel() for p in lm.model.parameters()), self.device)
         return lm
+
+    @cached_property
+    def kept(self) -> KeptPrompts:
+        """Prompts that are read once for all methods and trials."""
+        return KeptPrompts(self.lm)
 
     @cached_property
     def engine(self) -> GenerationEngine | None:

@@ -12,6 +12,7 @@ from steerbench.data.dialogue import plain_text
 from steerbench.data.task import Example
 from steerbench.engine.effect import effect
 from steerbench.engine.generate import generate
+from steerbench.engine.kept_prompts import KeptPrompts
 from steerbench.learn.context import FitContext
 from steerbench.metrics import coherence_of, diversity_of
 from steerbench.models.encoder import SentenceEncoder
@@ -28,6 +29,8 @@ class Validation:
     objective: Objective = "reward"
     with_kl: bool = False
     """Whether KL(steered || unsteered) per token is measured, which takes two more passes over the responses."""
+    kept: KeptPrompts | None = None
+    """The prompts, read once for all trials."""
 
     def scores(self, steering: Steering, context: FitContext) -> dict[str, float]:
         """Return means over the prompts: `score`, which is the objective, and what it is made of.
@@ -59,6 +62,7 @@ class Validation:
             reward=context.reward,
             batch_size=context.batch_size,
             engine=context.engine,
+            kept=self.kept,
             progress=context.progress,
         )
         texts = [r.text for r in responses]
@@ -78,6 +82,7 @@ class Validation:
                 decoding=context.decoding,
                 reward=context.reward,
                 batch_size=context.batch_size,
+                kept=self.kept,
             )
             means |= over_tokens({"kl": found.kl}, [len(r.ids) for r in responses])
         return {"means": means, "rewards": rewards}

@@ -17,7 +17,7 @@ from steerbench.decoding import Decoding
 from steerbench.engine.positions import Positions
 from steerbench.engine.sampling import drawn, uniforms, warpers
 from steerbench.engine.sequences import Sequences, can_repeat
-from steerbench.engine.shared_prefix import SharedPrefix
+from steerbench.engine.shared_prefix import Beginning, SharedPrefix
 from steerbench.engine.waiting_rows import Begin, Turn, WaitingRows
 from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating, generating
@@ -63,7 +63,7 @@ class Continuation:
         leaving: Callable[[Sequence[int], Sequence[int]], None] | None = None,
         endless: bool = False,
         observe: Callable[[int, Tensor], None] | None = None,
-        prefix: SharedPrefix | None = None,
+        prefix: Beginning | None = None,
     ) -> None:
         self._lm, self._most = lm, decoding.max_new_tokens
         self._processors, self._staying, self._endless = processors, staying, endless
@@ -300,7 +300,7 @@ def _takes_turns(lm: LanguageModel) -> bool:
     return _alike(torch.stack(found), torch.stack(wanted), lm.dtype)
 
 
-def _begun(lm: LanguageModel, *prompts: tuple[int, ...], prefix: SharedPrefix | None = None) -> Sequences:
+def _begun(lm: LanguageModel, *prompts: tuple[int, ...], prefix: Beginning | None = None) -> Sequences:
     batch = lm.left_padded([Tokens(prompt) for prompt in prompts])
     return Sequences(lm.model, batch, Positions(batch, [], cached=True), cached=True, trim=True, prefix=prefix)
 

@@ -21,13 +21,14 @@ from steerbench.engine.decode import check_choice, choosing
 from steerbench.engine.finiteness import Watch, origin_of
 from steerbench.engine.guidance import Given, Passes, processors_of, rows_at_once
 from steerbench.engine.install import steered
+from steerbench.engine.kept_prompts import KeptPrompts
 from steerbench.engine.last_pass import LastPass
 from steerbench.engine.positions import Positions
 from steerbench.engine.prompting import prompt_tokens
 from steerbench.engine.sampling import uniforms
 from steerbench.engine.search import Processors, Search, Select, Stream
 from steerbench.engine.sequences import Sequences, can_repeat
-from steerbench.engine.shared_prefix import SharedPrefix, shared_ids
+from steerbench.engine.shared_prefix import Beginning, SharedPrefix, generates_behind, shared_ids
 from steerbench.engine.twin_rows import TwinRows
 from steerbench.engine.waiting_rows import Turn, WaitingRows, begun_beside
 from steerbench.models.batching import halving
@@ -61,20 +62,22 @@ def generate(  # noqa: PLR0913 - the settings of one call, each by name
     batch_size: int = 16,
     use_cache: bool = True,
     engine: GenerationEngine | None = None,
+    kept: KeptPrompts | None = None,
     progress: Progress = silent,
 ) -> list[Response]:
     """Return one response per prompt, in order. A text is one user turn, and a single prompt is a list of one.
 
     Sampling draws from one generator per dialogue, seeded by `seed`, `sample` and the dialogue, so that neither the
     batch nor the steering changes what is drawn; another `sample` is an independent draw. `batch_size` is how many are
-    worked on at once, at most. An `engine` generates in place of transformers. Raises SteerbenchError if a prompt does
-    not fit the context, an edit gives NaN, or the engine cannot carry the steering.
+    worked on at once, at most. An `engine` generates in place of transformers. Prompts that were `kept` are not read
+    again, where the steering leaves them alone. Raises SteerbenchError if a prompt does not fit the context, an edit
+    gives NaN, or the engine cannot carry the steering.
     """
     dialogues = dialogues_of(prompts)
     if engine is not None:
         return responses_of(engine, lm, dialogues, steering, decoding, (seed, sample), reward, batch_size, progress)
     if steering.decode is None:
-        draws = Draws(lm, steering, decoding, reward, use_cache, [(seed, "sample", sample)])
+        draws = Draws(lm, steering, decoding, reward, use_cache, [(seed, "sample", sample)], kept=kept)
         return draws.run(dialogues, batch_size, progress)
     return _chosen(lm, dialogues, steering, decoding, (seed, sample), reward, batch_size, use_cache, progress)
 
@@ -123,18 +126,20 @@ def generate_samples(  # noqa: PLR0913 - as generate
     reward: "Reward | None" = None,
     batch_size: int = 16,
     engine: GenerationEngine | None = None,
+    kept: KeptPrompts | None = None,
     progress: Progress = silent,
 ) -> list[Response]:
     """Return what `generate` does for each sample from 0 on, one sample after the other: prompts are read for all."""
     if engine is None and steering.decode is None:
-        draws = Draws(lm, steering, decoding, reward, True, [(seed, "sample", sample) for sample in range(samples)])
+        names = [(seed, "sample", sample) for sample in range(samples)]
+        draws = Draws(lm, steering, decoding, reward, True, names, kept=kept)
         return draws.run(prompts, batch_size, progress)
 
     def of(sample: int) -> list[Response]:
-        names = (seed, sample)
+        name = (seed, sample)
         if engine is not None:
-            return responses_of(engine, lm, prompts, steering, decoding, names, reward, batch_size, progress)
-        return _chosen(lm, prompts, steering, decoding, names, reward, batch_size, True, progress)
+            return responses_of(engine, lm, prompts, steering, decoding, name, reward, batch_size, progress)
+        return _chosen(lm, prompts, steering, decoding, name, reward, batch_size, True, progress)
 
     return [response for sample in range(samples) for response in of(sample)]
 
@@ -177,6 +182,7 @@ class Draws:
     use_cache: bool
     names: Sequence[tuple[Any, ...]]
     observe: Observe | None = None
+    kept: KeptPrompts | None = None
 
     @torch.no_grad()
     def run(self, dialogues: Sequence[Dialogue], batch_size: int, progress: Progress = silent) -> list[Response]:
@@ -184,8 +190,7 @@ class Draws:
         tokens = prompt_tokens(self.lm, self.steering, dialogues, batch_size, self.decoding.max_new_tokens)
         self._rows = [(name, dialogue) for name in self.names for dialogue in dialogues]
         self._tokens = tokens * len(self.names)
-        shared = shared_ids(self.steering, tokens) if self.use_cache else ()
-        self._prefix = cache(partial(self._read, shared))
+        self._prefix = cache(partial(self._known_of, tokens))
         responses: dict[int, Response] = {}
 
         def finished(row: int, ids: list[int]) -> None:
@@ -240,8 +245,16 @@ class Draws:
         more["prefix"] = self._prefix()
         return _generate_batch(self.lm, batch, self.steering, self.decoding, generators, self.use_cache, **more)
 
-    def _read(self, shared: Sequence[int]) -> SharedPrefix | None:
-        """Read what all prompts begin with; as part of the first batch, which may be tried again with fewer rows."""
+    def _known_of(self, tokens: Sequence[Tokens]) -> Beginning | None:
+        """Return what need not be read of the prompts: all that were kept, or what they begin with.
+
+        Asked for in the first batch, which may be tried again with fewer rows.
+        """
+        if not self.use_cache or not generates_behind(self.steering):
+            return None
+        if self.kept is not None and self.kept.ready(one.prompt for one in tokens):
+            return self.kept
+        shared = shared_ids(self.steering, tokens)
         return SharedPrefix(self.lm, shared) if shared and can_share(self.lm) else None
 
 
@@ -256,7 +269,7 @@ def _generate_batch(  # noqa: PLR0913, PLR0917
     endless: bool = False,
     turn: Turn | None = None,
     observe: Observe | None = None,
-    prefix: SharedPrefix | None = None,
+    prefix: Beginning | None = None,
 ) -> list[list[int]]:
     """Return the new ids of each row, up to its end token at least. With a `turn`, finish its rows instead.
 

@@ -11,12 +11,14 @@ from steerbench.data.dialogue import Dialogue
 from steerbench.engine.activations import drawn_from
 from steerbench.engine.bias_folding import folded
 from steerbench.engine.finiteness import check_finite, origin_of
+from steerbench.engine.forward_passes import CACHE, places, run
 from steerbench.engine.guidance import Given, Passes
 from steerbench.engine.install import Observer, steered
+from steerbench.engine.kept_prompts import KeptPrompts
 from steerbench.engine.positions import Positions
 from steerbench.engine.steps import GivenStep
 from steerbench.errors import SteerbenchError
-from steerbench.models.batching import halving
+from steerbench.models.batching import halving, pad
 from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating
 from steerbench.models.pieces import logits_size
@@ -90,14 +92,29 @@ def batch_logits(
     steering: Steering = Steering(),
     observe: Observer | None = None,
     given: Given = Given(),
+    kept: KeptPrompts | None = None,
 ) -> Iterator[Tensor]:
     """Yield what `response_logits` does for one batch, in order, whether it fits into the memory or not.
 
-    `observe` sees every site that is edited before anything is yielded.
+    `observe` sees every site that is edited before anything is yielded: all columns, right padded. Prompts that are
+    `kept` and ready are not read again, which the edits must leave alone: then it sees those that responses are drawn
+    from.
     """
     if steering.decode is not None:
         raise SteerbenchError("a steering that chooses among candidates gives no probability to a given response.")
     lm.check_fit(tokens, 0)
+    rows = _behind(lm, tokens, steering, observe, kept) if kept else _read_whole(lm, tokens, steering, observe)
+    for i, (one, logits) in enumerate(zip(tokens, rows, strict=True)):
+        check_finite(logits, origin_of(steering))
+        processed = _processed(lm, one, steering, logits, given.of([i]))
+        check_finite(processed, "a logits processor")
+        yield processed
+
+
+def _read_whole(
+    lm: LanguageModel, tokens: Sequence[Tokens], steering: Steering, observe: Observer | None
+) -> Iterator[Tensor]:
+    """Yield the model's logits, with prompts and responses read in one pass."""
     # what is folded is neither to be seen nor kept from what stands behind an end token
     hooked = observe is not None or any(set(t.response[:-1]) & set(lm.end_ids) for t in tokens)
     batch = lm.right_padded(tokens)
@@ -105,12 +122,27 @@ def batch_logits(
     folding = nullcontext(steering.edits) if hooked else folded(lm.anatomy, steering.edits)
     with evaluating(lm.model), folding as edits, steered(lm.model, lm.anatomy, edits, positions, observe):
         out = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    for i, (one, row) in enumerate(zip(tokens, out, strict=True)):
-        logits = row[drawn_from(one)].float()
-        check_finite(logits, origin_of(steering))
-        logits = _processed(lm, one, steering, logits, given.of([i]))
-        check_finite(logits, "a logits processor")
-        yield logits
+    for one, row in zip(tokens, out, strict=True):
+        yield row[drawn_from(one)].float()
+
+
+def _behind(
+    lm: LanguageModel, tokens: Sequence[Tokens], steering: Steering, observe: Observer | None, kept: KeptPrompts
+) -> Iterator[Tensor]:
+    """Yield the model's logits, with what responses are drawn from read behind the kept prompts."""
+    prompts = lm.left_padded(tokens)
+    cache = kept.in_front(prompts)
+    ids, real = (t.to(lm.device) for t in pad([t.prompt[-1:] + t.response[:-1] for t in tokens], lm.pad_id))
+    known = prompts.input_ids.shape[1] - 1
+    mask = torch.cat([prompts.attention_mask[:, :known], real], dim=1)
+    whole = Batch(torch.cat([prompts.input_ids[:, :known], ids], dim=1), mask, prompts.prompt_ends)
+    positions = Positions(whole, lm.end_ids, cached=True)
+    positions.begin_behind(known)
+    with evaluating(lm.model), steered(lm.model, lm.anatomy, steering.edits, positions, observe):
+        chosen = {"position_ids": places(mask)[:, known:], CACHE: cache, "use_cache": True}
+        out = run(lm.model, ids, mask, **chosen).logits
+    for one, row in zip(tokens, out, strict=True):
+        yield row[: len(one.response)].float()
 
 
 def _processed(lm: LanguageModel, tokens: Tokens, steering: Steering, logits: Tensor, given: Given) -> Tensor:

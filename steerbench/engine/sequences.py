@@ -13,7 +13,7 @@ from steerbench.engine.forward_passes import CACHE, arguments, places, run
 from steerbench.engine.growing_cache import growing_cache
 from steerbench.engine.hooks import watched
 from steerbench.engine.positions import Positions, Rearrangement, Replacement
-from steerbench.engine.shared_prefix import SharedPrefix
+from steerbench.engine.shared_prefix import Beginning
 from steerbench.models.language_model import Batch
 from steerbench.models.sites import Place
 
@@ -58,13 +58,13 @@ class Sequences:
         *,
         cached: bool,
         trim: bool,
-        prefix: SharedPrefix | None = None,
+        prefix: Beginning | None = None,
     ) -> None:
-        """Read the prompts: all of them, or what stands behind a `prefix` that they share."""
+        """Read the prompts: all of them, or what stands behind a `prefix` of theirs."""
         self.ids, self.mask = prompts.input_ids, prompts.attention_mask
         self.ends = prompts.prompt_ends
         self._model, self._positions, self._place, self._trim = model, positions, place, trim
-        self._cache = (prefix.in_front(self.mask) if prefix else growing_cache()) if cached else None
+        self._cache = (prefix.in_front(prompts) if prefix else growing_cache()) if cached else None
         known = 0 if self._cache is None else self._cache.get_seq_length()
         positions.begin_behind(known)
         self._pass(self.ids[:, known:])

@@ -5,15 +5,15 @@ knows the position in its row, and no column, so that rows behind padding of any
 """
 
 from collections.abc import Collection, Sequence
+from typing import Protocol
 
 import torch
-from torch import Tensor
 from transformers import DynamicCache
 
 from steerbench.engine.forward_passes import CACHE, places, run
 from steerbench.engine.growing_cache import growing_cache
 from steerbench.engine.positions import Rearrangement
-from steerbench.models.language_model import LanguageModel, Tokens
+from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating
 from steerbench.steering.parts import Edit, PlacedEdit
 from steerbench.steering.steering import Steering
@@ -22,6 +22,13 @@ LEAST = 16
 """Tokens that a beginning has at least."""
 SHARE = 0.4
 """Of what would be read without it, how much it spares at least: a third was no gain on a CPU, two fifths a tenth."""
+
+
+class Beginning(Protocol):
+    """What is known of prompts before they are read."""
+
+    def in_front(self, batch: Batch) -> DynamicCache:
+        """Return a cache of the first columns of left-padded prompts, of all but the last one at most."""
 
 
 class SharedPrefix:
@@ -37,12 +44,13 @@ class SharedPrefix:
         with evaluating(lm.model):
             run(lm.model, row, mask, **chosen)
 
-    def in_front(self, mask: Tensor) -> DynamicCache:
-        """Return a cache of the first columns of left-padded prompts, whose mask is (rows, columns).
+    def in_front(self, batch: Batch) -> DynamicCache:
+        """Return a cache of the first columns of left-padded prompts.
 
         It has as many columns as the ids in the row that begins first. Of other rows it lacks some of the ids, which
         are to be read with what follows; the last column always is.
         """
+        mask = batch.attention_mask
         columns, padding = min(self._length, mask.shape[1] - 1), mask.shape[1] - mask.sum(1)
         plain = not bool(padding.any())
         change = Rearrangement(torch.zeros_like(padding), padding, columns, plain, old_rows=1)
@@ -55,15 +63,18 @@ class SharedPrefix:
 
 def shared_ids(steering: Steering, tokens: Collection[Tokens]) -> tuple[int, ...]:
     """Return the ids that prompts share, as far as the steering leaves them alone; none where that would not pay."""
-    if steering.logits or not all(map(_leaves_prompts, steering.edits)):
-        return ()
-    return _worth_sharing({one.prompt for one in tokens})
+    return _worth_sharing({one.prompt for one in tokens}) if generates_behind(steering) else ()
 
 
-def _leaves_prompts(placed: PlacedEdit) -> bool:
-    """Tell whether an edit neither touches nor reads a prompt, but for its last position."""
-    reads = placed.gate is not None or type(placed.edit).start is not Edit.start
-    return placed.scope == "response" and not reads
+def generates_behind(steering: Steering) -> bool:
+    """Tell whether what a steering generates can begin behind what is known of the prompts."""
+    return not steering.logits and leave_prompts(steering.edits)
+
+
+def leave_prompts(edits: Sequence[PlacedEdit]) -> bool:
+    """Tell whether edits neither touch nor read a prompt, but for its last position."""
+    reads = any(placed.gate is not None or type(placed.edit).start is not Edit.start for placed in edits)
+    return not reads and all(placed.scope == "response" for placed in edits)
 
 
 def _worth_sharing(prompts: Collection[tuple[int, ...]]) -> tuple[int, ...]:

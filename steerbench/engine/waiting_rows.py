@@ -7,7 +7,7 @@ from typing import NamedTuple
 from steerbench.engine.install import steered
 from steerbench.engine.positions import Positions
 from steerbench.engine.sequences import Sequences
-from steerbench.engine.shared_prefix import SharedPrefix
+from steerbench.engine.shared_prefix import Beginning
 from steerbench.models.language_model import LanguageModel, Tokens
 from steerbench.steering.parts import PlacedEdit
 
@@ -117,7 +117,7 @@ def begun_beside(
     lm: LanguageModel,
     edits: Sequence[PlacedEdit],
     positions: Positions,
-    prefix: SharedPrefix | None,
+    prefix: Beginning | None,
     prompts: Sequence[Tokens],
 ) -> Sequences:
     """Return prompts read under edits of their own, while those that follow `positions` rest."""

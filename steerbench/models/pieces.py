@@ -23,8 +23,7 @@ def automatic(model: Any, columns: int) -> int:
     device = torch.device(model.device)
     if device.type != "cuda":
         return _CPU
-    layers = int(getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1))
-    of_row = columns * (2 * layers * cache_size(model) + 3 * logits_size(model))  # in float32 as well
+    of_row = columns * (kept_size(model) + 3 * logits_size(model))  # in float32 as well
     fitting = max(1, int(torch.cuda.mem_get_info(device)[0]) // 2 // of_row)
     return max(_LEAST, min(_MOST, 1 << (fitting.bit_length() - 1)))
 
@@ -68,6 +67,12 @@ def cache_size(model: Any) -> int:
     of_head = _largest(config, "head_dim") or _largest(config, "hidden_size") // heads
     kept = _largest(config, "num_key_value_heads") or heads
     return kept * of_head * int(model.dtype.itemsize)
+
+
+def kept_size(model: Any) -> int:
+    """Return the bytes per token of the keys and values of all layers, at most."""
+    layers = int(getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1))
+    return 2 * layers * cache_size(model)
 
 
 def _largest(config: Any, name: str) -> int:

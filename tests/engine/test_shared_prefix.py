@@ -383,7 +383,7 @@ def test_columns_are_those_of_prompts_that_were_read_whole() -> None:
     beginning = tuple(range(10, 16))
     rows = [(*beginning, 3, 4, 5, 6, 7, 8, 9), (*beginning, 3), beginning, (*beginning, 9, 9)]
     batch = lm.left_padded([Tokens(row) for row in rows])
-    cache = SharedPrefix(lm, beginning).in_front(batch.attention_mask)
+    cache = SharedPrefix(lm, beginning).in_front(batch)
     assert cache.get_seq_length() == len(beginning)
     for row, ids in enumerate(rows):
         padding = batch.input_ids.shape[1] - len(ids)
