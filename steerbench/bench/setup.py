@@ -18,6 +18,7 @@ from steerbench.data.task import Example, Task, TaskData
 from steerbench.decoding import TRANSFORMERS
 from steerbench.engine.backends.generation_engine import GenerationEngine
 from steerbench.engine.kept_prompts import KeptPrompts
+from steerbench.engine.kept_reward import KeptReward
 from steerbench.errors import SteerbenchError
 from steerbench.learn.context import FitContext
 from steerbench.learn.fitting import NoReward
@@ -29,7 +30,7 @@ from steerbench.models.language_model import LanguageModel
 from steerbench.models.machine import dtype_of, fix_threads, pick_device, use_threads
 from steerbench.models.pieces import BatchSize, automatic
 from steerbench.models.revision import display_name
-from steerbench.models.reward import Reward, RewardModel
+from steerbench.models.reward import Reward
 from steerbench.models.shape import shape, shape_of
 from steerbench.plugins.settings import check_values
 from steerbench.plugins.spec import build_task, changed_settings, label_of
@@ -174,8 +175,8 @@ class Setup:
             _study=StudyFolder(self.options.shared) if self.options.shared else None,
         )
 
-    def _reward_model(self, name: str) -> RewardModel:
-        return RewardModel.load(name, device=self.device, batch_size=self.batch_size)
+    def _reward_model(self, name: str) -> KeptReward:
+        return KeptReward.load(name, device=self.device, batch_size=self.batch_size)
 
     def _fitting(self, split: str, examples: Sequence[Example], wanted: int) -> list[Example]:
         limit = self.max_prompt_tokens

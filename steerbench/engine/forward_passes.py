@@ -20,6 +20,10 @@ CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.nam
 """What passes call the cache that they take and leave; transformers 5.24 renamed it, and knows both names till 5.40."""
 
 
+_BY_LENGTH = {"dynamic", "longrope", "su"}
+"""Kinds of rotary positions that short texts cannot tell from others."""
+
+
 def continued(mask: Tensor, ids: Tensor) -> Tensor:
     """Return the mask of prompts, (rows, prompt columns), with ones for what of `ids` stands behind them."""
     return torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
@@ -76,3 +80,11 @@ def arguments(model: PreTrainedModel) -> frozenset[str]:
 @cache
 def _parameters(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
+
+
+def turns_by_length(model: PreTrainedModel) -> bool:
+    """Tell whether positions are turned by angles that depend on how long the whole text is: held keys would be old."""
+    config = model.config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [one.get("rope_type", one.get("type")) for one in (rope, *rope.values()) if isinstance(one, dict)]
+    return any(kind in _BY_LENGTH for kind in kinds)

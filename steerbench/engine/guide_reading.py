@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from steerbench.data.dialogue import Dialogue
 from steerbench.engine.branches import keeps_columns
-from steerbench.engine.forward_passes import CACHE, run
+from steerbench.engine.forward_passes import CACHE, run, turns_by_length
 from steerbench.errors import SteerbenchError
 from steerbench.models.reward import Reward, RewardModel
 
@@ -25,8 +25,6 @@ _AT_ONCE = 256
 """Texts of a row, or columns of what they share, in one pass."""
 _SPARE = 64
 """Columns of the cache that may be out of use besides those that are in use."""
-_BY_LENGTH = {"dynamic", "longrope", "su"}
-"""Kinds of rotary positions that short texts cannot tell from others."""
 _tried: "WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, bool]]" = WeakKeyDictionary()
 
 Ids = Sequence[int]
@@ -204,17 +202,9 @@ def can_share(reward: RewardModel) -> bool:
     backbone, _ = reward.decoder
     known = _tried.setdefault(backbone, {})
     if backbone.dtype not in known:
-        agrees = keeps_columns(backbone) and not _turns_by_length(backbone) and _agrees(reward, backbone.dtype)
+        agrees = keeps_columns(backbone) and not turns_by_length(backbone) and _agrees(reward, backbone.dtype)
         known[backbone.dtype] = agrees
     return known[backbone.dtype]
-
-
-def _turns_by_length(backbone: PreTrainedModel) -> bool:
-    """Tell whether positions are turned by angles that depend on how long the whole text is: held keys would be old."""
-    config = backbone.config.get_text_config(decoder=True)
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kinds = [one.get("rope_type", one.get("type")) for one in (rope, *rope.values()) if isinstance(one, dict)]
-    return any(kind in _BY_LENGTH for kind in kinds)
 
 
 def _agrees(reward: RewardModel, dtype: torch.dtype) -> bool:

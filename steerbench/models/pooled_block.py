@@ -156,7 +156,12 @@ class PooledHead(nn.Module):
 
     def forward(self, ids: Tensor, marks: Tensor) -> Tensor:
         """Return (batch,) scores."""
-        value: Tensor = self.states(ids, marks)[:, 0] @ self.weight + self.bias
+        return self.scores(marks, input_ids=ids, attention_mask=(marks > 0).long())
+
+    def scores(self, marks: Tensor, **inputs: Any) -> Tensor:
+        """Return what a pass over some inputs gives, (batch,), pooled by the marks of its columns."""
+        pooled = self.states.pooled(pooling_weights(marks)[:, None], **inputs)[:, 0, 0]
+        value: Tensor = pooled @ self.weight + self.bias
         return value
 
 

@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -83,7 +83,7 @@ class RewardModel(Reward):
     @classmethod
     def load(
         cls, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, batch_size: int = 16
-    ) -> "RewardModel":
+    ) -> Self:
         """Load a local folder or `org/name[@revision]` of the Hub.
 
         In float32 unless told otherwise, a pooled block in the type that its head was fitted in. Raises SteerbenchError
@@ -171,6 +171,19 @@ class RewardModel(Reward):
         forward = self._forward
         return (forward.backbone, forward.head) if isinstance(forward, _LastToken) else None
 
+    @property
+    def backbone(self) -> PreTrainedModel | None:
+        """The model of whose states the score is a sum; None where there is no such one."""
+        forward = self._forward
+        if isinstance(forward, PooledHead):
+            return forward.states.model
+        return forward.backbone if isinstance(forward, _LastToken) else None
+
+    def head(self, marks: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """Return the scores of a pass of the backbone over some inputs, (batch,); `marks` (batch, columns) as read."""
+        assert isinstance(self._forward, PooledHead | _LastToken)
+        return self._forward.scores(marks, **inputs)
+
     def _tell_dropped(self, texts: Sequence[str], responses: Sequence[str]) -> None:
         """Warn of responses that the template does not write whole: some drop the thoughts of a reply."""
         pairs = zip(texts, responses, strict=True)
@@ -206,8 +219,12 @@ class _LastToken(nn.Module):
         self.backbone, self.head = backbone, head.float()
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        hidden = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, seq, d_model)
-        last = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
+        return self.scores(mask, input_ids=ids, attention_mask=mask)
+
+    def scores(self, marks: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """Return what a pass over some inputs gives, read where the last mark above 0 of each row is."""
+        hidden = self.backbone(**inputs).last_hidden_state  # (batch, seq, d_model)
+        last = hidden[torch.arange(len(marks), device=marks.device), (marks > 0).sum(1) - 1]
         value: torch.Tensor = self.head(last.float())  # (batch, 1)
         return value[:, 0]
 

@@ -17,6 +17,7 @@ from steerbench.engine.continuation import can_share, can_take_turns
 from steerbench.engine.effect import Effect, effect
 from steerbench.engine.generate import generate_samples
 from steerbench.engine.kept_prompts import KeptPrompts
+from steerbench.learn import Tokens
 from steerbench.models.pieces import kept_size
 
 PROMPTS = [user(text) for text in ("a", "", "How do I bake a loaf of bread, and what do I need?", "Why?", "So?", "a")]
@@ -147,7 +148,7 @@ def test_what_is_kept_does_not_depend_on_what_it_is_kept_with() -> None:
 def test_those_asked_for_last_are_kept_as_far_as_there_is_room() -> None:
     lm = tiny.language_model("llama")
     prompts = [(3,) * n for n in (4, 5, 6)]
-    kept = KeptPrompts(lm, limit=11 * kept_size(lm.model))
+    kept = KeptPrompts(lm, limit=9 * kept_size(lm.model))  # the last tokens are not kept
     assert not kept.ready(prompts)
     assert kept.ready(prompts[:2])
     with reading(lm) as shapes:
@@ -161,8 +162,13 @@ def test_those_asked_for_last_are_kept_as_far_as_there_is_room() -> None:
 def test_a_prompt_of_one_token_has_nothing_to_keep() -> None:
     lm = tiny.language_model("llama")
     kept = KeptPrompts(lm)
-    assert kept.ready([(3,)])
-    assert not kept.in_front(lm.left_padded([lm.tokens(PROMPTS[0])._replace(prompt=(3,))])).get_seq_length()
+    assert kept.ready([(3,), (3, 4)])
+    one, two = Tokens((3,)), Tokens((3, 4))
+    assert not kept.in_front(lm.left_padded([one])).get_seq_length()
+    for layer in kept.in_front(lm.left_padded([one, two])).layers:
+        assert layer.keys.shape[2] == 1
+        assert not layer.keys[0].any()
+        assert layer.keys[1].any()
 
 
 def test_nothing_is_kept_of_a_model_that_others_steer() -> None:
