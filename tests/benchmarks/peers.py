@@ -114,6 +114,7 @@ def by_steering_vectors(lm: LanguageModel, layer: int, vector: torch.Tensor) -> 
 @contextmanager
 def by_repeng(lm: LanguageModel, layer: int, vector: torch.Tensor) -> Iterator[None]:
     """Have repeng replace the block, as it does, and put it back."""
+    vars(np).setdefault("float_", np.float64)  # which repeng names, and NumPy 2 does not have
     from repeng import ControlModel, ControlVector
 
     model = ControlModel(lm.model, [layer])
@@ -179,8 +180,14 @@ def line_of(row: dict[str, Any]) -> str:
     return table_line(cells)
 
 
-def page(record: dict[str, Any]) -> str:
-    """Return what stands in docs/speed.md."""
+def page(folder: Path) -> str:
+    """Return what stands in docs/speed.md: a table for each record."""
+    files = sorted(folder.glob("peers-*.json"))
+    return "".join(table(json.loads(file.read_text(encoding="utf-8"))) for file in files)
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return the table of one model, and under what it was measured."""
     on, versions = record["environment"], ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     heads = ["batch", "library", "tokens per second", "times the fastest peer", "replies as with a plain hook"]
     told = (
@@ -203,9 +210,10 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     lm = LanguageModel.load(given.model, dtype=torch.float32)
     load = conditions(lm.device).get("load_average", np.nan)
+    name = Path(given.model).name
     rows = measure(lm, questions(max(ROWS.values())), lm.n_layers // 2, given.rounds)
     record = {
-        "model": lm.name,
+        "model": name,
         "rounds": given.rounds,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(lm.device),
@@ -214,9 +222,9 @@ def main() -> None:
         "rows": rows,
     }
     given.out.mkdir(parents=True, exist_ok=True)
-    file = given.out / f"peers-{lm.name.replace('/', '-')}.json"
+    file = given.out / f"peers-{name}.json"
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    write_between(given.page, START, END, page(record))
+    write_between(given.page, START, END, page(given.out))
     print(f"written: {file}, {given.page}")
 
 
