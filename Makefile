@@ -16,7 +16,7 @@ INSTALLED = .venv/.installed
 # compiled files are kept, whatever the environment says: else every process compiles the package and the tests again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-all test-vllm cover check bench bench-peers wheel results columns interface clean
+.PHONY: run test test-all test-vllm cover check bench bench-peers bench-gpu wheel results columns interface clean
 
 run: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/steerbench run
@@ -61,6 +61,11 @@ bench-peers: .venv-peers/.installed
 	.venv-peers/bin/python -m pip install --quiet --editable '.[gguf]' --constraint constraints.txt
 	.venv-peers/bin/python -m pip install --quiet --no-deps steering-vectors==0.12.2 repeng==0.4.0
 	touch $@
+
+# at the shapes of Llama-3-8B with random weights, which need no download
+bench-gpu: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/steerbench latency --config llama-3-8b --device cuda --dtype bfloat16 --prompt-tokens 128 \
+	  --methods static_prompt,caa,iti,repe,alignez,re_control,static_re,controlled_decoding:head=q --out runs/latency-gpu
 
 # from another folder, so that what runs is the wheel
 wheel:
