@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from state_edits import Bent, Mean
 from thorough import mostly_slow
 from torch import Tensor, nn
 
@@ -23,20 +24,6 @@ from steerbench.models.pieces import kept_size
 PROMPTS = [user(text) for text in ("a", "", "How do I bake a loaf of bread, and what do I need?", "Why?", "So?", "a")]
 SAMPLED = Decoding(max_new_tokens=9, temperature=2.0)
 VECTOR = torch.linspace(-1, 1, tiny.WIDTH)
-
-
-class Bent(Edit):
-    """Depends on the state that it edits."""
-
-    def forward(self, h: Tensor, state: Any) -> Tensor:
-        return h + h.sin() * 2
-
-
-class Mean(Bent):
-    """Reads the prompt."""
-
-    def start(self, prompt: Tensor, mask: Tensor) -> Any:
-        return (prompt * mask[..., None]).sum(1, keepdim=True)
 
 
 class Twice(LogitsPart):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from architectures import language_model as unusual
 from scarce_memory import ERRORS
+from state_edits import Bent, Mean
 from thorough import mostly_slow
 from torch import Tensor, nn
 
@@ -36,20 +37,6 @@ DECODINGS = {
     "sampled": Decoding(max_new_tokens=9, temperature=2.0, top_k=200, top_p=0.97),
 }
 VECTOR = torch.linspace(-1, 1, tiny.WIDTH)
-
-
-class Bent(Edit):
-    """Depends on the state that it edits."""
-
-    def forward(self, h: Tensor, state: Any) -> Tensor:
-        return h + h.sin() * 2
-
-
-class Mean(Bent):
-    """Reads the prompt."""
-
-    def start(self, prompt: Tensor, mask: Tensor) -> Any:
-        return (prompt * mask[..., None]).sum(1, keepdim=True)
 
 
 class Nothing(Edit):
