@@ -59,7 +59,7 @@ class AIChoices(Task):
 
     def reads(self, name: str) -> bool:
         """Tell whether a file is that of the behaviour."""
-        return name == self.behavior
+        return name.rpartition("/")[2] == self.behavior
 
     def scored_half(self) -> int | None:
         """Return the half that is scored."""

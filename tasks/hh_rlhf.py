@@ -19,22 +19,41 @@ Known quirks, with their number in the 2,312 pairs of harmless-base/test:
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 from steerbench.data.dialogue import Dialogue, merge, parse_hh
 from steerbench.data.task import Example, Task, Unusable, text_field
 
+_FOLDERS: Final = {
+    "helpful": ("helpful-base", "helpful-online", "helpful-rejection-sampled"),
+    "harmless": ("harmless-base",),
+}
+"""Of the data set on the Hub."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HHRLHF(Task):
-    """Helpful and harmless dialogues; the prompt is all before the last assistant turn."""
+    """Helpful and harmless dialogues; the prompt is all before the last assistant turn.
+
+    - `criterion`: `helpful` or `harmless` reads the dialogues whose replies were chosen by that alone
+    """
 
     version = 1
     hub = "Anthropic/hh-rlhf"
     hub_revision = "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa"
     group_word = "opening"
+
+    criterion: Literal["both", "helpful", "harmless"] = "both"
+
+    def reads(self, name: str) -> bool:
+        """Tell whether a file, or a folder that it is in, is called by the criterion."""
+        return self.criterion == "both" or any(part.startswith(self.criterion) for part in name.split("/"))
+
+    def hub_folders(self) -> Sequence[str]:
+        """Return the folders of the criterion."""
+        return _FOLDERS.get(self.criterion, ())
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Split both texts at the last assistant turn; what stands before must be the same."""

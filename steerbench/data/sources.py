@@ -9,6 +9,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,14 +52,17 @@ def from_hub(task: Task) -> Origin:
         )
     try:
         config = [task.hub_config] if task.hub_config else []
-        splits = datasets.load_dataset(task.hub, *config, revision=task.hub_revision)
+        load = partial(datasets.load_dataset, task.hub, *config, revision=task.hub_revision)
+        folders = task.hub_folders()
+        loaded = {f"{folder}/": load(data_dir=folder) for folder in folders} if folders else {"": load()}
     except Exception as error:  # the Hub, the network and the cache fail in many ways, all alike to the user
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise SteerbenchError(
             f"cannot load {task.hub} at revision {task.hub_revision} from the Hugging Face Hub: {reason}. "
             f"Without the network, download its files and pass them with --data PATH ({', '.join(_SUFFIXES)})."
         ) from error
-    sources = [Source(f"{task.hub} ({name})", _split_of([str(name)]), rows) for name, rows in splits.items()]
+    parts = [(f"{folder}{name}", name, rows) for folder, splits in loaded.items() for name, rows in splits.items()]
+    sources = [Source(f"{task.hub} ({told})", _split_of([str(name)]), rows) for told, name, rows in parts]
     return Origin(sources, f"{task.hub}@{task.hub_revision}")
 
 
@@ -73,7 +77,7 @@ def from_path(path: Path, task: Task) -> Origin:
         return _from_folder(path, task)
     if _suffix(path) is None:
         raise SteerbenchError(f"cannot read {path}: its name must end in one of {', '.join(_SUFFIXES)}.")
-    _of_task([path], task, path)
+    _of_task([Path(path.name)], task, path)
     return Origin([Source(str(path), None, _rows(path, task))], f"sha256:{_file_hash(path)}")
 
 
@@ -90,7 +94,7 @@ def _from_folder(folder: Path, task: Task) -> Origin:
 
 def _of_task(names: Sequence[Path], task: Task, path: Path) -> list[Path]:
     """Return the files that the task reads. Raises SteerbenchError that names the others if there is none."""
-    stems = [name.name[: -len(_suffix(name) or "")] for name in names]
+    stems = [name.as_posix()[: -len(_suffix(name) or "")] for name in names]
     found = [name for name, stem in zip(names, stems, strict=True) if task.reads(stem)]
     if not found:
         told = ", ".join(sorted(set(stems))[:_TOLD])

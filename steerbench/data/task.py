@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -72,8 +72,12 @@ class Task(Plugin):
         """Turn one row in the original schema into an example. Raises `Unusable` with a short reason."""
 
     def reads(self, name: str) -> bool:
-        """Tell whether a file is one of this task, by its name without an ending; by default all are."""
+        """Tell whether a file is one of this task, by its path in the folder without an ending; by default all are."""
         return True
+
+    def hub_folders(self) -> Sequence[str]:
+        """Return the folders of the data set on the Hub that are read; by default none, which is all of it."""
+        return ()
 
     def scored_half(self) -> int | None:
         """Return which half of the groups is scored, 0 or 1, the other one being learned from; None: no halves."""

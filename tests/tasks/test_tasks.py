@@ -153,6 +153,58 @@ def test_hh_text_on_the_real_file() -> None:
         assert example.prompt[-1].role == "user"
 
 
+def criterion(name: str) -> Task:
+    return load("tasks", "hh_rlhf")(criterion=name)
+
+
+def test_a_criterion_reads_its_files_alone(tmp_path: Path) -> None:
+    """As the data set is laid out on the Hub, and as files in one folder."""
+    for file, asked in (
+        ("helpful-base/train.jsonl", "bread"),
+        ("helpful-online/train.jsonl", "rye"),
+        ("harmless-base/train.jsonl", "locks? bolts"),
+        ("helpful-base-test.jsonl", "cheese"),
+        ("harmless-base-test.jsonl", "poison? darts? acid"),
+    ):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        rows = [hh(f"\n\nHuman: {each}?") for each in asked.split("? ")]
+        (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def asked_in(task: Task, folder: Path = tmp_path) -> set[str]:
+        return {example.prompt[0].text for example in everything(load_data(task, folder))}
+
+    assert asked_in(criterion("helpful")) == {"bread?", "rye?", "cheese?"}
+    assert asked_in(criterion("harmless")) == {"locks?", "bolts?", "poison?", "darts?", "acid?"}
+    assert asked_in(criterion("both")) == {
+        *("bread?", "rye?", "cheese?"),
+        *("locks?", "bolts?", "poison?", "darts?", "acid?"),
+    }
+    assert asked_in(criterion("harmless"), tmp_path / "harmless-base-test.jsonl") == {"poison?", "darts?", "acid?"}
+    with pytest.raises(SteerbenchError, match=r"no file of the task HHRLHF:criterion=helpful, only harmless-base-test"):
+        load_data(criterion("helpful"), tmp_path / "harmless-base-test.jsonl")
+
+
+def test_a_criterion_asks_the_hub_for_its_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def load_dataset(name: str, *, revision: str, data_dir: str | None = None) -> dict[str, list[Row]]:
+        asked.append(data_dir)
+        return {"train": [hh(f"\n\nHuman: {data_dir}?")]}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    data = load_data(criterion("helpful"))
+    assert asked == ["helpful-base", "helpful-online", "helpful-rejection-sampled"]
+    assert {example.prompt[0].text for example in everything(data)} == {f"{folder}?" for folder in asked}
+
+
+def test_criteria_of_the_real_files_add_up() -> None:
+    folder = real("hh_rlhf")
+    counts = {name: len(everything(load_data(criterion(name), folder))) for name in ("both", "helpful", "harmless")}
+    assert counts["harmless"] == 2301
+    assert counts["helpful"] > 5000
+    assert 0 <= counts["helpful"] + counts["harmless"] - counts["both"] < 20, "some prompts stand in both"
+
+
 # SHP
 
 
