@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from steerbench.engine.forward_passes import CACHE, run
 from steerbench.engine.growing_cache import growing_cache
+from steerbench.models.batching import is_out_of_memory
 from steerbench.models.modes import evaluating
 from steerbench.models.pieces import kept_size
 
@@ -32,15 +33,24 @@ class KeptBeginnings:
     def ready(self, beginnings: Iterable[Ids]) -> bool:
         """Read those that are not known yet; tell whether there is room for all of these at once.
 
+        Where the memory runs out there is none from then on.
+
         Nothing may be installed in the model that edits them.
         """
         wanted = set(beginnings)
         if self._bytes(wanted) > self._limit:
             return False
-        for ids in sorted(wanted):
-            if ids not in self._known:
-                self._known[ids] = self._read(ids)
-            self._known.move_to_end(ids)
+        try:
+            for ids in sorted(wanted):
+                if ids not in self._known:
+                    self._known[ids] = self._read(ids)
+                self._known.move_to_end(ids)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._known.clear()  # passes need the memory more
+            self._limit = 0
+            return False
         while self._bytes(self._known) > self._limit:
             self._known.popitem(last=False)
         return True

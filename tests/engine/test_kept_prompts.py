@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from scarce_memory import ERRORS
 from state_edits import Bent, Mean
 from thorough import mostly_slow
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from steerbench.edits import Add, Edit, Instruction, LogitsPart, PlacedEdit, Sit
 from steerbench.engine.continuation import can_share, can_take_turns
 from steerbench.engine.effect import Effect, effect
 from steerbench.engine.generate import generate_samples
+from steerbench.engine.kept_beginnings import KeptBeginnings
 from steerbench.engine.kept_prompts import KeptPrompts
 from steerbench.learn import Tokens
 from steerbench.models.pieces import kept_size
@@ -144,6 +146,20 @@ def test_those_asked_for_last_are_kept_as_far_as_there_is_room() -> None:
         assert kept.ready(prompts[:1])
         assert kept.ready(prompts[1:])
     assert [columns for _, columns in shapes] == [5, 4]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_where_the_memory_runs_out_nothing_is_kept(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = ending()
+    kept, wanted = KeptPrompts(lm), compared(lm, STEERINGS["bent"], None)
+    assert kept.ready([lm.tokens(PROMPTS[0]).prompt])
+
+    def fail(*args: Any) -> Any:
+        raise ERRORS[error]()
+
+    monkeypatch.setattr(KeptBeginnings, "_read", fail)
+    assert compared(lm, STEERINGS["bent"], kept) == wanted
+    assert not kept.ready([lm.tokens(PROMPTS[0]).prompt])
 
 
 def test_a_prompt_of_one_token_has_nothing_to_keep() -> None:
