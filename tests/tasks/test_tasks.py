@@ -154,7 +154,9 @@ def test_hh_text_on_the_real_file() -> None:
 
 
 def criterion(name: str) -> Task:
-    return load("tasks", "hh_rlhf")(criterion=name)
+    made: Any = load("tasks", "hh_rlhf")
+    found: Task = made(criterion=name)
+    return found
 
 
 def test_a_criterion_reads_its_files_alone(tmp_path: Path) -> None:
