@@ -12,7 +12,7 @@ from steerbench.bench.capability import Capability
 from steerbench.bench.engines import check_engine, engine_of
 from steerbench.bench.method import Method
 from steerbench.bench.prompt_limit import MOST, fitting, prompt_limit
-from steerbench.bench.protocol import COARSE, FitSettings, Protocol
+from steerbench.bench.protocol import COARSE, DEFAULT_ENCODER, FitSettings, Protocol
 from steerbench.data.splits import folder_of, load_data
 from steerbench.data.task import Example, Task, TaskData
 from steerbench.decoding import TRANSFORMERS
@@ -260,7 +260,14 @@ class Bench(Setup):
     def encoder(self) -> SentenceEncoder:
         """The sentence encoder of the coherence metric."""
         name, size = str(self.protocol.encoder), self.batch_size
-        return SentenceEncoder.load(name, device=self.device, batch_size=size)
+        try:
+            return SentenceEncoder.load(name, device=self.device, batch_size=size)
+        except SteerbenchError as error:
+            if name != DEFAULT_ENCODER:
+                raise
+            raise SteerbenchError(
+                f"{error} It is the sentence encoder that coherence is measured with where --encoder names no other."
+            ) from error
 
     @property
     def _rewards(self) -> list[Reward]:

@@ -26,6 +26,7 @@ from steerbench.engine.timing import latency
 from steerbench.errors import SteerbenchError
 from steerbench.learn import Response, RewardModel
 from steerbench.metrics import diversity_of, repetition_of, wins
+from steerbench.models.encoder import SentenceEncoder
 from steerbench.models.pieces import BatchSize
 from steerbench.plugins import registry
 from steerbench.records.comparisons import COMPARISONS, compared, comparisons
@@ -337,6 +338,19 @@ def test_prompts_that_do_not_fit_are_counted(protocol: Protocol) -> None:
         load_bench(replace(protocol, max_prompt_tokens=5), Options())
     with pytest.raises(SteerbenchError, match="do not fit the context of 256"):
         load_bench(replace(protocol, decoding=Decoding(max_new_tokens=300)), Options())
+
+
+def test_the_default_encoder_that_is_not_there_names_the_option(
+    protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str, **settings: Any) -> SentenceEncoder:
+        raise SteerbenchError(f"model {name!r} cannot be found.")
+
+    monkeypatch.setattr(SentenceEncoder, "load", load)
+    with pytest.raises(SteerbenchError, match=r"sup-simcse.* cannot be found\..*where --encoder names no other"):
+        load_bench(replace(protocol, encoder=None), Options())
+    with pytest.raises(SteerbenchError, match=r"encoder' cannot be found\.$"):
+        load_bench(protocol, Options())
 
 
 def test_a_prompt_that_a_method_makes_too_long_fails_that_method_alone(protocol: Protocol, tmp_path: Path) -> None:
