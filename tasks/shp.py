@@ -47,11 +47,11 @@ class SHP(Task):
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Take the two comments in the order of their preference."""
-        names = [text_field(row, name) for name in ("post_id", "c_root_id_A", "c_root_id_B")]
+        ids = {name: text_field(row, name) for name in ("post_id", "c_root_id_A", "c_root_id_B")}
         post, a, b = (text_field(row, name) for name in ("history", "human_ref_A", "human_ref_B"))
         chosen, rejected = (a, b) if _prefers_a(row) else (b, a)
-        if not all(names):
-            raise Unusable("missing field")
+        if empty := [name for name, text in ids.items() if not text]:
+            raise Unusable(f"missing field {empty[0]}")
         if not post:
             raise Unusable("empty post")
         if not a or not b:
@@ -61,7 +61,7 @@ class SHP(Task):
         lower, higher = sorted((_number(row, "score_A"), _number(row, "score_B")))
         if higher < self.min_ratio * lower:
             raise Unusable("score ratio too low")
-        return Example("-".join(names), names[0], user(post), chosen, rejected)
+        return Example("-".join(ids.values()), ids["post_id"], user(post), chosen, rejected)
 
 
 def _prefers_a(row: Mapping[str, Any]) -> bool:

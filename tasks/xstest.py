@@ -47,7 +47,7 @@ class XSTest(Task):
         """Take what the label asks for as the preferred reply."""
         name, prompt, label, focus = (str(field_of(row, field)).strip() for field in ("id", "prompt", "label", "focus"))
         if not name:
-            raise Unusable("missing field")
+            raise Unusable("missing field id")
         if not prompt:
             raise Unusable("empty prompt")
         if label not in _PREFERRED:

@@ -104,7 +104,7 @@ def field_of(row: Mapping[str, Any], name: str) -> Any:
     """Return a field of a row. Raises `Unusable` if it is missing, null or NaN."""
     value = row.get(name)
     if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes NaN for null
-        raise Unusable("missing field")
+        raise Unusable(f"missing field {name}")
     return value
 
 

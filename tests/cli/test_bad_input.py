@@ -120,7 +120,7 @@ OPTIONS = {
     "unknown suffix": (["--data", __file__], "its name must end in one of .jsonl"),
     "data of another task": (
         ["--tasks", "shp"],
-        "64 x missing field. The last one has the fields chosen, rejected. Give records in",
+        "64 x missing field post_id. The last one has the fields chosen, rejected. Give records in",
     ),
     "no model there": (["--model", "./nowhere"], "there is no model folder at './nowhere'; check the path"),
     "no model of that name": (["--model", "nobody/nothing"], "Check the name, "),

@@ -170,7 +170,7 @@ def test_cells_of_a_csv_are_text_and_lines_may_be_short(tmp_path: Path) -> None:
         ("4", "s", "x"),
         ("5", "t", ""),
     }
-    assert data.skipped == {"missing field": 1}
+    assert data.skipped == {"missing field reply": 1}
 
 
 # Mistakes of the user
@@ -186,7 +186,7 @@ def test_a_damaged_csv_is_told(tmp_path: Path, text: bytes) -> None:
 def test_other_columns_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("subject;question;reply\n1;2;3\n")
     assert message(tmp_path / "a.csv").endswith(
-        "1 x missing field. The last one has the fields subject;question;reply. "
+        "1 x missing field topic. The last one has the fields subject;question;reply. "
         "Give records in the schema of someone/toy."
     )
 
@@ -252,7 +252,7 @@ def test_parquet_damaged_inside(tmp_path: Path) -> None:
         (b"", "it is empty"),
         (b"\n \n", "it is empty"),
         (b"[]", "it is empty"),
-        (b"{}\n{", "1 x broken line, 1 x missing field"),
+        (b"{}\n{", "1 x broken line, 1 x missing field topic"),
         (b"[1, [], null]", "3 x not an object"),
         (b'[\n{"topic": 1},\n', "2 x broken line"),
         (b'"\xff\xfe"\n\x00\x01\n' + b"[" * 100_000 + b"\n" + b"9" * 5000, "4 x broken line"),
@@ -269,7 +269,7 @@ def test_nothing_usable(tmp_path: Path, content: bytes, counts: str) -> None:
 def test_one_file_with_nothing_usable_among_good_ones(tmp_path: Path) -> None:
     write(tmp_path / "good.jsonl", rows(*range(9)))
     write(tmp_path / "bad.jsonl", [{"other": 1}])
-    assert "bad.jsonl: 1 x missing field" in message(tmp_path)
+    assert "bad.jsonl: 1 x missing field topic" in message(tmp_path)
 
 
 def test_a_name_that_fits_two_splits(tmp_path: Path) -> None:
@@ -300,7 +300,8 @@ def test_bad_rows_are_counted_and_the_others_used(tmp_path: Path) -> None:
         "broken line": 2,
         "broken text": 1,
         "duplicate prompt": 2,
-        "missing field": 2,
+        "missing field question": 1,
+        "missing field reply": 1,
         "not an object": 1,
         "wrong type": 1,
     }
@@ -476,7 +477,7 @@ def test_a_real_dataset_object_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", lambda name, revision: splits)
     data = load_data(Toy())
     assert set.union(*topics(data).values()) == {"t1", "t2", "t3"}
-    assert data.skipped == {"missing field": 1}
+    assert data.skipped == {"missing field reply": 1}
 
 
 def test_hub_split_with_nothing_usable(monkeypatch: pytest.MonkeyPatch) -> None:

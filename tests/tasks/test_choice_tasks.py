@@ -76,8 +76,8 @@ def test_mmlu_has_the_texts_of_its_choices() -> None:
 @pytest.mark.parametrize(
     ("row", "why"),
     [
-        ({}, "missing field"),
-        (mmlu(A=None), "missing field"),
+        ({}, "missing field question"),
+        (mmlu(A=None), "missing field A"),
         (mmlu(question=" "), "empty question"),
         (mmlu(B=""), "not four choices with a text each"),
         (hub(choices=["tea", "jam"]), "not four choices with a text each"),
@@ -103,7 +103,7 @@ def test_mmlu_is_read_without_a_line_of_names(tmp_path: Path) -> None:
     ]
     (tmp_path / "bread_test.csv").write_text("\r\n".join([*rows, "Short?,one,two", "Long?,1,2,3,4,A,B"]) + "\r\n")
     data = load_data(task("mmlu"), tmp_path / "bread_test.csv")
-    assert data.skipped == {"missing field": 1, "more than six columns": 1}
+    assert data.skipped == {"missing field C": 1, "more than six columns": 1}
     found = {e.prompt[-1].text: e.chosen for e in everything(data)}
     assert found == {"Which of 0?": "one", 'Which\nof "1"?': "two, too", "Which of 2?": "4"}
 
@@ -161,7 +161,7 @@ def test_a_persona_gets_its_choices() -> None:
 @pytest.mark.parametrize(
     ("row", "why"),
     [
-        ({}, "missing field"),
+        ({}, "missing field question"),
         (RISK | {"question": 3}, "wrong type"),
         (RISK | {"question": "Q?\n\nChoices:\n (1) a\n (2) b"}, "the choices are not (A) and (B), a line each"),
         (RISK | {"question": "Q?\n\nChoices:\n (A) a\n (B) b\n (C) c"}, "more than two choices"),
@@ -281,8 +281,8 @@ def test_a_safe_prompt_prefers_help_and_an_unsafe_one_a_refusal() -> None:
 @pytest.mark.parametrize(
     ("row", "why"),
     [
-        ({}, "missing field"),
-        (xstest(id=None), "missing field"),
+        ({}, "missing field id"),
+        (xstest(id=None), "missing field id"),
         (xstest(prompt=" "), "empty prompt"),
         (xstest(label="fine"), "the label is neither safe nor unsafe"),
     ],

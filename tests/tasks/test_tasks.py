@@ -93,10 +93,10 @@ def test_hh_joins_doubled_turns_of_the_prompt() -> None:
 @pytest.mark.parametrize(
     ("row", "why"),
     [
-        ({}, "missing field"),
-        ({"chosen": "\n\nHuman: a\n\nAssistant: b"}, "missing field"),
-        (hh() | {"rejected": None}, "missing field"),
-        (hh() | {"rejected": math.nan}, "missing field"),
+        ({}, "missing field chosen"),
+        ({"chosen": "\n\nHuman: a\n\nAssistant: b"}, "missing field rejected"),
+        (hh() | {"rejected": None}, "missing field rejected"),
+        (hh() | {"rejected": math.nan}, "missing field rejected"),
         (hh() | {"rejected": 3}, "wrong type"),
         (hh() | {"chosen": ["a"]}, "wrong type"),
         (hh(a="half \ud83d"), "broken text"),
@@ -254,11 +254,11 @@ def test_shp_label_one_prefers_a(label: object) -> None:
 @pytest.mark.parametrize(
     ("row", "why"),
     [
-        *((without(name), "missing field") for name in shp()),
-        *((shp(**{name: None}), "missing field") for name in shp()),
-        *((shp(**{name: math.nan}), "missing field") for name in shp()),
+        *((without(name), f"missing field {name}") for name in shp()),
+        *((shp(**{name: None}), f"missing field {name}") for name in shp()),
+        *((shp(**{name: math.nan}), f"missing field {name}") for name in shp()),
         *((shp(**{name: ["x"]}), "wrong type") for name in shp()),
-        (shp(post_id=" "), "missing field"),
+        (shp(post_id=" "), "missing field post_id"),
         (shp(history=7), "wrong type"),
         (shp(labels="A"), "wrong type"),
         (shp(score_A=10**400), "wrong type"),
