@@ -33,9 +33,7 @@ class KeptBeginnings:
     def ready(self, beginnings: Iterable[Ids]) -> bool:
         """Read those that are not known yet; tell whether there is room for all of these at once.
 
-        Where the memory runs out there is none from then on.
-
-        Nothing may be installed in the model that edits them.
+        Nothing may be installed in the model that edits them. Where the memory runs out, none are kept from then on.
         """
         wanted = set(beginnings)
         if self._bytes(wanted) > self._limit:

@@ -19,7 +19,7 @@ from steerbench.models.batching import halving, pad
 from steerbench.models.pieces import by_length, inner_size
 from steerbench.models.reward import RewardModel
 from steerbench.models.reward_text import READ, REPLY
-from steerbench.progress import Advance, Progress, silent
+from steerbench.progress import Advance
 
 _REPLIES = "Qx0Zq", "7-yes."
 """Of which no token is the same, wherever a tokenizer cuts."""
@@ -33,17 +33,20 @@ class KeptReward(RewardModel):
         self._written: dict[Dialogue, list[int]] = {}
         """What every reply to a dialogue has in front of it."""
 
-    def score(self, dialogues: Sequence[Dialogue], responses: Sequence[str], progress: Progress = silent) -> Tensor:
-        """Return the reward of each response, (N,) float32 on the CPU. Raises SteerbenchError if one is not finite."""
+    def _scores(
+        self,
+        dialogues: Sequence[Dialogue],
+        rows: Sequence[list[int]],
+        marks: Sequence[list[int]] | None,
+        advance: Advance,
+    ) -> Tensor:
+        """Return the score of each row, read behind the beginnings that are kept if all of them are."""
         if not self.keeps:
-            return super().score(dialogues, responses, progress)
-        rows, marks = self._rows(dialogues, responses)
-        marks = marks or [[READ] * len(ids) for ids in rows]
-        starts = [self._beginning(*each) for each in zip(dialogues, rows, marks, strict=True)]
-        with progress(f"score with {self.name}", len(rows)) as advance:
-            known = self._kept.ready(starts)
-            read = self._behind(rows, marks, starts, advance) if known else self.read(rows, marks, advance)
-            return self.finite(read)
+            return self.read(rows, marks, advance)
+        known = marks or [[READ] * len(ids) for ids in rows]
+        starts = [self._beginning(*each) for each in zip(dialogues, rows, known, strict=True)]
+        ready = self._kept.ready(starts)
+        return self._behind(rows, known, starts, advance) if ready else self.read(rows, marks, advance)
 
     @cached_property
     def keeps(self) -> bool:

@@ -120,7 +120,17 @@ class RewardModel(Reward):
         """Return the reward of each response, (N,) float32 on the CPU. Raises SteerbenchError if one is not finite."""
         rows, marks = self._rows(dialogues, responses)
         with progress(f"score with {self.name}", len(rows)) as advance:
-            return self.finite(self.read(rows, marks, advance))
+            return self.finite(self._scores(dialogues, rows, marks, advance))
+
+    def _scores(
+        self,
+        dialogues: Sequence[Dialogue],
+        rows: Sequence[list[int]],
+        marks: Sequence[list[int]] | None,
+        advance: Advance,
+    ) -> torch.Tensor:
+        """Return the score of each row of ids, the text of a reply to its dialogue."""
+        return self.read(rows, marks, advance)
 
     def tokens(self, dialogues: Sequence[Dialogue], responses: Sequence[str]) -> list[list[int]]:
         """Return the ids that it reads for each response to the dialogue before it."""
