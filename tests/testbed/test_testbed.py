@@ -36,22 +36,26 @@ from steerbench.testbed_build.language import texts
 
 Cli = Callable[..., Result]
 SHIPPED = Testbed(Path(testbed.__file__).parent / "assets")
+OTHER = Testbed(Path(__file__).parents[2] / "results" / "world1")
+"""Another seed of the same recipe."""
 MB = 1_000_000
 
 
 # What ships
 
 
-def test_the_files_that_ship_are_those_of_the_manifest() -> None:
-    assert not manifest.damage(SHIPPED)
-    assert sum(path.stat().st_size for path in SHIPPED.folder.rglob("*") if path.is_file()) <= 24 * MB
+@pytest.mark.parametrize("home", [SHIPPED, OTHER], ids=["shipped", "seed 1"])
+def test_the_files_of_a_world_are_those_of_its_manifest(home: Testbed) -> None:
+    assert not manifest.damage(home)
+    assert sum(path.stat().st_size for path in home.folder.rglob("*") if path.is_file()) <= 24 * MB
 
 
-def test_the_figures_of_the_manifest_reach_their_bounds() -> None:
-    assert not bounds.shortfalls(SHIPPED.manifest["quality"])
-    assert SHIPPED.manifest["quality"]["n"] >= 500
-    assert len(SHIPPED.manifest["quality"]["samples"]) == 20
-    assert {"seed", "machine", "training", "steerbench"} <= set(SHIPPED.manifest)
+@pytest.mark.parametrize("home", [SHIPPED, OTHER], ids=["shipped", "seed 1"])
+def test_the_figures_of_a_manifest_reach_their_bounds(home: Testbed) -> None:
+    assert not bounds.shortfalls(home.manifest["quality"])
+    assert home.manifest["quality"]["n"] >= 500
+    assert len(home.manifest["quality"]["samples"]) == 20
+    assert {"seed", "machine", "training", "steerbench"} <= set(home.manifest)
 
 
 def test_the_manifest_says_how_the_parts_were_trained() -> None:
