@@ -30,8 +30,10 @@ STUDIED = {
     "unsteered",
 }
 """The methods of the committed records; `docs/methods.md` says which are to follow."""
-READMES = ("README.md", "docs/results.md", "docs/verdicts.md")
-TABLES = (*READMES, "results/leaderboard.csv")
+FEWER = {"matched": [("testbed-shp", "alignez:identify=ccs", 4)]}
+"""Rows with fewer than five seeds: in one, no layer told good answers from bad, and nothing could be fitted."""
+READMES = ("README.md", "docs/results.md", "docs/verdicts.md", "results/README.md")
+TABLES = (*READMES, "results/leaderboard.csv", "results/matched.csv")
 REPORT, PLOT = "results/report.html", "results/gains.svg"
 
 
@@ -102,10 +104,12 @@ def test_rows_come_in_the_order_of_what_they_gain() -> None:
         assert not rows["rank"].is_monotonic_increasing
 
 
-def test_every_method_is_there_on_both_tasks_with_five_seeds() -> None:
-    table = pd.read_csv(ROOT / "results" / "leaderboard.csv")
+@pytest.mark.parametrize("name", ["leaderboard", "matched"])
+def test_every_method_is_there_on_both_tasks_with_five_seeds(name: str) -> None:
+    table = pd.read_csv(ROOT / "results" / f"{name}.csv")
     assert set(table["task"]) == {"testbed-hh_rlhf", "testbed-shp"}
-    assert set(table["seeds"]) == {5}
+    fewer = table[table["seeds"] != 5]
+    assert [*zip(fewer["task"], fewer["method"], fewer["seeds"], strict=True)] == FEWER.get(name, [])
     for _, rows in table.groupby("task"):
         parts = {part.split(":")[0] for method in rows["method"] for part in method.split("+")}
         assert parts == STUDIED
@@ -116,3 +120,9 @@ def test_every_row_had_the_same_budget() -> None:
     records = Store(ROOT / "results" / "testbed").records()
     assert {r.protocol["tuning_budget"] for r in records} == {8}
     assert max(len(r.tuning.get("trials", [])) for r in records) == 8
+
+
+def test_every_row_of_the_other_study_was_matched_to_one_kl() -> None:
+    records = Store(ROOT / "results" / "matched").records()
+    assert {r.protocol["match_kl"] for r in records} == {0.05}
+    assert all(r.tuning["target"] == 0.05 for r in records if r.tuning)
