@@ -279,7 +279,7 @@ def test_list_of_one_shows_its_settings_and_its_card(cli: Cli, monkeypatch: pyte
     assert "Given as --methods 'static_re:strength=0.05'" in done
     assert "It has no hyperparameters." in cli("list", "unsteered").stdout
     assert re.search(r"^min_ratio +1\.0 +float of 1 or more +votes of", cli("list", "shp").stdout, re.M)
-    assert "It has no settings." in cli("list", "hh_rlhf").stdout
+    assert "It has no settings." in cli("list", "xstest").stdout
     wrong = cli("list", "method")
     assert wrong.exit_code == 2
     assert "unknown method or task 'method'. Did you mean 'methods'?" in wrong.stderr

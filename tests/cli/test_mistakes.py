@@ -33,7 +33,7 @@ ANSWERS = {
     "--match-kl.",
     "run --tasks sph": "unknown task 'sph'. Did you mean 'shp'? Known: {tasks}. A file of yours: --plugin FILE.",
     "run --tasks caa": "'caa' is a method and no task; methods are given with --methods.",
-    "run --tasks hh_rlhf:min_ratio=2": "unknown setting of 'hh_rlhf' 'min_ratio'. Known: none.",
+    "run --tasks hh_rlhf:min_ratio=2": "unknown setting of 'hh_rlhf' 'min_ratio'. Known: criterion.",
     "run --tasks shp:min_ratio=x": "shp:min_ratio must be a finite number of 1 or more, not 'x'.",
     "run --seeds 3-1": "--seeds '3-1' must be whole numbers separated by commas, or ranges: 0,1,2 or 0-2; 3 is the one "
     "seed 3.",
