@@ -191,7 +191,7 @@ def table(record: dict[str, Any]) -> str:
     on, versions = record["environment"], ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     heads = ["batch", "library", "tokens per second", "times the fastest peer", "replies as with a plain hook"]
     told = (
-        f"{record['model']}, {on['device']}, {on['threads']} threads, float32, {record['rounds']} rounds in turns; "
+        f"{record['model']}, {on['device']}, float32, {record['rounds']} rounds in turns; "
         f"transformers {on['transformers']}, torch {on['torch']}, {versions}; load average {record['load']:.1f}."
     )
     lines = [table_line(heads), table_line(["--:", ":--", "--:", "--:", "--:"]), *map(line_of, record["rows"])]
