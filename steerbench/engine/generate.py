@@ -16,19 +16,19 @@ from steerbench.decoding import Decoding
 from steerbench.engine.backends.choice import responses_of
 from steerbench.engine.backends.generation_engine import GenerationEngine
 from steerbench.engine.bias_folding import folded
-from steerbench.engine.continuation import Continuation, can_share, can_take_turns
+from steerbench.engine.continuation import Continuation, can_take_turns
 from steerbench.engine.decode import check_choice, choosing
 from steerbench.engine.finiteness import Watch, origin_of
 from steerbench.engine.guidance import Given, Passes, processors_of, rows_at_once
 from steerbench.engine.install import steered
-from steerbench.engine.kept_prompts import KeptPrompts
+from steerbench.engine.kept_prompts import KeptPrompts, known_of
 from steerbench.engine.last_pass import LastPass
 from steerbench.engine.positions import Positions
 from steerbench.engine.prompting import prompt_tokens
 from steerbench.engine.sampling import uniforms
 from steerbench.engine.search import Processors, Search, Select, Stream
 from steerbench.engine.sequences import Sequences, can_repeat
-from steerbench.engine.shared_prefix import Beginning, SharedPrefix, generates_behind, shared_ids
+from steerbench.engine.shared_prefix import Beginning
 from steerbench.engine.twin_rows import TwinRows
 from steerbench.engine.waiting_rows import Turn, WaitingRows, begun_beside
 from steerbench.models.batching import halving
@@ -190,7 +190,7 @@ class Draws:
         tokens = prompt_tokens(self.lm, self.steering, dialogues, batch_size, self.decoding.max_new_tokens)
         self._rows = [(name, dialogue) for name in self.names for dialogue in dialogues]
         self._tokens = tokens * len(self.names)
-        self._prefix = cache(partial(self._known_of, tokens))
+        self._prefix = cache(partial(known_of, self.lm, self.steering, tokens, self.kept))
         responses: dict[int, Response] = {}
 
         def finished(row: int, ids: list[int]) -> None:
@@ -242,20 +242,8 @@ class Draws:
             self.observe(rows[place], scores)
 
     def _generate(self, batch: Batch, generators: Sequence[torch.Generator], **more: Any) -> list[list[int]]:
-        more["prefix"] = self._prefix()
+        more["prefix"] = self._prefix() if self.use_cache else None
         return _generate_batch(self.lm, batch, self.steering, self.decoding, generators, self.use_cache, **more)
-
-    def _known_of(self, tokens: Sequence[Tokens]) -> Beginning | None:
-        """Return what need not be read of the prompts: all that were kept, or what they begin with.
-
-        Asked for in the first batch, which may be tried again with fewer rows.
-        """
-        if not self.use_cache or not generates_behind(self.steering):
-            return None
-        if self.kept is not None and self.kept.ready(one.prompt for one in tokens):
-            return self.kept
-        shared = shared_ids(self.steering, tokens)
-        return SharedPrefix(self.lm, shared) if shared and can_share(self.lm) else None
 
 
 def _generate_batch(  # noqa: PLR0913, PLR0917
