@@ -44,7 +44,7 @@ class KeptReward(RewardModel):
         if not self.keeps:
             return self.read(rows, marks, advance)
         known = marks or [[READ] * len(ids) for ids in rows]
-        starts = [self._beginning(*each) for each in zip(dialogues, rows, known, strict=True)]
+        starts = [self._beginning(*each) for each in zip(dialogues, rows, strict=True)]
         ready = self._kept.ready(starts)
         return self._behind(rows, known, starts, advance) if ready else self.read(rows, marks, advance)
 
@@ -70,13 +70,15 @@ class KeptReward(RewardModel):
         assert self.backbone is not None
         return KeptBeginnings(self.backbone)
 
-    def _beginning(self, dialogue: Dialogue, ids: Sequence[int], marks: Sequence[int]) -> Ids:
-        """Return the tokens that any reply to the dialogue has in front of it: none of a text that was cut there."""
+    def _beginning(self, dialogue: Dialogue, ids: Sequence[int]) -> Ids:
+        """Return the tokens that any reply to the dialogue has in front of it: none of a text that was cut there.
+
+        They hold no part of a reply, for two that begin otherwise have them too; the last of a text is always read.
+        """
         if dialogue not in self._written:
             two = self._writer.rows([self.text(dialogue, reply) for reply in _REPLIES], None)[0]
-            self._written[dialogue] = two[0][: max(0, _alike(*two) - 1)]  # of an empty one the last is read
-        front = marks.index(REPLY) if REPLY in marks else len(ids) - 1
-        return tuple(ids[: min(_alike(ids, self._written[dialogue]), front)])
+            self._written[dialogue] = two[0][: max(0, _alike(*two) - 1)]  # as many as an empty reply leaves
+        return tuple(ids[: min(_alike(ids, self._written[dialogue]), len(ids) - 1)])
 
     @torch.inference_mode()
     def _behind(

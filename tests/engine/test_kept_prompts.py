@@ -181,6 +181,14 @@ def test_nothing_is_kept_of_a_model_that_others_steer() -> None:
         assert not KeptPrompts(lm).ready([(3, 4)])
 
 
+def test_nothing_is_kept_where_positions_depend_on_the_length_of_the_text() -> None:
+    """Keys of a short text would be old in a longer one."""
+    lm = tiny.language_model("llama")
+    assert KeptPrompts(lm).ready([(3, 4)])
+    lm.model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    assert not KeptPrompts(lm).ready([(3, 4)])
+
+
 def test_more_probabilities_than_are_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = ending()
     wanted = compared(lm, STEERINGS["bent"], None)
