@@ -88,7 +88,7 @@ class REControl(Steerer):
 
     off: ClassVar[Mapping[str, Any]] = {"n_steps": 0}
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "relative_norm": (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6),
+        "relative_norm": (0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2),
         "td_lambda": (0.9, 0.95, 1.0),
     }
 
