@@ -35,9 +35,8 @@ class CoarseToFine:
 
     def next(self, tried: Sequence[Cell], scores: Sequence[float | None]) -> Cell:
         """Return the next of those spread, or a neighbour of the best."""
-        if len(tried) < len(self._spread):
-            return self._spread[len(tried)]
-        return self._space.neighbour(tried, tried[leading(scores) or 0])
+        left = [cell for cell in self._spread if cell not in tried]
+        return left[0] if left else self._space.neighbour(tried, tried[leading(scores) or 0])
 
 
 class OptunaSampler:

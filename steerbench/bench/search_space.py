@@ -27,6 +27,12 @@ class SearchSpace:
         """Return the values that a cell stands for, by hyperparameter."""
         return {name: values[i] for (name, values), i in zip(self.values.items(), cell, strict=True)}
 
+    def cell(self, point: Mapping[str, Any]) -> Cell | None:
+        """Return the cell of a point, or None where one of its values is none of those searched."""
+        if any(point[name] not in values for name, values in self.values.items()):
+            return None
+        return tuple(list(values).index(point[name]) for name, values in self.values.items())
+
     def coarse(self, n: int) -> list[Cell]:
         """Return up to `n` distinct cells, or the whole space in its order where it has no more.
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from steerbench.bench.method import Knobs, Method, at_point, knobs_of, searched, strength_of
 from steerbench.bench.protocol import COARSE, SamplerName
 from steerbench.bench.samplers import leading, sampler_of
-from steerbench.bench.search_space import Cell, SearchSpace
+from steerbench.bench.search_space import SearchSpace
 from steerbench.bench.validation import Validation
 from steerbench.errors import SteerbenchError
 from steerbench.learn.context import FitContext
@@ -37,25 +37,31 @@ def tune(
 ) -> Tuned:
     """Try at most `budget` candidates and keep the one with the highest score; the first wins a tie.
 
-    A space of no more points than that is tried whole, in its order; of a larger one the sampler says what is tried.
-    The method comes back as it is where the budget is 0 or nothing is left to search. A candidate that ends with a
+    The first is the method as it is, so that tuning never loses to defaults that it did not try. Of its space, what has
+    no more points than are left is tried whole, in its order; of a larger one the sampler says what is tried. The
+    method comes back as it is where the budget is 0 or nothing is left to search. A candidate that ends with a
     SteerbenchError is kept in the report and never chosen. Raises SteerbenchError if all of them end so.
     """
     knobs = knobs_of(method)
     if not budget or not knobs:
         return Tuned(method, {})
     space = _space(method, knobs, context.seed)
-    n_trials = min(budget, space.size)
-    proposals, cells = sampler_of(sampler, space, n_trials), list[Cell]()
-    candidates: list[Method] = []
+    here = space.cell(searched(method, knobs))
+    known = 0 if here is None else 1
+    elsewhere = min(budget - 1, space.size - known)
+    proposals = sampler_of(sampler, space, known + elsewhere)
+    candidates, cells = [method], [here]
     trials: list[dict[str, Any]] = []
-    with context.progress(f"tune {method.spec}", n_trials) as advance:
-        while len(trials) < n_trials:
-            cells.append(proposals.next(cells, _scores(trials)))
-            one = at_point(method, knobs, space.point(cells[len(trials)]))
-            candidates.append(one)
+    with context.progress(f"tune {method.spec}", 1 + elsewhere) as advance:
+        while True:
+            one = candidates[-1]
             trials.append({"hyperparameters": searched(one, knobs), **attempt(one, context, validation)})
             advance(1)
+            if len(trials) > elsewhere:
+                break
+            scores = {cell: score for cell, score in zip(cells, _scores(trials), strict=True) if cell is not None}
+            cells.append(cell := proposals.next(list(scores), list(scores.values())))
+            candidates.append(at_point(method, knobs, space.point(cell)))
     best = _best(method, trials)
     values = {label: list(values) for label, values in space.values.items()}
     report = _report(validation.objective, context, validation, trials, best)

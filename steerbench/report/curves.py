@@ -91,9 +91,13 @@ def _trials(row: Row) -> Trials | None:
     dials = {tuple(t["hyperparameters"]) for trials in scored for t in trials}
     if len(dials) != 1 or len(dial := next(iter(dials))) != 1:
         return None
-    scores = [{finite(t["hyperparameters"][dial[0]]): _reward(t) or 0.0 for t in trials} for trials in scored]
-    values = sorted({value for seed in scores for value in seed if value is not None})
-    if len(values) < LEAST or any(None in seed for seed in scores):
+    # a default that is no number, such as a layer that the method finds, has no place on the axis
+    scores = [
+        {value: _reward(t) or 0.0 for t in trials if (value := finite(t["hyperparameters"][dial[0]])) is not None}
+        for trials in scored
+    ]
+    values = sorted({value for seed in scores for value in seed})
+    if len(values) < LEAST:
         return None
     unsteered = [reward for tuning in tunings if (reward := _unsteered(tuning)) is not None]
     return Trials(

@@ -57,7 +57,7 @@ def test_a_record_is_that_of_the_method_as_given(say: Say, bench: Bench) -> None
     record = harness.measure(bench, planned("say"), 0)
     assert record.method == "say"
     (part,) = record.parts
-    assert part["hyperparameters"] == {"letter": "a", "weight": 1e4}
+    assert part["hyperparameters"] == {"letter": "x", "weight": 1e4}
     assert part["searched"] == ["letter"]
 
 
@@ -163,7 +163,7 @@ def test_a_tuned_run_is_found_again_and_ranked_apart(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/*")}
     assert run_cli(*plugin, *tuned).stdout == first.stdout.replace("0 of them from before", "4 of them from before")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/*")} == before
-    untuned = run_cli(*plugin, "--methods", "say,say:letter=a")
+    untuned = run_cli(*plugin, "--methods", "say,say:letter=x")
     assert "2 records in" in untuned.stdout
     assert ", 0 of them from before" in untuned.stdout
     refused = cli("leaderboard", tmp_path / "runs")

@@ -94,7 +94,7 @@ def test_a_candidate_that_fails_is_told_and_never_chosen(say: Say, context: FitC
     say({"letter": ["!", "x", "o"]})
     punishing = replace(context, reward=Judge({"x": -2.0, "o": -1.0}), _shared={})
     tuned = tried("say", punishing, 3)
-    assert tuned.report["trials"][0] == {"hyperparameters": {"letter": "!"}, "error": "cannot say it."}
+    assert tuned.report["trials"][1] == {"hyperparameters": {"letter": "!"}, "error": "cannot say it."}
     assert tuned.report["chosen"] == {"letter": "o"}
 
 
@@ -102,16 +102,16 @@ def test_a_strength_that_the_model_does_not_survive_is_told(
     context: FitContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry.load("methods", "caa"), "search", {"strength": [3e38, 1.0]})
-    broken, sound = tried("caa:layer=0", context, 2).report["trials"]
+    sound, broken = tried("caa:layer=0", context, 3).report["trials"]
     assert "NaN" in broken["error"]
     assert "score" in sound
 
 
 def test_a_method_of_which_every_candidate_fails_fails(say: Say, context: FitContext) -> None:
-    say({"letter": ["!"], "weight": [1.0, 2.0]})
-    message = r"none of the 2 trials of say could be measured; the first, letter=!, weight=1.0: cannot say it\."
+    say({"weight": [1.0, 2.0]})
+    message = r"none of the 3 trials of say:letter=! could be measured; the first, weight=10000.0: cannot say it\."
     with pytest.raises(SteerbenchError, match=message):
-        tried("say", context, 2)
+        tried("say:letter=!", context, 3)
 
 
 def test_a_bug_of_a_method_is_not_hidden(say: Say, context: FitContext) -> None:
@@ -121,6 +121,29 @@ def test_a_bug_of_a_method_is_not_hidden(say: Say, context: FitContext) -> None:
 
 
 # What is tried
+
+
+def test_the_method_as_it_is_is_tried_first(say: Say, context: FitContext) -> None:
+    """Whether its values are among those searched or not, and even where they are the only trial."""
+    say({"letter": ["o", "x", "e"]})
+    inside = points(tried("say", context, 3))
+    assert inside == [{"letter": letter} for letter in "xoe"]
+    say({"letter": ["o", "e"]})
+    outside = tried("say", replace(context, reward=Judge({"x": 9.0}), _shared={}), 3)
+    assert points(outside) == [{"letter": letter} for letter in "xoe"]
+    assert outside.method == planned("say")
+    assert outside.report["chosen"] == {"letter": "x"}
+    assert outside.report["at_the_end"] == []
+    assert points(tried("say", context, 1)) == [{"letter": "x"}]
+
+
+def test_a_large_space_is_climbed_from_the_method_as_it_is(say: Say, context: FitContext) -> None:
+    say({"letter": list("uvwxyz"), "weight": [1e4 * k for k in range(1, 7)]})
+    steep = replace(context, reward=Judge({"x": 9.0}), _shared={})
+    first, *rest = points(tried("say", steep, 9))
+    assert first == {"letter": "x", "weight": 1e4}
+    climbed = rest[4:]
+    assert all((p["letter"] == "x") or p["weight"] == 1e4 for p in climbed)
 
 
 def test_a_small_grid_is_tried_whole_and_in_order(say: Say, context: FitContext) -> None:
@@ -147,7 +170,7 @@ def test_the_second_half_of_the_budget_climbs_from_the_best(say: Say, context: F
     report = tried("say", fond, 10).report
     trials = report["trials"]
     assert len({json.dumps(t["hyperparameters"]) for t in trials}) == len(trials) == 10
-    for i in range(5, 10):
+    for i in range(6, 10):  # after the method as it is, and five of the spread
         leader = max(trials[:i], key=lambda t: t["score"])["hyperparameters"]
         here = trials[i]["hyperparameters"]
         changed = [name for name in here if here[name] != leader[name]]
@@ -192,11 +215,11 @@ def test_the_parts_of_a_composed_method_are_searched_together(say: Say, context:
     say(LETTERS)
     say({"letter": ["u", "y"], "weight": [3e4]}, "shout")
     louder = replace(context, reward=Judge({"u": 1.0, "y": 2.0}), _shared={})
-    tuned = tried("say+static_prompt+shout", louder, 6)
+    tuned = tried("say+static_prompt+shout", louder, 7)
     expected = [
         {"say.letter": quiet, "shout.letter": loud, "shout.weight": 3e4} for quiet in "xeo" for loud in ("u", "y")
     ]
-    assert points(tuned) == expected
+    assert points(tuned) == [{"say.letter": "x", "shout.letter": "x", "shout.weight": 1e4}, *expected]
     assert tuned.report["chosen"] == {"say.letter": "x", "shout.letter": "y", "shout.weight": 3e4}
     assert [getattr(s, "letter", None) for s in tuned.method.steerers] == ["x", None, "y"]
 

@@ -39,7 +39,7 @@ class Say(Steerer):
     off = {{"weight": 0.0}}
     search = {search}
 
-    letter: str = "a"
+    letter: str = "x"
     weight: float = 1e4
 
     def fit(self, context: FitContext) -> Steering:
