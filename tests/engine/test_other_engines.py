@@ -15,11 +15,12 @@ from steerbench import LanguageModel, SteerbenchError, Steering, generate
 from steerbench.contract import tiny
 from steerbench.data import user
 from steerbench.decoding import Decoding
-from steerbench.edits import Add, DecodePart, Edit, PlacedEdit, Site
-from steerbench.engine.backends.packed_edits import PackedEdits
+from steerbench.edits import Add, DecodePart, Edit, Instruction, PlacedEdit, Scope, Site
+from steerbench.engine.backends.packed_edits import PackedEdits, _tables
 from steerbench.engine.backends.packed_step import PackedStep
 from steerbench.engine.backends.shipment import Shipped
 from steerbench.engine.generate import generate_fixed, generate_samples
+from steerbench.engine.generate_each import generate_each
 from steerbench.engine.timing import timed
 
 NEW = Decoding(max_new_tokens=5)
@@ -87,13 +88,14 @@ def test_samples_are_those_of_transformers(
 
 def test_a_fixed_number_of_tokens_has_no_end(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[list[list[int]]]] = []
-    ours = PackedEngine.continued
+    ours = PackedEngine.continued_each
 
     def noted(*args: Any, **kwargs: Any) -> Any:
-        seen.append(ours(*args, **kwargs))
-        return seen[-1]
+        (found,) = ours(*args, **kwargs)
+        seen.append(found)
+        return [found]
 
-    monkeypatch.setattr(PackedEngine, "continued", noted)
+    monkeypatch.setattr(PackedEngine, "continued_each", noted)
     generate_fixed(lm, PROMPTS, Steering(), 7, engine=PackedEngine())
     assert [len(ids) for (ids,) in seen[0]] == [7] * len(PROMPTS)
 
@@ -103,11 +105,11 @@ class Installing(PackedEngine):
 
     installed: Any = None
 
-    def continued(self, lm: LanguageModel, prompts: Any, edits: Any, *args: Any, **kwargs: Any) -> Any:
+    def continued_each(self, lm: LanguageModel, prompts: Any, edits: Any, *args: Any, **kwargs: Any) -> Any:
         if edits != self.installed:
             time.sleep(1)
             self.installed = edits
-        return super().continued(lm, prompts, edits, *args, **kwargs)
+        return super().continued_each(lm, prompts, edits, *args, **kwargs)
 
 
 def test_handing_over_edits_is_not_the_time_of_a_prompt(lm: LanguageModel, steerings: dict[str, Steering]) -> None:
@@ -152,6 +154,35 @@ def test_padding_behind_the_tokens_and_closed_gates_stay() -> None:
     assert edited.dtype is torch.bfloat16
     assert torch.equal(edited[[0, 2, 3]], h[[0, 2, 3]])
     assert torch.equal(edited[1], (h[1].float() + 1).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("decoding", [NEW, DRAWN])
+def test_several_steerings_in_one_batch_do_what_each_does_alone(
+    lm: LanguageModel, steerings: dict[str, Steering], decoding: Decoding
+) -> None:
+    names = ["resid_post, response", "everywhere", "gated", "several", "ascent", "resid_post, all"]
+    mixed = [Steering(), *(steerings[name] for name in names), Steering(prompt=(Instruction("Answer kindly."),))]
+    found = generate_each(lm, PROMPTS, mixed, decoding, seed=3, engine=PackedEngine())
+    assert found == [generate(lm, PROMPTS, steering, decoding, seed=3) for steering in mixed]
+    assert found == generate_each(lm, PROMPTS, mixed, decoding, seed=3)
+    assert len({tuple(r.text for r in responses) for responses in found}) > 4
+
+
+def test_constants_of_several_steerings_are_one_table() -> None:
+    """Those that act in other prompts, in one scope: what is left stands by itself, and the order stays."""
+
+    def placed(value: float, *rows: int, scope: Scope = "all") -> Shipped:
+        opened = torch.zeros(4, dtype=torch.bool)
+        opened[list(rows)] = True
+        return Shipped(PlacedEdit(Site("final"), Add(torch.full((8,), float(value))), scope), "", "input", open=opened)
+
+    edits = [placed(1, 0), placed(2, 1, 2), placed(4, 2), placed(8, 0), placed(16, 3, scope="prompt")]
+    assert [len(group) for group in _tables(edits)] == [2, 2, 1]
+    step = PackedStep.of(torch.arange(5), torch.full((4,), 3), torch.arange(4), torch.full((4,), 3))
+    edited = PackedEdits(edits, torch.device("cpu"))(torch.zeros(4, 8), step)
+    assert edited[:, 0].tolist() == [9, 2, 6, 16]
+    behind = PackedStep.of(torch.arange(5), torch.full((4,), 4), torch.arange(4), torch.full((4,), 3))
+    assert PackedEdits(edits, torch.device("cpu"))(torch.zeros(4, 8), behind)[:, 0].tolist() == [9, 2, 6, 0]
 
 
 def test_a_single_prompt_may_be_a_text(lm: LanguageModel) -> None:

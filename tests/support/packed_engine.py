@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from steerbench.decoding import Decoding
 from steerbench.engine.backends.generation_engine import GenerationEngine
 from steerbench.engine.backends.packed_edits import PackedEdits
 from steerbench.engine.backends.packed_step import PackedStep
-from steerbench.engine.backends.shipment import Shipped, fault_of, read, shipped, write
+from steerbench.engine.backends.shipment import Shipped, fault_of, read, shipped_each, write
 from steerbench.engine.sampling import drawn, uniforms, warpers
 from steerbench.models.language_model import LanguageModel, Tokens
 from steerbench.progress import Progress, silent
@@ -40,12 +41,31 @@ class PackedEngine(GenerationEngine):
         batch_size: int = 16,
         progress: Progress = silent,
     ) -> list[list[list[int]]]:
+        more: dict[str, Any] = {"endless": endless, "batch_size": batch_size}
+        return self.continued_each(lm, [prompts], [edits], decoding, [seeds], **more)[0]
+
+    def continued_each(
+        self,
+        lm: LanguageModel,
+        prompts: Sequence[Sequence[Tokens]],
+        edits: Sequence[Sequence[PlacedEdit]],
+        decoding: Decoding,
+        seeds: Sequence[Sequence[Sequence[int]]],
+        *,
+        endless: bool = False,
+        batch_size: int = 16,
+        progress: Progress = silent,
+    ) -> list[list[list[list[int]]]]:
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder), shipped(lm, prompts, edits, batch_size))
+            write(Path(folder), shipped_each(lm, list(zip(prompts, edits, strict=True)), batch_size))
             acting = read(Path(folder))
+        number = count()
         return [
-            [_continued(lm, i, list(prompt.prompt), acting, decoding, seed, endless) for seed in of_prompt]
-            for i, (prompt, of_prompt) in enumerate(zip(prompts, seeds, strict=True))
+            [
+                [_continued(lm, i, list(prompt.prompt), acting, decoding, seed, endless) for seed in of_prompt]
+                for prompt, of_prompt, i in zip(theirs, drawn_by, number, strict=False)
+            ]
+            for theirs, drawn_by in zip(prompts, seeds, strict=True)
         ]
 
     def peak_memory_mb(self) -> float:

@@ -16,6 +16,7 @@ from steerbench.edits import Add, DecodePart, Instruction, PlacedEdit, Site
 from steerbench.engine.backends.shipment import Shipped, shipped
 from steerbench.engine.backends.vllm_engine import VllmEngine
 from steerbench.engine.generate import generate_fixed
+from steerbench.engine.generate_each import generate_each
 from steerbench.engine.timing import timed
 from steerbench.learn import Tokens
 
@@ -74,6 +75,17 @@ def test_candidates_that_share_a_prompt_and_the_choice_are_the_same(
 def test_a_prompt_part_is_applied_before(lm: LanguageModel, engine: VllmEngine, steerings: dict[str, Steering]) -> None:
     steering = Steering(prompt=(Instruction("Answer kindly."),)) + steerings["ascent"]
     assert generate(lm, PROMPTS, steering, NEW, engine=engine) == generate(lm, PROMPTS, steering, NEW)
+
+
+@pytest.mark.parametrize("decoding", [NEW, DRAWN])
+def test_several_steerings_in_one_batch(
+    lm: LanguageModel, engine: VllmEngine, steerings: dict[str, Steering], decoding: Decoding
+) -> None:
+    names = ["resid_post, response", "resid_post, all", "mlp_out, all", "gated", "several", "ascent"]
+    mixed = [Steering(), *(steerings[name] for name in names), Steering(prompt=(Instruction("Answer kindly."),))]
+    found = generate_each(lm, PROMPTS, mixed, decoding, engine=engine)
+    assert found == generate_each(lm, PROMPTS, mixed, decoding)
+    assert generate(lm, PROMPTS, decoding=NEW, engine=engine) == generate(lm, PROMPTS, decoding=NEW)
 
 
 def test_nothing_is_left_behind(lm: LanguageModel, engine: VllmEngine, steerings: dict[str, Steering]) -> None:

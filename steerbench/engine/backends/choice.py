@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from steerbench.models.reward import Reward
 
 
-@torch.no_grad()
 def responses_of(  # noqa: PLR0913, PLR0917
     engine: GenerationEngine,
     lm: LanguageModel,
@@ -41,20 +40,68 @@ def responses_of(  # noqa: PLR0913, PLR0917
 
     Raises SteerbenchError if the engine cannot carry the steering, and like `generate`.
     """
-    part, (base, sample) = steering.decode, seed
-    if part is not None and not endless:
-        check_choice(part, decoding, reward)
-    engine.check(steering)
-    tokens = prompt_tokens(lm, steering, dialogues, batch_size, decoding.max_new_tokens)
-    count = part.candidates if part else 1
-    alone = count == 1  # where there is no choice, it draws what the model draws
-    names = [("sample", sample)] if alone else [("candidate", sample, k) for k in range(count)]
-    seeds = [[seed_for(base, *name, dialogue) for name in names] for dialogue in dialogues]
-    found = engine.continued(
-        lm, tokens, steering.edits, decoding, seeds, endless=endless, batch_size=batch_size, progress=progress
+    steerings = [steering]
+    return responses_of_each(
+        engine, lm, dialogues, steerings, decoding, seed, reward, batch_size, progress, endless=endless
+    )[0]
+
+
+@torch.no_grad()
+def responses_of_each(  # noqa: PLR0913, PLR0917
+    engine: GenerationEngine,
+    lm: LanguageModel,
+    dialogues: Sequence[Dialogue],
+    steerings: Sequence[Steering],
+    decoding: Decoding,
+    seed: tuple[int, int],
+    reward: "Reward | None",
+    batch_size: int,
+    progress: Progress,
+    *,
+    endless: bool = False,
+) -> list[list[Response]]:
+    """Return what `responses_of` does for each of several steerings, in one batch where the engine can hold them."""
+    for steering in steerings:
+        if steering.decode is not None and not endless:
+            check_choice(steering.decode, decoding, reward)
+        engine.check(steering)
+    tokens = [prompt_tokens(lm, s, dialogues, batch_size, decoding.max_new_tokens) for s in steerings]
+    found = engine.continued_each(
+        lm,
+        tokens,
+        [s.edits for s in steerings],
+        decoding,
+        [_seeds(s, seed, dialogues) for s in steerings],
+        endless=endless,
+        batch_size=batch_size,
+        progress=progress,
     )
-    drawn = [[lm.cut(ids) for ids in of_prompt] for of_prompt in found]
-    if part is None:
+    drawn = [[[lm.cut(ids) for ids in of_prompt] for of_prompt in of_steering] for of_steering in found]
+    return [
+        _responses(lm, theirs, dialogues, steering, seed, reward, batch_size, responses)
+        for theirs, steering, responses in zip(tokens, steerings, drawn, strict=True)
+    ]
+
+
+def _seeds(steering: Steering, seed: tuple[int, int], dialogues: Sequence[Dialogue]) -> list[list[int]]:
+    """Return what each continuation of each prompt is drawn by; without a choice, as the model alone is."""
+    (base, sample), count = seed, steering.decode.candidates if steering.decode else 1
+    names = [("sample", sample)] if count == 1 else [("candidate", sample, k) for k in range(count)]
+    return [[seed_for(base, *name, dialogue) for name in names] for dialogue in dialogues]
+
+
+def _responses(  # noqa: PLR0913, PLR0917
+    lm: LanguageModel,
+    tokens: Sequence[Tokens],
+    dialogues: Sequence[Dialogue],
+    steering: Steering,
+    seed: tuple[int, int],
+    reward: "Reward | None",
+    batch_size: int,
+    drawn: Sequence[Sequence[Response]],
+) -> list[Response]:
+    """Return one of the responses drawn for each prompt: the one there is, or the one that is chosen."""
+    if steering.decode is None:
         return [one for (one,) in drawn]
     chosen: dict[int, Response] = {}
     for rows in lm.batches(tokens, batch_size):

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from steerbench.decoding import Decoding
 from steerbench.errors import SteerbenchError
@@ -52,6 +53,26 @@ class GenerationEngine(ABC):
         the t-th token of a continuation is drawn by the t-th number of its seed. `endless` forbids end tokens. Raises
         SteerbenchError if an edit gives NaN, or the engine does not compute what transformers does.
         """
+
+    def continued_each(  # noqa: PLR0913 - the settings of one call, each by name
+        self,
+        lm: LanguageModel,
+        prompts: Sequence[Sequence[Tokens]],
+        edits: Sequence[Sequence[PlacedEdit]],
+        decoding: Decoding,
+        seeds: Sequence[Sequence[Sequence[int]]],
+        *,
+        endless: bool = False,
+        batch_size: int = 16,
+        progress: Progress = silent,
+    ) -> list[list[list[list[int]]]]:
+        """Return what `continued` does for each of several steerings, with prompts and seeds of its own.
+
+        One after another, unless an engine can hold several in one batch.
+        """
+        more: dict[str, Any] = {"endless": endless, "batch_size": batch_size, "progress": progress}
+        calls = zip(prompts, edits, seeds, strict=True)
+        return [self.continued(lm, theirs, placed, decoding, drawn, **more) for theirs, placed, drawn in calls]
 
     @property
     def facts(self) -> dict[str, str]:

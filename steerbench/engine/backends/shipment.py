@@ -75,6 +75,33 @@ def shipped(
     return [_joined(one, [of_batch[i] for of_batch in begun], order) for i, one in enumerate(plain)]
 
 
+def shipped_each(
+    lm: LanguageModel, groups: Sequence[tuple[Sequence[Tokens], Sequence[PlacedEdit]]], batch_size: int
+) -> list[Shipped]:
+    """Return what `shipped` does for several steerings, each with prompts of its own, numbered one after another."""
+    if len(groups) == 1:
+        return shipped(lm, *groups[0], batch_size)
+    found, first, total = list[Shipped](), 0, sum(len(prompts) for prompts, _ in groups)
+    for prompts, edits in groups:
+        rows = slice(first, first := first + len(prompts))
+        found += [_among(one, rows, total) for one in shipped(lm, prompts, edits, batch_size)]
+    return found
+
+
+def _among(one: Shipped, rows: slice, total: int) -> Shipped:
+    """Return the edit for so many prompts, of which some are its own."""
+
+    def spread(own: Tensor | None) -> Tensor | None:
+        if own is None:
+            return None
+        whole = own.new_zeros(total, *own.shape[1:])
+        whole[rows] = own
+        return whole
+
+    opened = torch.ones(rows.stop - rows.start, dtype=torch.bool) if one.open is None else one.open
+    return replace(one, open=spread(opened), state=spread(one.state), values=spread(one.values))
+
+
 @dataclass(frozen=True)
 class _Rows:
     """What an edit begins with in some prompts."""

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 from steerbench.decoding import Decoding
 from steerbench.engine.backends.engine_trial import Trial, edits_to_try, told_apart, trial_prompts
 from steerbench.engine.backends.generation_engine import GenerationEngine
-from steerbench.engine.backends.shipment import Shipped, fault_of, shipped, write
+from steerbench.engine.backends.shipment import Shipped, fault_of, shipped_each, write
 from steerbench.engine.finiteness import not_finite, origin_of
 from steerbench.errors import SteerbenchError
 from steerbench.models.checkpoint import brief, find
@@ -80,16 +80,34 @@ class VllmEngine(GenerationEngine):
         progress: Progress = silent,
     ) -> list[list[list[int]]]:
         """Return the new ids of each continuation of each prompt; see `GenerationEngine`."""
-        lm.check_fit(prompts, decoding.max_new_tokens)
+        more: dict[str, Any] = {"endless": endless, "batch_size": batch_size, "progress": progress}
+        return self.continued_each(lm, [prompts], [edits], decoding, [seeds], **more)[0]
+
+    def continued_each(  # noqa: PLR0913
+        self,
+        lm: LanguageModel,
+        prompts: Sequence[Sequence[Tokens]],
+        edits: Sequence[Sequence[PlacedEdit]],
+        decoding: Decoding,
+        seeds: Sequence[Sequence[Sequence[int]]],
+        *,
+        endless: bool = False,
+        batch_size: int = 16,
+        progress: Progress = silent,
+    ) -> list[list[list[list[int]]]]:
+        """Return what `continued` does for each of several steerings, all of them in one batch."""
+        everyone, placed = list(chain.from_iterable(prompts)), tuple(chain.from_iterable(edits))
+        lm.check_fit(everyone, decoding.max_new_tokens)
         self._start(lm)
-        self._try_out(lm, edits)
-        with progress("generate", len(prompts)) as advance:
-            self._install(lm, prompts, edits, batch_size)
-            found = self._generated(lm, prompts, decoding, seeds, endless)
-            advance(len(prompts))
+        self._try_out(lm, placed)
+        with progress("generate", len(everyone)) as advance:
+            self._install(lm, list(zip(prompts, edits, strict=True)), batch_size)
+            drawn = list(chain.from_iterable(seeds))
+            found = iter(self._generated(lm, everyone, decoding, drawn, endless))
+            advance(len(everyone))
         if not self._call("steerbench_finite"):
-            raise not_finite(origin_of(Steering(edits=tuple(edits))))
-        return found
+            raise not_finite(origin_of(Steering(edits=placed)))
+        return [list(islice(found, len(theirs))) for theirs in prompts]
 
     @property
     def facts(self) -> dict[str, str]:
@@ -131,7 +149,7 @@ class VllmEngine(GenerationEngine):
 
     def _compare(self, lm: LanguageModel, edits: Sequence[PlacedEdit]) -> None:
         prompts, new = trial_prompts(lm), 3
-        self._install(lm, prompts, edits, len(prompts))
+        self._install(lm, [(prompts, edits)], len(prompts))
         self._call("steerbench_watch", True)
         try:
             found = self._generated(lm, prompts, Decoding(max_new_tokens=new), [[0]] * len(prompts), endless=True)
@@ -147,12 +165,13 @@ class VllmEngine(GenerationEngine):
             )
 
     def _install(
-        self, lm: LanguageModel, prompts: Sequence[Tokens], edits: Sequence[PlacedEdit], batch_size: int
+        self, lm: LanguageModel, groups: Sequence[tuple[Sequence[Tokens], Sequence[PlacedEdit]]], batch_size: int
     ) -> None:
-        """Put the edits into the worker, unless just these are there."""
-        if self._installed is not None and tuple(edits) == tuple(self._installed):
+        """Put the edits of each group into the worker, unless just these are there."""
+        _, edits = groups[0]
+        if len(groups) == 1 and self._installed is not None and tuple(edits) == tuple(self._installed):
             return
-        found = shipped(lm, prompts, edits, batch_size)
+        found = shipped_each(lm, groups, batch_size)
         acting = [one for one in found if one.open is None or bool(one.open.any())]
         self._installed = None
         if acting:
