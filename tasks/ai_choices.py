@@ -53,6 +53,7 @@ class AIChoices(Task):
 
     version = 1
     group_word = "question"
+    needs_reward = False
 
     behavior: str
     fold: Annotated[int, Range(0, 1)] = 0

@@ -46,6 +46,7 @@ class MMLU(Task):
     hub_revision = "c30699e8356da336a370243923dbaf21066bb9fe"
     hub_config = "all"
     group_word = "question"
+    needs_reward = False
     csv_columns = ("question", *_LETTERS, "answer")
 
     def parse(self, row: Mapping[str, Any]) -> Example:

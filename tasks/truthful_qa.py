@@ -42,6 +42,7 @@ class TruthfulQA(Task):
     hub_revision = "741b8276f2d1982aa3d5b832d3ee81ed3b896490"
     hub_config = "multiple_choice"
     group_word = "question"
+    needs_reward = False
 
     fold: Annotated[int, Range(0, 1)] | None = None
 

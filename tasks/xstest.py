@@ -42,6 +42,7 @@ class XSTest(Task):
     hub = "Paul/XSTest"
     hub_revision = "f600c994b256f12867dfa5b3eb3d545a3e62f8b5"
     group_word = "focus"
+    needs_reward = False
 
     def parse(self, row: Mapping[str, Any]) -> Example:
         """Take what the label asks for as the preferred reply."""

@@ -9,6 +9,7 @@ from typing import Literal, Self, get_args
 from steerbench import testbed
 from steerbench.decoding import ENGINES, TRANSFORMERS, Decoding, Thinking, as_floats, check_thinking
 from steerbench.errors import SteerbenchError, suggest
+from steerbench.plugins import registry
 from steerbench.plugins.spec import Part, parse_tasks
 
 DEFAULT_ENCODER = "princeton-nlp/sup-simcse-bert-base-uncased"
@@ -156,6 +157,19 @@ class Protocol(FitSettings):
                 "--sampler optuna needs the package optuna, which is not installed: pip install 'steerbench[optuna]'."
             )
 
+    def _check_needs_no_reward(self) -> None:
+        name = self.task_part.name
+        if registry.load("tasks", name).needs_reward:
+            raise SteerbenchError(
+                f"model {self.model!r} needs a reward model; give one with --reward-model. The embedded testbed, "
+                f"--model {testbed.NAME}, needs none."
+            )
+        if self.tuning_budget and self.match_kl is None:
+            raise SteerbenchError(
+                f"tuning goes by a reward model, and there is none; give one with --reward-model. {name} needs none "
+                f"with settings as given, with --match-kl, or with --sweep."
+            )
+
     @property
     def capability_part(self) -> Part | None:
         """The task of the capability check, read. Raises SteerbenchError if it is more than one."""
@@ -171,13 +185,10 @@ class Protocol(FitSettings):
 
     @property
     def complete(self) -> Self:
-        """The same with nothing left open. Raises SteerbenchError if a model is given without a reward model."""
+        """The same with nothing left open. Raises SteerbenchError where there is no reward and one is needed."""
         home = testbed.named(self.model)
         if home is None and self.reward_model is None:
-            raise SteerbenchError(
-                f"model {self.model!r} needs a reward model; give one with --reward-model. The embedded testbed, "
-                f"--model {testbed.NAME}, needs none."
-            )
+            self._check_needs_no_reward()
         return replace(
             super().complete,
             held_out_reward=_part(home, "held_out_reward", self.held_out_reward),

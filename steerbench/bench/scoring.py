@@ -47,9 +47,8 @@ def score(bench: Bench, responses: Sequence[Response], found: Effect) -> pd.Data
             "nll": found.nll,
         }
     )
-    _add_reward(bench, table, bench.reward, "reward")
-    if bench.held_out:
-        _add_reward(bench, table, bench.held_out, "held_out_reward")
+    for column, reward in bench.rewards.items():
+        _add_reward(bench, table, reward, column)
     if bench.has_gold:
         table["gold"] = [gold(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
         _add_refusals(table, map(_by_the_world, prompts, texts))

@@ -59,6 +59,10 @@ class Options:
     """What is told of each record that was measured, once it has been written; such as `records.trackers.teller`."""
 
 
+_REWARD_LABELS = (("reward_model", "reward"), ("held_out_reward", "held_out_reward"))
+"""What labels call the rewards, and the columns of their scores."""
+
+
 class Setup:
     """What methods are fitted on. Each thing is loaded when it is first asked for: a static prompt needs no data."""
 
@@ -270,13 +274,15 @@ class Bench(Setup):
             ) from error
 
     @property
-    def _rewards(self) -> list[Reward]:
-        return [self.reward, *([self.held_out] if self.held_out else [])]
+    def rewards(self) -> dict[str, Reward]:
+        """The rewards that score, by column: the guide and the held-out one, as far as they are given."""
+        found = {"reward": self.reward if self.settings.reward_model else None, "held_out_reward": self.held_out}
+        return {column: reward for column, reward in found.items() if reward is not None}
 
     def check_rewards(self) -> None:
         """Raise SteerbenchError if a reward cannot read a prompt, or was trained on one to be measured."""
         prompts = [e.prompt for examples in (self.train, self.validation, self.test) for e in examples]
-        for reward in self._rewards:
+        for reward in self.rewards.values():
             reward.check_prompts(prompts)
             self._check_unseen(reward)
 
@@ -322,9 +328,9 @@ class Bench(Setup):
             **({"engine": p.engine} if p.engine != TRANSFORMERS else {}),
             **self.lm.format.key,
             **asdict(p.decoding),
-            "reward_model": asset(self.reward.name, self.reward.revision),
-            "held_out_reward": asset(self.held_out.name, self.held_out.revision) if self.held_out else None,
-            **({"reward_prompt_date": TEMPLATE_DATE} if any(r.shows_date for r in self._rewards) else {}),
+            "reward_model": self._asset("reward"),
+            "held_out_reward": self._asset("held_out_reward"),
+            **({"reward_prompt_date": TEMPLATE_DATE} if any(r.shows_date for r in self.rewards.values()) else {}),
             "encoder": asset(self.encoder.name, self.encoder.revision),
             "tuning_budget": p.tuning_budget,
             "objective": (p.objective if p.match_kl is None else "kl") if p.tuning_budget else None,
@@ -342,17 +348,19 @@ class Bench(Setup):
         return {
             "task": self._at_home(label_of(self.task_name, self.task)),
             "model": self.lm.name,
-            "reward_model": self.reward.name,
-            "held_out_reward": self.held_out.name if self.held_out else "",
+            **{name: reward.name if (reward := self.rewards.get(column)) else "" for name, column in _REWARD_LABELS},
             "encoder": self.encoder.name,
         }
+
+    def _asset(self, column: str) -> str | None:
+        reward = self.rewards.get(column)
+        return asset(reward.name, reward.revision) if reward else None
 
     @property
     def batch_sizes(self) -> dict[str, Any]:
         """How much was run at once, as asked for, and which models took one text at a time nevertheless."""
-        found = {"model": self.lm.largest_batch, "reward": self.reward.largest_batch}
-        found |= {"held_out_reward": self.held_out.largest_batch if self.held_out else None}
-        found |= {"encoder": self.encoder.largest_batch}
+        found = {"model": self.lm.largest_batch, "encoder": self.encoder.largest_batch}
+        found |= {column: reward.largest_batch for column, reward in self.rewards.items()}
         alone = [part for part, largest in found.items() if largest]
         return {"batch_size": self.batch_size, **({"one_at_a_time": alone} if alone else {})}
 

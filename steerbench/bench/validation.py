@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from steerbench.bench.protocol import Objective
-from steerbench.data.dialogue import plain_text
+from steerbench.data.dialogue import Dialogue, plain_text
 from steerbench.data.task import Example
 from steerbench.engine.effect import effect
 from steerbench.engine.generate import generate
 from steerbench.engine.kept_prompts import KeptPrompts
 from steerbench.learn.context import FitContext
+from steerbench.learn.fitting import NoReward
 from steerbench.metrics import coherence_of, diversity_of
 from steerbench.models.encoder import SentenceEncoder
 from steerbench.records.per_token import over_tokens
@@ -35,11 +36,14 @@ class Validation:
     def scores(self, steering: Steering, context: FitContext) -> dict[str, float]:
         """Return means over the prompts: `score`, which is the objective, and what it is made of.
 
-        Measured once per steering: many fits are the same for every seed, and greedy responses too.
+        Without a reward there is no score, only what else is measured. Measured once per steering: many fits are the
+        same for every seed, and greedy responses too.
         """
         rewards: list[float] = self._details(Steering(), context)["rewards"]
-        spread = float(np.std(rewards)) or 1.0
         seen: dict[str, float] = self._details(steering, context)["means"]
+        if not rewards:
+            return seen
+        spread = float(np.std(rewards)) or 1.0
         if self.objective == "sum":
             score = seen["coherence"] + seen["diversity"] + seen["reward"]
         else:
@@ -66,9 +70,9 @@ class Validation:
             progress=context.progress,
         )
         texts = [r.text for r in responses]
-        rewards = [float(x) for x in context.reward.score(prompts, texts, context.progress).double()]
+        rewards = [] if isinstance(context.reward, NoReward) else self._rewards(context, prompts, texts)
         means = {
-            "reward": fmean(rewards),
+            **({"reward": fmean(rewards)} if rewards else {}),
             "diversity": fmean(map(diversity_of, texts)),
             "coherence": fmean(coherence_of(self.encoder, [plain_text(p) for p in prompts], texts)),
             "length": fmean(r.n_tokens for r in responses),
@@ -86,3 +90,7 @@ class Validation:
             )
             means |= over_tokens({"kl": found.kl}, [len(r.ids) for r in responses])
         return {"means": means, "rewards": rewards}
+
+    @staticmethod
+    def _rewards(context: FitContext, prompts: Sequence[Dialogue], texts: Sequence[str]) -> list[float]:
+        return [float(x) for x in context.reward.score(prompts, texts, context.progress).double()]

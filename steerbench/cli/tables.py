@@ -11,7 +11,7 @@ from steerbench.cli.console import note
 from steerbench.cli.layout import DIGITS, Cell, Columns, between, number, print_table, remark
 from steerbench.cli.stages import duration
 from steerbench.plugins.spec import UNSTEERED
-from steerbench.records.columns import COLUMNS, GAINS
+from steerbench.records.columns import CHOICE_SCORES, COLUMNS, GAINS
 from steerbench.records.record import Record
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _SHOWN = (
     "matched",
 )
 """What the terminal shows; the CSV has all columns."""
+_WITH_GAINS = (*GAINS, *CHOICE_SCORES)
 _YIELDS = (
     "matched",
     "coherence",
@@ -150,13 +151,13 @@ def show_units(console: Console, planned: "Sequence[Unit]") -> None:
 def _gains(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows and columns of the table of gains: methods beside which the unsteered model was measured."""
     steered = rows[[method.split(" #")[0] != UNSTEERED for method in rows["method"]]]  # `#` and a hash tell two apart
-    present = [name for name in (f"{name}_gain" for name in GAINS) if steered[name].notna().any()]
+    present = [name for name in (f"{name}_gain" for name in _WITH_GAINS) if steered[name].notna().any()]
     columns = [name + end for name in present for end in ("", "_low", "_high")]
     return steered[["method", *columns]] if columns else pd.DataFrame()
 
 
 def _print_gains(console: Console, gains: pd.DataFrame, elsewhere: str) -> None:
-    present = [name for name in GAINS if f"{name}_gain" in gains]
+    present = [name for name in _WITH_GAINS if f"{name}_gain" in gains]
     cells: dict[str, list[Cell]] = {"method": list(gains["method"])}
     for name in present:
         cells[COLUMNS[name].heading] = [_gain(row, name) for _, row in gains.iterrows()]
@@ -186,7 +187,7 @@ def _notes(record: Record, rows: pd.DataFrame, has_gains: bool) -> Iterator[str]
     held_out = f", held-out {labels['held_out_reward']}" if labels["held_out_reward"] else ""
     yield (
         f"{labels['model']} on {record.protocol['n_examples']} test prompts, seeds {record.protocol['seeds']}; "
-        f"reward {labels['reward_model']}{held_out}; encoder {labels['encoder']}."
+        f"reward {labels['reward_model'] or 'none'}{held_out}; encoder {labels['encoder']}."
     )
     yield f"time ×: decoding beside the unsteered model, batch 1, on {rows['device'].iloc[0]}."
     if has_gains:
@@ -194,7 +195,7 @@ def _notes(record: Record, rows: pd.DataFrame, has_gains: bool) -> Iterator[str]
             "Intervals: over the prompts, in clusters (posts or openings), and over the seeds where these gave several "
             "steerings; what other training data would change is not in them."
         )
-    elif set(rows["method"]) != {UNSTEERED}:
+    elif UNSTEERED not in {method.split(" #")[0] for method in rows["method"]}:
         yield "No gains: the unsteered model was not measured beside these."
     if unsure := list(rows["method"][rows["fits"].isna()]):
         yield f"One seed, and another may steer otherwise, so that nothing is claimed of: {', '.join(unsure)}."

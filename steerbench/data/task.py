@@ -60,6 +60,8 @@ class Task(Plugin):
     """The pinned commit of the data set, 40 hexadecimal digits."""
     hub_config: ClassVar[str] = ""
     """The configuration of the data set, where it has several."""
+    needs_reward: ClassVar[bool] = True
+    """Whether replies to it are told apart by a reward model alone. Not where given answers or words are scored."""
     group_word: ClassVar[str] = "group"
     """What `Example.group` stands for, in one word: it appears in reports of skipped records."""
     one_per_group: ClassVar[bool] = False

@@ -14,7 +14,7 @@ from steerbench.errors import SteerbenchError
 from steerbench.files import write_asked
 from steerbench.plugins.spec import UNSTEERED
 from steerbench.records.choice_gains import choice_gains
-from steerbench.records.columns import GAIN_COLUMNS, GAIN_ENDS, GAINS, LATENCY, RATES
+from steerbench.records.columns import CHOICE_SCORES, GAIN_COLUMNS, GAIN_ENDS, GAINS, LATENCY, RATES
 from steerbench.records.comparisons import COMPARISONS, compared, comparisons
 from steerbench.records.identity import Difference, differences, fingerprint
 from steerbench.records.ranks import ranks_of
@@ -125,11 +125,12 @@ def _ranked(records: Sequence[Record]) -> list[dict[Hashable, object]]:
     choices = choice_gains(rows, unsteered, {name: fits_of(group) != 1 for name, group in rows.items()})
     derived = {name: gains[name] | beside[name] | choices[name] for name in rows}
     whole = {name: group for name, group in rows.items() if len(group) == len(records[0].protocol["seeds"])}
-    ranks = ranks_of(over_first(whole))
+    score = _ranking_score(records)
+    ranks = ranks_of(over_first(whole, score))
     table = pd.DataFrame(_row(name, ranks.get(name), group, unsteered, derived[name]) for name, group in rows.items())
-    # by the reward, and not by rank: methods whose few seeds differ share the first, however low they are
+    # by the score, and not by rank: methods whose few seeds differ share the first, however low they are
     table["whole"] = table["rank"].notna()
-    in_order = table.sort_values(["whole", "reward", "method"], ascending=[False, False, True]).drop(columns="whole")
+    in_order = table.sort_values(["whole", score, "method"], ascending=[False, False, True]).drop(columns="whole")
     found: list[dict[Hashable, object]] = in_order.to_dict("records")
     return found
 
@@ -167,15 +168,21 @@ def _unsteered(records: Sequence[Record]) -> dict[int, Record]:
     return {record.seed: record for record in sorted(found, key=lambda r: (r.created, r.identity))}
 
 
-def over_first(variants: Mapping[str, list[Record]]) -> dict[str, Gaps]:
-    """Return how far the rewards of each row are from those of the first one, for the rows that have rewards."""
+def _ranking_score(records: Sequence[Record]) -> str:
+    """Return what methods are ranked by: the reward, or without one the score of the answers that the task gives."""
+    there = [name for name in ("reward", *CHOICE_SCORES) if any(_has(record, name) for record in records)]
+    return there[0] if there else "reward"
+
+
+def over_first(variants: Mapping[str, list[Record]], score: str = "reward") -> dict[str, Gaps]:
+    """Return how far the scores of each row are from those of the first one, for the rows that have this score."""
     groups = {
-        key: [scores_of(r) for r in group] for key, group in variants.items() if all(_has(r, "reward") for r in group)
+        key: [scores_of(r) for r in group] for key, group in variants.items() if all(_has(r, score) for r in group)
     }
     first = next(iter(groups.values()), [])
     order = order_of(first[0]) if first else None
     return {
-        key: gaps(tables, first, "reward", seeded=fits_of(variants[key]) != 1, order=order)
+        key: gaps(tables, first, score, seeded=fits_of(variants[key]) != 1, order=order)
         for key, tables in groups.items()
     }
 
