@@ -34,6 +34,10 @@ def train(
         bool, typer.Option("--length-neutral", help="Log-length is a covariate of the fit, and no part of a score.")
     ] = False,
     max_tokens: Annotated[int, typer.Option(help="Leave out longer pairs: dialogue and reply.", min=2)] = 256,
+    half: Annotated[
+        int | None,
+        typer.Option(help="Learn from one half of the prompts, 0 or 1: for two rewards that share none.", min=0, max=1),
+    ] = None,
     n_train: Annotated[int | None, typer.Option(help="Most pairs to learn from; default: all.", min=2)] = None,
     n_examples: Annotated[int | None, typer.Option(help="Most held-out pairs; default: all.", min=2)] = None,
     states: Annotated[Path, typer.Option(help="Folder in which states are kept for the next training.")] = Path(
@@ -66,6 +70,7 @@ def train(
         finetune=finetune,
         length_neutral=length_neutral,
         max_tokens=max_tokens,
+        half=half,
         n_train=n_train,
         n_examples=n_examples,
         states=states,

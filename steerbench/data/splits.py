@@ -155,6 +155,12 @@ def _carve(task: Task, splits: dict[str, list[Example]]) -> dict[str, list[Examp
     return splits | dict(zip([*missing, "train"], carved, strict=True))
 
 
+def half_of(examples: Sequence[Example], half: int) -> list[Example]:
+    """Return the examples of every other group in the order of their hashes: 0 and 1 have no group in common."""
+    groups = set(sorted({example.group for example in examples}, key=_hash)[half::2])
+    return [example for example in examples if example.group in groups]
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 

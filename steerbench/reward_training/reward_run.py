@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from steerbench.data.splits import folder_of, load_data
+from steerbench.data.splits import folder_of, half_of, load_data
 from steerbench.data.task import Example, TaskData
 from steerbench.errors import SteerbenchError
 from steerbench.models.machine import dtype_of, environment, fast_dtype, fix_threads, pick_device
@@ -47,6 +47,8 @@ class RewardTraining:
     """Whether log-length is a covariate of the fit, which scores do without."""
     max_tokens: int = 256
     """Pairs are left out where dialogue and reply are longer."""
+    half: int | None = None
+    """Which half of the train split is learned from, 0 or 1, by prompt; None: all of it."""
     n_train: int | None = None
     n_examples: int | None = None
     """Most pairs of the train and of the test split; None: all."""
@@ -118,6 +120,8 @@ class _Course:
 
     def _fitting(self, name: str, wanted: int | None) -> Split:
         examples: Sequence[Example] = getattr(self.data, name)
+        if name == "train" and self.settings.half is not None:
+            examples = half_of(examples, self.settings.half)
         most = min(self.settings.max_tokens, self.backbone.limit or self.settings.max_tokens)
         kept = Split([], [])
         with self.progress(f"tokenize {name} pairs", len(examples)) as advance:
@@ -224,6 +228,7 @@ class _Course:
             "length neutral": self.settings.length_neutral,
             "length slope": round(self.head.length, 4),
             "max tokens": self.settings.max_tokens,
+            **({} if self.settings.half is None else {"half": self.settings.half}),
             "pairs": {name: len(split.examples) for name, split in self.splits.items()},
             "left out": dict(sorted(self.counts.items())),
             "tried on validation": self.choice.tried,

@@ -226,6 +226,16 @@ def test_prompts_that_a_reward_was_trained_on_are_refused(trained: Any, run_cli:
     assert "was trained on 4 of the 4 test and validation" in result.output.replace("\n", " ")
 
 
+def test_two_halves_have_no_prompt_in_common(trained: Any) -> None:
+    whole, both = trained("whole"), [trained(f"half{half}", "--half", str(half)) for half in (0, 1)]
+    seen = [set(json.loads((out / "training_prompts.json").read_text())["prompts"]) for out, _ in (whole, *both)]
+    assert seen[1] | seen[2] == seen[0]
+    assert not seen[1] & seen[2]
+    assert abs(len(seen[1]) - len(seen[2])) <= 1
+    assert [manifest.get("half") for _, manifest in (whole, *both)] == [None, 0, 1]
+    assert all(manifest["pairs"]["test"] == whole[1]["pairs"]["test"] for _, manifest in both)
+
+
 def test_a_backbone_that_was_moved_or_changed(trained: Any, world: Path, tmp_path: Path) -> None:
     out, _ = trained("moved")
     before = RewardModel.load(str(out)).revision
