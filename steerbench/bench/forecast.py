@@ -72,7 +72,7 @@ def _pace(bench: Bench) -> tuple[float, float]:
     responses = generate(bench.lm, prompts, decoding=decoding, batch_size=size, engine=bench.engine)
     effect(bench.lm, prompts, responses, Steering(), decoding=decoding, reward=bench.reward)
     texts = [r.text for r in responses]
-    for reward in filter(None, (bench.reward, bench.held_out)):
+    for reward in bench.rewards.values():
         reward.score(prompts, texts)
     seconds = time.perf_counter() - start
     return seconds / len(some), sum(len(t.encode()) for t in texts) / len(some)

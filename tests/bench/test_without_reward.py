@@ -54,6 +54,13 @@ def test_the_report_can_be_made(ask: Ask, cli: Callable[..., Result], tmp_path: 
     assert "matching" in page.read_text()
 
 
+def test_what_a_run_takes_is_estimated(ask: Ask) -> None:
+    done = ask("--methods", CAA, "--dry-run")
+    assert done.exit_code == 0, done.output
+    (row,) = [line.split() for line in done.stdout.splitlines() if line.startswith("ai_choices")]
+    assert row[1:4] == ["2", "0", "8"], "records, of them there, responses"
+
+
 def test_equal_kl_needs_none(ask: Ask, tmp_path: Path) -> None:
     done = ask("--methods", "caa:layer=0", "--match-kl", "0.05", "--n-validation", "3")
     assert done.exit_code == 0, done.output
