@@ -36,7 +36,7 @@ from torch import Tensor
 
 from steerbench import FitContext, SteerbenchError, Steerer, Steering, steered
 from steerbench.edits import PlacedEdit, Site, Transport
-from steerbench.learn import Layer, Range, Tokens, activations, block_at
+from steerbench.learn import Layer, Range, Share, Tokens, activations, block_at
 
 LEAST_DEVIATION = 1e-4
 """Share of the mean absolute value of a layer below which a coordinate counts as constant."""
@@ -60,7 +60,7 @@ class LinearAcT(Steerer):
         "form": ("linear", "mean"),
     }
 
-    strength: float = 1.0
+    strength: Share = 1.0
     form: Literal["linear", "mean"] = "linear"
     support: Literal["source", "everywhere"] = "everywhere"
     layer: Layer | None = None

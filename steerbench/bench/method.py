@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from steerbench.learn.fitting import MethodLike, joined, steerers_of
 from steerbench.learn.steerer import Steerer
 from steerbench.models.revision import is_folder
 from steerbench.plugins.registry import source_hash
-from steerbench.plugins.settings import takes_whole_numbers
+from steerbench.plugins.settings import largest, takes_whole_numbers
 from steerbench.plugins.spec import MethodSpec, Part, build, hyperparameters, parse, part_labels, part_of
 from steerbench.steering.steering import Steering
 
@@ -115,6 +116,8 @@ class Knob(NamedTuple):
     values: Sequence[Any]
     takes_whole: bool = False
     """Whether it may be a whole number: a layer or a count, of which fractions are shares."""
+    most: float = inf
+    """The largest number that it may be."""
 
     @property
     def is_strength(self) -> bool:
@@ -130,10 +133,14 @@ def knobs_of(method: Method) -> Knobs:
     """Return what is left to search. Raises SteerbenchError if `search` names what is no hyperparameter."""
     prefixes = [f"{label}." if len(method.labels) > 1 else "" for label in method.labels]
     return {
-        prefix + field: Knob(i, field, values, takes_whole_numbers(type(method.steerers[i]), field))
+        prefix + field: _knob(i, type(method.steerers[i]), field, values)
         for i, (prefix, space) in enumerate(zip(prefixes, method.spaces, strict=True))
         for field, values in space.items()
     }
+
+
+def _knob(part: int, steerer: type[Steerer], field: str, values: Sequence[Any]) -> Knob:
+    return Knob(part, field, values, takes_whole_numbers(steerer, field), largest(steerer, field))
 
 
 def at_point(method: Method, knobs: Knobs, point: Mapping[str, Any]) -> Method:
@@ -166,7 +173,7 @@ def strength_of(method: Method) -> tuple[str, Knob] | None:
 
 
 def _first_fraction(steerer: type[Steerer]) -> str | None:
-    knobs = (Knob(0, field, values, takes_whole_numbers(steerer, field)) for field, values in steerer.search.items())
+    knobs = (_knob(0, steerer, field, values) for field, values in steerer.search.items())
     return next((knob.name for knob in knobs if knob.is_strength), None)
 
 

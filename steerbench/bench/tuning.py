@@ -21,6 +21,10 @@ from steerbench.steering.steering import Steering
 
 KL_TOLERANCE = 0.05
 """Relative distance to the target that counts as matched."""
+_ALIKE = 0.01
+"""Two strengths that differ by less and enclose the target are matched too: between them, prompts are what varies."""
+_FLAT = 4.0
+"""Where three trials over as many times the strength have one KL, no other strength will do."""
 _STEP = 4.0
 """Most that one step may multiply or divide the strength by, beyond what was tried."""
 
@@ -72,8 +76,9 @@ def match(method: Method, context: FitContext, validation: Validation, target: f
     """Find the strength at which KL(steered || unsteered) per token on validation is `target` nats.
 
     What is moved is the first number that the method searches; the rest stays as given. A few trials of a secant in
-    log-log space, `budget` at most; the nearest is kept. The report says whether it is within `KL_TOLERANCE`: a method
-    without a strength comes back as it is, with an empty report. Raises SteerbenchError if no trial can be measured.
+    log-log space, `budget` at most; the nearest is kept. The report says whether it is within `KL_TOLERANCE`, or of two
+    strengths that are all but equal and enclose the target. A method without a strength comes back as it is, with an
+    empty report. Raises SteerbenchError if no trial can be measured.
     """
     found = strength_of(method)
     if found is None:
@@ -84,8 +89,10 @@ def match(method: Method, context: FitContext, validation: Validation, target: f
     trials: list[dict[str, Any]] = []
     tried: dict[float, float] = {}
     with context.progress(f"match {method.spec}", budget) as advance:
-        while len(trials) < budget and not any(_near(kl, target) for kl in tried.values()):
-            strength = _next(tried, target, sorted(knob.values)[len(knob.values) // 2])
+        while len(trials) < budget and not (_is_matched(tried, target) or _is_flat(tried)):
+            strength = min(_next(tried, target, sorted(knob.values)[len(knob.values) // 2]), knob.most)
+            if strength in tried:
+                break  # and more is not allowed
             candidates.append(at_point(method, knobs, {label: strength}))
             trials.append(
                 {"hyperparameters": searched(candidates[-1], knobs), **attempt(candidates[-1], context, validation)}
@@ -96,7 +103,7 @@ def match(method: Method, context: FitContext, validation: Validation, target: f
             advance(1)
     best = _nearest(method, trials, target)
     report = _report("kl", context, validation, trials, best)
-    return Tuned(candidates[best], {**report, "target": target, "matched": _near(trials[best]["kl"], target)})
+    return Tuned(candidates[best], {**report, "target": target, "matched": _is_matched(tried, target)})
 
 
 def _report(
@@ -156,12 +163,31 @@ def _near(kl: float, target: float) -> bool:
     return abs(kl / target - 1) <= KL_TOLERANCE
 
 
+def _is_matched(tried: Mapping[float, float], target: float) -> bool:
+    below, above = _enclosing(tried, target)
+    alike = below is not None and above is not None and tried[above] < inf and above / below - 1 < _ALIKE
+    return alike or any(_near(kl, target) for kl in tried.values())
+
+
+def _is_flat(tried: Mapping[float, float]) -> bool:
+    last = list(tried.items())[-3:]
+    strengths, kls = [strength for strength, _ in last], [kl for _, kl in last]
+    wide = len(last) == 3 and max(strengths) >= _FLAT * min(strengths)
+    return wide and max(kls) < inf and max(kls) <= min(kls) * (1 + KL_TOLERANCE)
+
+
+def _enclosing(tried: Mapping[float, float], target: float) -> tuple[float | None, float | None]:
+    """Return the strongest that is too weak, and the weakest beyond it that is not; None where there is none."""
+    below = max((s for s, kl in tried.items() if kl < target), default=None)
+    above = min((s for s, kl in tried.items() if kl >= target and (below is None or s > below)), default=None)
+    return below, above
+
+
 def _next(tried: Mapping[float, float], target: float, first: float) -> float:
     """Return the strength to try next: between the two that enclose the target, or a bounded step beyond all."""
     if not tried:
         return float(first)
-    below = max((s for s, kl in tried.items() if kl < target), default=None)
-    above = min((s for s, kl in tried.items() if kl >= target and (below is None or s > below)), default=None)
+    below, above = _enclosing(tried, target)
     if below is None or above is None:
         end = below if below is not None else min(tried)
         ratio = target / tried[end] if tried[end] else inf

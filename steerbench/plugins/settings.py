@@ -84,6 +84,16 @@ def takes_whole_numbers(cls: type[Any], name: str) -> bool:
     return any(int in (option, *get_args(option)[:1]) for option in options)
 
 
+def largest(cls: type[Any], name: str) -> float:
+    """Return the largest number that a field takes, by its `Range`; infinity where that has none, or the model's."""
+    hint = _hints(cls).get(name)
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    notes = [note for option in options if get_origin(option) is Annotated for note in get_args(option)[1:]]
+    return min(
+        (note.most for note in notes if isinstance(note, Range) and not isinstance(note.most, str)), default=math.inf
+    )
+
+
 def expected(hint: Any, shape: Shape = UNKNOWN) -> str:
     """Return in words what a field takes, on a model of this shape."""
     if get_origin(hint) is Annotated:

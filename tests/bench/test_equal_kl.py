@@ -87,10 +87,33 @@ def test_what_cannot_be_reached_is_said_and_the_nearest_kept(
 ) -> None:
     _, report = solved(lambda s: min(s**2, 0.05), 0.2, context, monkeypatch)
     assert not report["matched"]
-    assert len(report["trials"]) == 8
     assert {t["kl"] for t in report["trials"]} == {0.05}
+    assert len(report["trials"]) == 3, "what is flat over four times the strength stays so"
     _, nothing = solved(lambda _: 0.0, 0.2, context, monkeypatch)
     assert not nothing["matched"]
+
+
+def test_a_jump_between_equal_strengths_is_matched_and_ends_the_search(
+    context: FitContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that falls the other way moves the KL of few prompts by more than the tolerance."""
+    _, report = solved(lambda s: s**2 * (0.8 if s < 0.4 else 1.3), 0.16, context, monkeypatch, budget=20)
+    assert report["matched"]
+    assert len(report["trials"]) < 12
+    assert report["chosen"]["relative_norm"] == pytest.approx(0.4, rel=0.01)
+
+
+def test_no_strength_beyond_the_largest_is_tried(context: FitContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attempt(one: Any, *_: Any) -> dict[str, Any]:
+        return {"kl": 0.01 * one.steerers[0].strength ** 2}
+
+    monkeypatch.setattr(tuning, "attempt", attempt)
+    scores: Any = Scores(lambda s: s)
+    method, report = match(plan("linear_act", tuned=True)[-1], context, scores, 0.05, 8)
+    assert method.steerers[0].strength == 1.0  # type: ignore[attr-defined]
+    assert not report["matched"]
+    assert all(t["hyperparameters"]["strength"] <= 1 for t in report["trials"])
+    assert len(report["trials"]) < 4
 
 
 def test_a_strength_that_cannot_be_measured_is_too_strong(context: FitContext, monkeypatch: pytest.MonkeyPatch) -> None:
