@@ -191,12 +191,21 @@ def _next(tried: Mapping[float, float], target: float, first: float) -> float:
     if below is None or above is None:
         end = below if below is not None else min(tried)
         ratio = target / tried[end] if tried[end] else inf
-        return float(end * min(_STEP, max(1 / _STEP, ratio**0.5)))  # KL grows with the square of a small edit
+        return float(end * min(_STEP, max(1 / _STEP, ratio ** (1 / _power(tried, end)))))
     left, right = tried[below], tried[above]
     share = 0.5
     if left > 0 and right < inf:
         share = min(0.9, max(0.1, log(target / left) / log(right / left)))
     return exp((1 - share) * log(below) + share * log(above))
+
+
+def _power(tried: Mapping[float, float], end: float) -> float:
+    """Return with which power of the strength KL grows at an end: between it and its neighbour, or of a small edit."""
+    known = [s for s, kl in tried.items() if s != end and 0 < kl < inf]
+    if not known or not tried[end]:
+        return 2.0
+    near = min(known, key=lambda s: abs(log(s / end)))
+    return max(0.5, log(tried[end] / tried[near]) / log(end / near))
 
 
 def _nearest(method: Method, trials: Sequence[Mapping[str, Any]], target: float) -> int:

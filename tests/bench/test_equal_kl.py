@@ -82,6 +82,14 @@ def test_the_square_of_a_small_edit_takes_two_trials(context: FitContext, monkey
     assert len(report["trials"]) == 2
 
 
+@pytest.mark.parametrize("power", [0.7, 1.0, 1.5, 3.0])
+def test_any_power_takes_three_trials(power: float, context: FitContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one tells which power it is."""
+    _, report = solved(lambda s: 0.1 * s**power, 0.2, context, monkeypatch)
+    assert report["matched"]
+    assert len(report["trials"]) <= (4 if power < 1 else 3)  # one step is four times at most
+
+
 def test_what_cannot_be_reached_is_said_and_the_nearest_kept(
     context: FitContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
