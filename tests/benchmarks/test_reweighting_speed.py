@@ -1,6 +1,6 @@
-"""What re-weighting of tokens adds to decoding on the testbed, in turns with the unsteered model: `make bench`.
+"""What re-weighting of tokens, and a choice among 16, add to decoding on the testbed: `make bench`.
 
-The ratios are printed side by side in the end: steered beside unsteered within a round. Batch 8, two threads. What the
+Timed in turns with the unsteered model, and printed in the end as ratios within a round. Batch 8, two threads. What the
 networks are does not change what they cost. About two minutes on two idle cores.
 """
 
@@ -57,13 +57,14 @@ def part_of_testbed(name: str) -> str:
     return home.part(name)
 
 
-KINDS: dict[str, Callable[[LanguageModel], Reweighting | None]] = {
-    "unsteered": lambda lm: None,
+KINDS: dict[str, Callable[[LanguageModel], Reweighting | Steering]] = {
+    "unsteered": lambda lm: Steering(),
     "a head that scores all tokens": q_head,
     "4 candidate states": candidates,
     "a second model of the same size": lambda lm: fitted("dexperts", expert=part_of_testbed("lm")),
     "twin rows": lambda lm: fitted("classifier_free"),
     "ARGS with 10 candidates": lambda lm: fitted("args"),
+    "best of 16": lambda lm: load("methods", "best_of_n")(n=16).fit(None),  # type: ignore[arg-type]
 }
 
 
@@ -98,7 +99,7 @@ def test_decoding_beside_unsteered(
     benchmark.group = f"{NEW_TOKENS} tokens of the testbed, batch 8"
     torch.manual_seed(0)
     part = KINDS[kind](lm)
-    steering = Steering(logits=(part,)) if part else Steering()
+    steering = part if isinstance(part, Steering) else Steering(logits=(part,))
     tokens = NEW_TOKENS if benchmark.enabled else 2  # the default suite only asks whether it runs
     run, base = (lambda s=s: generate_fixed(lm, PROMPTS, s, tokens, reward) for s in (steering, Steering()))
     pairs = [in_turn(run, base, i) for i in range(-1, ROUNDS if benchmark.enabled else 0)]
