@@ -17,7 +17,7 @@ from steerbench.data import user
 from steerbench.edits import Reweighting
 from steerbench.engine.floor import decode_floor
 from steerbench.engine.generate import generate_fixed
-from steerbench.models.reward import RewardModel
+from steerbench.engine.kept_reward import KeptReward
 from steerbench.testbed import Testbed, named
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -74,8 +74,8 @@ def lm() -> LanguageModel:
 
 
 @pytest.fixture(scope="module")
-def reward() -> RewardModel:
-    return RewardModel.load(part_of_testbed("reward"), batch_size=80)
+def reward() -> KeptReward:
+    return KeptReward.load(part_of_testbed("reward"), batch_size=80)
 
 
 def seconds(run: Callable[[], None]) -> float:
@@ -94,7 +94,7 @@ def in_turn(run: Callable[[], None], base: Callable[[], None], i: int) -> tuple[
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_decoding_beside_unsteered(
-    benchmark: Any, lm: LanguageModel, reward: RewardModel, ratios: Ratios, kind: str
+    benchmark: Any, lm: LanguageModel, reward: KeptReward, ratios: Ratios, kind: str
 ) -> None:
     benchmark.group = f"{NEW_TOKENS} tokens of the testbed, batch 8"
     torch.manual_seed(0)
