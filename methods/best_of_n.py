@@ -17,7 +17,7 @@ Differences from reference code: none; of equal rewards the first candidate is k
 many candidates as memory holds and asks the guide when it is full; here it asks after `reject_every` tokens.
 
 Defaults: n 4; 1 is the model itself. Cost: no fit; N responses and N scores of the reward model for each prompt. All
-candidates of a batch of prompts are rows of one batch on one cache of the prompts, so that 16 of them take about three
+candidates of a batch of prompts are rows of one batch on one cache of the prompts, so that 16 of them take about four
 times as long as one; rejection takes half of the rows out each time, and asks the guide once more.
 
 Pitfalls: greedy candidates are all alike, so it needs a temperature above 0. What it wins it wins by the guide: compare
