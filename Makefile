@@ -16,7 +16,7 @@ INSTALLED = .venv/.installed
 # compiled files are kept, whatever the environment says: else every process compiles the package and the tests again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-all test-vllm cover check bench bench-peers bench-gpu wheel results columns interface clean
+.PHONY: run test test-all test-vllm test-peers cover check bench bench-peers bench-gpu wheel results columns interface clean
 
 run: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/steerbench run
@@ -56,9 +56,14 @@ bench: $(INSTALLED)
 bench-peers: .venv-peers/.installed
 	HF_HUB_OFFLINE=1 .venv-peers/bin/python tests/benchmarks/peers.py $(PEERS_ARGS)
 
+# files of and for them: what one exports the other loads, to the same logits
+test-peers: .venv-peers/.installed
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 .venv-peers/bin/pytest tests/exchange/test_peers.py $(PYTEST_ARGS)
+
 .venv-peers/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --editable '.[gguf]' --constraint constraints.txt
+	.venv-peers/bin/python -m pip install --quiet --editable '.[test,gguf,large,peft]' lm_eval==0.4.13 zstandard \
+	  --constraint constraints.txt
 	.venv-peers/bin/python -m pip install --quiet --no-deps steering-vectors==0.12.2 repeng==0.4.0
 	touch $@
 
