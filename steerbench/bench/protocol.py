@@ -161,8 +161,8 @@ class Protocol(FitSettings):
         name = self.task_part.name
         if registry.load("tasks", name).needs_reward:
             raise SteerbenchError(
-                f"model {self.model!r} needs a reward model; give one with --reward-model. The embedded testbed, "
-                f"--model {testbed.NAME}, needs none."
+                f"model {self.model!r} needs a reward model for {name}; give one with --reward-model. The embedded "
+                f"testbed, --model {testbed.NAME}, needs none, nor do tasks that score given answers or refusals."
             )
         if self.tuning_budget and self.match_kl is None:
             raise SteerbenchError(

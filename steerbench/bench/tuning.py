@@ -21,12 +21,11 @@ from steerbench.steering.steering import Steering
 
 KL_TOLERANCE = 0.05
 """Relative distance to the target that counts as matched."""
-_ALIKE = 0.01
-"""Two strengths that differ by less and enclose the target are matched too: between them, prompts are what varies."""
-_FLAT = 4.0
-"""Where three trials over as many times the strength have one KL, no other strength will do."""
-_STEP = 4.0
-"""Most that one step may multiply or divide the strength by, beyond what was tried."""
+_ALIKE, _CLOSE = 0.01, 1.5
+"""Two strengths that differ by less and enclose the target are matched too, where one has a KL within a factor of it:
+between them, a few tokens that fall the other way are what varies."""
+_STEP, _FAR = 4.0, 64.0
+"""Most that one step may multiply or divide the strength by, beyond what was tried; and from three trials of one KL."""
 
 
 class Tuned(NamedTuple):
@@ -89,11 +88,11 @@ def match(method: Method, context: FitContext, validation: Validation, target: f
     trials: list[dict[str, Any]] = []
     tried: dict[float, float] = {}
     with context.progress(f"match {method.spec}", budget) as advance:
-        while len(trials) < budget and not (_is_matched(tried, target) or _is_flat(tried)):
+        while len(trials) < budget and not (_is_matched(tried, target) or _is_flat(tried, _FAR)):
             strength = min(_next(tried, target, sorted(knob.values)[len(knob.values) // 2]), knob.most)
-            if strength in tried:
-                break  # and more is not allowed
-            candidates.append(at_point(method, knobs, {label: strength}))
+            if strength in tried or (one := _allowed(method, knobs, {label: strength})) is None:
+                break  # and more, or less, is not allowed
+            candidates.append(one)
             trials.append(
                 {"hyperparameters": searched(candidates[-1], knobs), **attempt(candidates[-1], context, validation)}
             )
@@ -163,16 +162,26 @@ def _near(kl: float, target: float) -> bool:
     return abs(kl / target - 1) <= KL_TOLERANCE
 
 
+def _allowed(method: Method, knobs: Knobs, point: Mapping[str, float]) -> Method | None:
+    """Return the method at a strength, or None where it takes no such number."""
+    try:
+        return at_point(method, knobs, point)
+    except SteerbenchError:
+        return None
+
+
 def _is_matched(tried: Mapping[float, float], target: float) -> bool:
     below, above = _enclosing(tried, target)
-    alike = below is not None and above is not None and tried[above] < inf and above / below - 1 < _ALIKE
-    return alike or any(_near(kl, target) for kl in tried.values())
+    alike = below is not None and above is not None and above / below - 1 < _ALIKE
+    close = any(target / _CLOSE <= kl <= target * _CLOSE for kl in tried.values())
+    return (alike and close) or any(_near(kl, target) for kl in tried.values())
 
 
-def _is_flat(tried: Mapping[float, float]) -> bool:
-    last = list(tried.items())[-3:]
+def _is_flat(tried: Mapping[float, float], times: float = _STEP) -> bool:
+    """Tell whether the last trials, three at least and over so many times the strength, have one KL."""
+    last = list(tried.items())[-3:] if times <= _STEP else list(tried.items())[-4:]
     strengths, kls = [strength for strength, _ in last], [kl for _, kl in last]
-    wide = len(last) == 3 and max(strengths) >= _FLAT * min(strengths)
+    wide = len(last) >= 3 and max(strengths) >= times * min(strengths)
     return wide and max(kls) < inf and max(kls) <= min(kls) * (1 + KL_TOLERANCE)
 
 
@@ -191,6 +200,8 @@ def _next(tried: Mapping[float, float], target: float, first: float) -> float:
     if below is None or above is None:
         end = below if below is not None else min(tried)
         ratio = target / tried[end] if tried[end] else inf
+        if _is_flat(tried):
+            return float(end * (_FAR if ratio > 1 else 1 / _FAR))
         return float(end * min(_STEP, max(1 / _STEP, ratio ** (1 / _power(tried, end)))))
     left, right = tried[below], tried[above]
     share = 0.5

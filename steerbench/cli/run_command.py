@@ -218,6 +218,8 @@ def _run(
     from steerbench.bench.run import run as measure
     from steerbench.cli import stages
 
+    for protocol in protocols[1:]:
+        protocol.complete  # noqa: B018 - what a later task lacks is told before the first is measured
     outcomes: list[Outcome] = []
     try:
         with _cluster(address, spread) as cluster, stages.shown(err) as progress:

@@ -11,7 +11,7 @@ from steerbench.cli.console import note
 from steerbench.cli.layout import DIGITS, Cell, Columns, between, number, print_table, remark
 from steerbench.cli.stages import duration
 from steerbench.plugins.spec import UNSTEERED
-from steerbench.records.columns import CHOICE_SCORES, COLUMNS, GAINS
+from steerbench.records.columns import CHOICE_SCORES, COLUMNS, GAINS, RANKED_BY
 from steerbench.records.record import Record
 
 if TYPE_CHECKING:
@@ -151,7 +151,9 @@ def show_units(console: Console, planned: "Sequence[Unit]") -> None:
 def _gains(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows and columns of the table of gains: methods beside which the unsteered model was measured."""
     steered = rows[[method.split(" #")[0] != UNSTEERED for method in rows["method"]]]  # `#` and a hash tell two apart
-    present = [name for name in (f"{name}_gain" for name in _WITH_GAINS) if steered[name].notna().any()]
+    present = [
+        name for name in (f"{name}_gain" for name in _WITH_GAINS) if name in steered and steered[name].notna().any()
+    ]
     columns = [name + end for name in present for end in ("", "_low", "_high")]
     return steered[["method", *columns]] if columns else pd.DataFrame()
 
@@ -200,7 +202,11 @@ def _notes(record: Record, rows: pd.DataFrame, has_gains: bool) -> Iterator[str]
     if unsure := list(rows["method"][rows["fits"].isna()]):
         yield f"One seed, and another may steer otherwise, so that nothing is claimed of: {', '.join(unsure)}."
     if unranked := list(rows["method"][rows["rank"].isna()]):
-        yield f"No rank, for want of seeds: {', '.join(unranked)}."
+        yield (
+            f"No rank, for want of seeds: {', '.join(unranked)}."
+            if any(rows[name].notna().any() for name in RANKED_BY)
+            else "No ranks: there is neither a reward nor a score of given answers to rank by."
+        )
     if record.counts:
         yield "Left out: " + ", ".join(f"{n} {reason}" for reason, n in record.counts.items()) + "."
     if record.truncated:

@@ -35,8 +35,8 @@ def generate_each(  # noqa: PLR0913 - as generate
     vLLM holds all of them in one batch: constants at one place as a table of vectors, anything else behind a mask of
     its prompts. Raises what `generate` does.
     """
-    dialogues = dialogues_of(prompts)
-    if engine is not None:
+    dialogues, steerings = dialogues_of(prompts), list(steerings)
+    if engine is not None and steerings:
         return responses_of_each(
             engine, lm, dialogues, steerings, decoding, (seed, sample), reward, batch_size, progress
         )

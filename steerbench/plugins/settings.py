@@ -85,12 +85,14 @@ def takes_whole_numbers(cls: type[Any], name: str) -> bool:
 
 
 def largest(cls: type[Any], name: str) -> float:
-    """Return the largest number that a field takes, by its `Range`; infinity where that has none, or the model's."""
+    """Return the largest number that a field takes, by its `Range`; infinity where that names none."""
     hint = _hints(cls).get(name)
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     notes = [note for option in options if get_origin(option) is Annotated for note in get_args(option)[1:]]
+    ranges = [note for note in notes if isinstance(note, Range)]
+    ends = [one.most for one in ranges if not isinstance(one.most, str)]
     return min(
-        (note.most for note in notes if isinstance(note, Range) and not isinstance(note.most, str)), default=math.inf
+        [*ends, *(math.nextafter(one.below, -math.inf) for one in ranges if one.below < math.inf)], default=math.inf
     )
 
 

@@ -38,8 +38,8 @@ _WHAT = (
     Column(
         "rank",
         "#",
-        "1 + the number of methods that are surely better by the guiding reward; empty without all the protocol's "
-        "seeds",
+        "1 + the number of methods that are surely better by the guiding reward, or without one by the first score of "
+        "given answers; empty without all the protocol's seeds, or such a score",
         better=-1,
     ),
     Column("method", "method", "as given, with a hash where two of one name differ in their source or version"),
@@ -307,6 +307,8 @@ def _choice_gain(score: Column) -> Column:
 
 CHOICE_SCORES = ("accuracy", "mc1", "mc2", "matching")
 """Metrics of given answers, which have gains over the unsteered model as well."""
+RANKED_BY = ("reward", *CHOICE_SCORES)
+"""What methods are ranked by: the first of these that the records have."""
 _ODDS = "the log-odds of the matching answer"
 _STEERABILITY = Column(
     "steerability",

@@ -14,7 +14,7 @@ from steerbench.errors import SteerbenchError
 from steerbench.files import write_asked
 from steerbench.plugins.spec import UNSTEERED
 from steerbench.records.choice_gains import choice_gains
-from steerbench.records.columns import CHOICE_SCORES, GAIN_COLUMNS, GAIN_ENDS, GAINS, LATENCY, RATES
+from steerbench.records.columns import GAIN_COLUMNS, GAIN_ENDS, GAINS, LATENCY, RANKED_BY, RATES
 from steerbench.records.comparisons import COMPARISONS, compared, comparisons
 from steerbench.records.identity import Difference, differences, fingerprint
 from steerbench.records.ranks import ranks_of
@@ -43,9 +43,10 @@ _TOLD = 5
 def leaderboard(records: Sequence[Record]) -> pd.DataFrame:
     """Return one row per task and method, in order of rank, then reward, within a task; means over seeds.
 
-    `rank` is 1 + the number of methods that are surely better: whose reward on the same prompts is higher, by a test
-    corrected for the number of pairs (Holm, 5 %). Two methods of different ranks may still not be told apart from each
-    other. A method without all the protocol's seeds has none. Gains over the unsteered model have 95 % intervals,
+    `rank` is 1 + the number of methods that are surely better: whose reward on the same prompts is higher, or without a
+    reward the next of `RANKED_BY`, by a test corrected for the number of pairs (Holm, 5 %). Two methods of different
+    ranks may still not be told apart from each other. A method without all the protocol's seeds has none. Gains over
+    the unsteered model have 95 % intervals,
     p-values, alone and corrected for the number of methods in the task (Holm), and standard deviations between fits and
     between samples: see `steerbench.records.statistics`. Where seeds gave a method different steerings, both count them
     as drawn; where there is one seed, and another may have given another steering, there is no p-value. All are empty
@@ -158,8 +159,12 @@ def _check_seeds(group: Sequence[Record]) -> None:
 
 def _told(difference: Difference, first: Record, other: Record) -> str:
     """Return a difference, with readable names where there are some: hashes say little."""
-    names = [record.labels.get(difference.field) for record in (first, other)]
-    return f"{difference} ({names[0]} and {names[1]})" if any(names) and names[0] != names[1] else str(difference)
+    names = [record.labels.get(difference.field) or "none" for record in (first, other)]
+    return (
+        f"{difference} ({names[0]} and {names[1]})"
+        if set(names) != {"none"} and names[0] != names[1]
+        else str(difference)
+    )
 
 
 def _unsteered(records: Sequence[Record]) -> dict[int, Record]:
@@ -169,9 +174,8 @@ def _unsteered(records: Sequence[Record]) -> dict[int, Record]:
 
 
 def _ranking_score(records: Sequence[Record]) -> str:
-    """Return what methods are ranked by: the reward, or without one the score of the answers that the task gives."""
-    there = [name for name in ("reward", *CHOICE_SCORES) if any(_has(record, name) for record in records)]
-    return there[0] if there else "reward"
+    there = (name for name in RANKED_BY if any(_has(record, name) for record in records))
+    return next(there, RANKED_BY[0])
 
 
 def over_first(variants: Mapping[str, list[Record]], score: str = "reward") -> dict[str, Gaps]:

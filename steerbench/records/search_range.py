@@ -12,11 +12,15 @@ def is_ordered(values: Sequence[Any]) -> bool:
 def ends_of(searched: Mapping[str, Sequence[Any]], chosen: Mapping[str, Any]) -> list[str]:
     """Return the hyperparameters whose chosen value is the smallest or the largest of several numbers searched.
 
-    A smallest of 0, such as the first layer, has nothing beyond it and does not count.
+    Or beyond them, where a default is. A smallest of 0, such as the first layer, has nothing beyond it and does not
+    count, and a choice that is no number, such as a layer that the method finds, lies at no end.
     """
-    ranges = {name: set(values) for name, values in searched.items() if is_ordered(values)}
-    ends = {name: ({min(values)} - {0}) | {max(values)} for name, values in ranges.items() if len(values) > 1}
-    return [name for name, both in ends.items() if chosen[name] in both]
+    ranges = {name: values for name, values in searched.items() if is_ordered(values) and is_ordered([chosen[name]])}
+    return [name for name, values in ranges.items() if len(set(values)) > 1 and _is_at_an_end(chosen[name], values)]
+
+
+def _is_at_an_end(value: float, values: Sequence[float]) -> bool:
+    return value >= max(values) or (value <= min(values) and value != 0)
 
 
 def ends_chosen(tuning: Mapping[str, Any]) -> list[str]:

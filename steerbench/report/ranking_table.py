@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from steerbench.records.columns import COLUMNS, Column
+from steerbench.records.columns import COLUMNS, RANKED_BY, Column
 from steerbench.report.groups import Group, Row
 
 _WIDTH = 100.0
@@ -93,10 +93,12 @@ class Ranking:
     ties: bool
     unranked: bool
     """Whether a method has no rank."""
+    score: str
+    """What they are ranked by; empty where there is nothing."""
 
 
 def ranking(group: Group) -> Ranking:
-    """Return the table of a group: columns that hold a number, rows by the guiding reward."""
+    """Return the table of a group: columns that hold a number, rows by what they are ranked by."""
     columns = [COLUMNS[name] for name in _SHOWN if group.has(name)]
     scales = {column.name: _scale(group, column.name) for column in columns if column.is_gain}
     ranks = [row.number("rank") for row in group.rows]
@@ -105,7 +107,9 @@ def ranking(group: Group) -> Ranking:
         for row in group.rows
     ]
     known = [rank for rank in ranks if rank is not None]
-    return Ranking(columns, rows, len(set(known)) < len(known), len(known) < len(ranks))
+    scores = [COLUMNS[name].title for name in RANKED_BY if group.has(name)]
+    score = scores[0] if scores and not group.has("reward") else "the guiding reward" if scores else ""
+    return Ranking(columns, rows, len(set(known)) < len(known), len(known) < len(ranks), score)
 
 
 def _rank(row: Row, ranks: Sequence[float | None]) -> Cell:

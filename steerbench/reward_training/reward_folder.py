@@ -54,8 +54,9 @@ def card(manifest: Mapping[str, Any]) -> str:
     lines = [
         f"# A reward for {manifest['task']['name']}",
         "",
-        f"Bradley-Terry on {manifest['pairs']['train']:,} pairs: a linear head on block {manifest['block']} of "
-        f"{backbone['name']}, {manifest['pooling']}. Form `{MODEL_TYPE}`; use it with `steerbench run --reward-model`.",
+        f"Bradley-Terry on {manifest['pairs']['train']:,} pairs{_of_half(manifest)}: a linear head on block "
+        f"{manifest['block']} of {backbone['name']}, {manifest['pooling']}. Form `{MODEL_TYPE}`; use it with "
+        f"`steerbench run --reward-model`.",
         "",
         f"On {held['pairs']:,} held-out pairs of {held['groups']:,} groups, with 95 % intervals:",
         "",
@@ -72,6 +73,10 @@ def card(manifest: Mapping[str, Any]) -> str:
         *verdicts(manifest),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _of_half(manifest: Mapping[str, Any]) -> str:
+    return f" (half {manifest['half']} of the prompts)" if "half" in manifest else ""
 
 
 def verdicts(manifest: Mapping[str, Any]) -> list[str]:

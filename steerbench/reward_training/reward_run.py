@@ -60,6 +60,10 @@ class RewardTraining:
     batch_size: int = 16
     threads: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.half not in (None, 0, 1):
+            raise SteerbenchError(f"half is {self.half}; give 0 or 1, or leave it out for all of the train split.")
+
 
 class Split(NamedTuple):
     """Pairs of one split, with their tokens."""
@@ -136,7 +140,11 @@ class _Course:
                     self.counts[f"pair longer than {most} tokens"] += 1
                 advance(1)
         if len(kept.examples) < 2:
-            raise SteerbenchError(f"fewer than two {name} pairs have at most {most} tokens; raise --max-tokens.")
+            of_half = " of that half" if name == "train" and self.settings.half is not None else ""
+            raise SteerbenchError(
+                f"fewer than two {name} pairs{of_half} have at most {most} tokens; raise --max-tokens, or give more "
+                f"data."
+            )
         return kept
 
     @cached_property

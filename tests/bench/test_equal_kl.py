@@ -96,7 +96,35 @@ def test_what_cannot_be_reached_is_said_and_the_nearest_kept(
     _, report = solved(lambda s: min(s**2, 0.05), 0.2, context, monkeypatch)
     assert not report["matched"]
     assert {t["kl"] for t in report["trials"]} == {0.05}
-    assert len(report["trials"]) == 3, "what is flat over four times the strength stays so"
+    strengths = [t["hyperparameters"]["relative_norm"] for t in report["trials"]]
+    assert len(strengths) == 4, "what is flat over four times the strength, and 64 times as far, stays so"
+    assert strengths[3] == pytest.approx(64 * strengths[2])
+
+
+@pytest.mark.parametrize(
+    ("kl", "target"),
+    [
+        (lambda s: min(8.0, 50 * s), 0.05),
+        (lambda s: 0.0 if s < 4 else 0.001 * s**2, 0.1),
+        (lambda s: max(0.02, 0.01 * s**2) if s > 0.05 else 0.0, 0.1),
+    ],
+    ids=["all is wrecked at first", "nothing at first", "a plateau below"],
+)
+def test_a_plateau_is_left(kl: Curve, target: float, context: FitContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, report = solved(kl, target, context, monkeypatch, budget=12)
+    assert report["matched"], report["trials"]
+
+
+def test_a_wide_jump_between_equal_strengths_is_not_matched(
+    context: FitContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, report = solved(lambda s: s**2 * (0.02 if s < 0.4 else 10), 0.1, context, monkeypatch, budget=12)
+    assert not report["matched"]
+
+
+def test_a_wreck_beyond_an_equal_strength_is_no_match(context: FitContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, report = solved(lambda s: 0.001 * s**2 if s < 0.4 else inf, 0.1, context, monkeypatch, budget=14)
+    assert not report["matched"]
     _, nothing = solved(lambda _: 0.0, 0.2, context, monkeypatch)
     assert not nothing["matched"]
 
@@ -122,6 +150,19 @@ def test_no_strength_beyond_the_largest_is_tried(context: FitContext, monkeypatc
     assert not report["matched"]
     assert all(t["hyperparameters"]["strength"] <= 1 for t in report["trials"])
     assert len(report["trials"]) < 4
+
+
+def test_a_strength_that_is_never_reached_is_not_tried(context: FitContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share of `rtd` is below 1."""
+
+    def attempt(one: Any, *_: Any) -> dict[str, Any]:
+        return {"kl": 0.01 * one.steerers[0].share}
+
+    monkeypatch.setattr(tuning, "attempt", attempt)
+    scores: Any = Scores(lambda s: s)
+    method, report = match(plan("rtd", tuned=True)[-1], context, scores, 0.05, 8)
+    assert 0.99 < method.steerers[0].share < 1  # type: ignore[attr-defined]
+    assert not report["matched"]
 
 
 def test_a_strength_that_cannot_be_measured_is_too_strong(context: FitContext, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ KINDS: dict[str, Callable[[LanguageModel], Reweighting | Steering]] = {
     "a second model of the same size": lambda lm: fitted("dexperts", expert=part_of_testbed("lm")),
     "twin rows": lambda lm: fitted("classifier_free"),
     "ARGS with 10 candidates": lambda lm: fitted("args"),
-    "best of 16": lambda lm: load("methods", "best_of_n")(n=16).fit(None),  # type: ignore[arg-type]
+    "best of 16": lambda lm: load("methods", "best_of_n")(n=16).fit(None),  # type: ignore[arg-type, call-arg]
 }
 
 

@@ -52,7 +52,7 @@ def test_a_model_is_looked_for_before_its_reward_is_asked_for(
 def test_a_model_that_is_there_needs_a_reward(cli: Callable[..., Result], world: Path, tmp_path: Path) -> None:
     done = cli("run", "--model", world / "lm", "--methods", "caa", "--out", tmp_path / "runs")
     assert done.exit_code == 2
-    assert "needs a reward model; give one with --reward-model." in done.stderr
+    assert "needs a reward model for hh_rlhf; give one with --reward-model." in done.stderr
 
 
 @pytest.mark.parametrize("command", [["latency"], ["judge", "runs", "--endpoint", "x", "--judge-model", "y"]])

@@ -5,7 +5,9 @@ import random
 import pytest
 import torch
 
-from steerbench.data.splits import split_by_group
+from steerbench.data import user
+from steerbench.data.splits import half_of, split_by_group
+from steerbench.data.task import Example
 from steerbench.learn import Split
 
 
@@ -36,3 +38,13 @@ def test_the_draw_of_a_seed_stays_what_it_was(seed: int) -> None:
     home = {names[i]: min(place // 3, 2) for place, i in enumerate(drawn)}
     report, validation, train = ([i for i, g in enumerate(groups) if home[g] == part] for part in range(3))
     assert Split.of(groups, torch.Generator().manual_seed(seed)) == Split(train, validation, report)
+
+
+def test_halves_part_groups_and_not_examples() -> None:
+    examples = [Example(str(i), f"group {i // 3}", user(f"{i}?"), "Yes.", "No.") for i in range(21)]
+    halves = [half_of(examples, half) for half in (0, 1)]
+    groups = [{example.group for example in half} for half in halves]
+    assert not groups[0] & groups[1]
+    assert [len(found) for found in groups] == [4, 3]
+    assert sorted([e.id for half in halves for e in half]) == sorted(e.id for e in examples)
+    assert halves[0] == half_of(examples[::-1], 0)[::-1], "whatever the order of the data"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from steerbench.contract import tiny
 from steerbench.data import user
 from steerbench.decoding import Decoding
 from steerbench.edits import Add, DecodePart, Edit, Instruction, PlacedEdit, Scope, Site
+from steerbench.engine.backends.generation_engine import GenerationEngine
 from steerbench.engine.backends.packed_edits import PackedEdits, _tables
 from steerbench.engine.backends.packed_step import PackedStep
 from steerbench.engine.backends.shipment import Shipped
@@ -156,16 +158,31 @@ def test_padding_behind_the_tokens_and_closed_gates_stay() -> None:
     assert torch.equal(edited[1], (h[1].float() + 1).to(torch.bfloat16))
 
 
+class OneByOne(PackedEngine):
+    """An engine that holds one steering at a time."""
+
+    continued_each = GenerationEngine.continued_each
+
+    def continued(self, lm: LanguageModel, prompts: Any, edits: Any, *args: Any, **kwargs: Any) -> Any:
+        decoding, seeds = args
+        return PackedEngine.continued_each(self, lm, [prompts], [edits], decoding, [seeds], **kwargs)[0]
+
+
 @pytest.mark.parametrize("decoding", [NEW, DRAWN])
 def test_several_steerings_in_one_batch_do_what_each_does_alone(
     lm: LanguageModel, steerings: dict[str, Steering], decoding: Decoding
 ) -> None:
-    names = ["resid_post, response", "everywhere", "gated", "several", "ascent", "resid_post, all"]
+    names = ["resid_post, response", "everywhere", "gated", "several", "ascent", "resid_post, all", "in front"]
     mixed = [Steering(), *(steerings[name] for name in names), Steering(prompt=(Instruction("Answer kindly."),))]
-    found = generate_each(lm, PROMPTS, mixed, decoding, seed=3, engine=PackedEngine())
-    assert found == [generate(lm, PROMPTS, steering, decoding, seed=3) for steering in mixed]
-    assert found == generate_each(lm, PROMPTS, mixed, decoding, seed=3)
-    assert len({tuple(r.text for r in responses) for responses in found}) > 4
+    if decoding.temperature:  # a choice among three, under one edit and under none
+        mixed += [Steering(decode=Vowels(3)), steerings["everywhere"] + Steering(decode=Vowels(3))]
+    given: dict[str, Any] = {"seed": 3, "reward": tiny.VowelReward()}
+    alone = [generate(lm, PROMPTS, steering, decoding, **given) for steering in mixed]
+    assert generate_each(lm, PROMPTS, (s for s in mixed), decoding, engine=PackedEngine(), **given) == alone  # type: ignore[arg-type]
+    assert generate_each(lm, PROMPTS, mixed, decoding, engine=OneByOne(), **given) == alone
+    assert generate_each(lm, PROMPTS, mixed, decoding, **given) == alone
+    assert len({tuple(r.text for r in responses) for responses in alone}) > 4
+    assert generate_each(lm, PROMPTS, [], decoding, engine=PackedEngine()) == []
 
 
 def test_constants_of_several_steerings_are_one_table() -> None:
@@ -181,6 +198,9 @@ def test_constants_of_several_steerings_are_one_table() -> None:
     step = PackedStep.of(torch.arange(5), torch.full((4,), 3), torch.arange(4), torch.full((4,), 3))
     edited = PackedEdits(edits, torch.device("cpu"))(torch.zeros(4, 8), step)
     assert edited[:, 0].tolist() == [9, 2, 6, 16]
+    one_value = replace(edits[1], placed=replace(edits[1].placed, edit=Add(torch.ones(1))))
+    narrow = PackedEdits([edits[0], one_value], torch.device("cpu"))(torch.zeros(4, 8), step)
+    assert narrow.tolist() == [[1.0] * 8, [1.0] * 8, [1.0] * 8, [0.0] * 8], "one value for all of a state"
     behind = PackedStep.of(torch.arange(5), torch.full((4,), 4), torch.arange(4), torch.full((4,), 3))
     assert PackedEdits(edits, torch.device("cpu"))(torch.zeros(4, 8), behind)[:, 0].tolist() == [9, 2, 6, 0]
 

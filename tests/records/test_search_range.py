@@ -22,6 +22,8 @@ RANGE: dict[str, list[Any]] = {
         ({"strength": 2.0, "layer": 0.8}, ["strength", "layer"]),
         ({"layer": 0.0}, []),
         ({"pool": "mean", "end": True}, []),
+        ({"strength": 5.0, "layer": None}, ["strength"]),  # a default beyond the range, and one that is no number
+        ({"strength": 0.1, "layer": [0.0, 0.8]}, ["strength"]),
     ],
 )
 def test_the_ends_of_numbers_count_but_for_nought(changed: dict[str, Any], expected: list[str]) -> None:

@@ -118,6 +118,13 @@ def test_trials_over_one_number_make_a_curve_of_the_guide() -> None:
     assert (found.unsteered, found.chosen, found.dial) == (0.5, [4.0, 4.0], "strength")
 
 
+def test_a_default_that_is_no_number_is_no_point_of_the_curve() -> None:
+    trials = [{"hyperparameters": {"layer": layer}, "score": 0.0, "reward": 2.0} for layer in (None, 0.2, 0.4, 0.6)]
+    tuning = {"trials": trials, "chosen": {"layer": None}, "unsteered": {"score": 0.0, "reward": 1.0}}
+    (found,) = tuned(group([make("caa", tuning=tuning)]))
+    assert (found.values, found.chosen) == ([0.2, 0.4, 0.6], [])
+
+
 def test_trials_over_two_numbers_make_no_curve() -> None:
     trials = [{"hyperparameters": {"strength": s, "layer": s}, "score": s} for s in (1, 2, 3)]
     assert tuned(group([make("caa", tuning={"trials": trials, "unsteered": 0.0, "chosen": {}})])) == []

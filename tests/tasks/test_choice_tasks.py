@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from steerbench import load
+from steerbench import load, names
 from steerbench.data import Choices, TaskData, Unusable, load_data, user
 from steerbench.data.task import Example, Task
 from steerbench.errors import SteerbenchError
@@ -302,3 +302,8 @@ def test_xstest_on_the_real_file() -> None:
 
 def test_tasks_are_tasks() -> None:
     assert all(isinstance(task(name), Task) for name in ("mmlu", CHOICES, "xstest"))
+
+
+def test_tasks_that_bring_their_answers_need_no_reward() -> None:
+    found = {name for name in names("tasks") if not load("tasks", name).needs_reward}
+    assert found == {"truthful_qa", "mmlu", "ai_choices", "xstest"}

@@ -192,7 +192,9 @@ def test_what_is_chosen_stays(tmp_path: Path) -> None:
 def test_another_model_gets_nothing_of_the_testbed() -> None:
     chosen = Protocol(model="org/model", reward_model="org/reward").complete
     assert (chosen.held_out_reward, chosen.encoder, chosen.data) == (None, DEFAULT_ENCODER, None)
-    with pytest.raises(SteerbenchError, match="'org/model' needs a reward model; give one with --reward-model"):
+    with pytest.raises(
+        SteerbenchError, match="'org/model' needs a reward model for hh_rlhf; give one with --reward-model"
+    ):
         _ = Protocol(model="org/model").complete
 
 
