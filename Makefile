@@ -85,6 +85,9 @@ results: $(INSTALLED)
 	$(BIN)/steerbench leaderboard results/testbed --csv results/leaderboard.csv --markdown docs/results.md
 	$(BIN)/steerbench leaderboard results/testbed --markdown README.md --rows 8
 	$(BIN)/steerbench leaderboard results/matched --csv results/matched.csv --markdown results/README.md
+	$(BIN)/steerbench leaderboard results/decoding-0.02 --markdown results/decoding-0.02/README.md
+	$(BIN)/steerbench leaderboard results/decoding-0.05 --markdown results/decoding-0.05/README.md
+	$(BIN)/steerbench leaderboard results/decoding-0.1 --markdown results/decoding-0.1/README.md
 	$(BIN)/steerbench verdicts results/claims.toml --markdown docs/verdicts.md
 	$(BIN)/steerbench report results --out results/report.html --plot results/gains.svg --claims results/claims.toml
 

@@ -32,7 +32,12 @@ STUDIED = {
 """The methods of the committed records; `docs/methods.md` says which are to follow."""
 FEWER = {"matched": [("testbed-shp", "alignez:identify=ccs", 4)]}
 """Rows with fewer than five seeds: in one, no layer told good answers from bad, and nothing could be fitted."""
-READMES = ("README.md", "docs/results.md", "docs/verdicts.md", "results/README.md")
+DECODING = ("0.02", "0.05", "0.1")
+"""The equal KLs of the study of guided decoding, nats per token."""
+READMES = (
+    *("README.md", "docs/results.md", "docs/verdicts.md", "results/README.md"),
+    *(f"results/decoding-{kl}/README.md" for kl in DECODING),
+)
 TABLES = (*READMES, "results/leaderboard.csv", "results/matched.csv")
 REPORT, PLOT = "results/report.html", "results/gains.svg"
 
@@ -42,7 +47,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the commands of `make results` that make tables, with everything they write in another folder."""
     there = tmp_path_factory.mktemp("made")
     for name in READMES:
-        (there / name).parent.mkdir(exist_ok=True)
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
         (there / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     for command in ("leaderboard", "verdicts"):
         _run(command, there)
@@ -126,3 +131,13 @@ def test_every_row_of_the_other_study_was_matched_to_one_kl() -> None:
     records = Store(ROOT / "results" / "matched").records()
     assert {r.protocol["match_kl"] for r in records} == {0.05}
     assert all(r.tuning["target"] == 0.05 for r in records if r.tuning)
+
+
+@pytest.mark.parametrize("kl", DECODING)
+def test_guided_decoding_was_matched_to_its_kl_with_three_seeds(kl: str) -> None:
+    records = Store(ROOT / "results" / f"decoding-{kl}").records()
+    assert all(r.tuning["target"] == float(kl) for r in records if r.tuning)
+    rows = {(r.labels["task"], r.method, r.seed) for r in records}
+    methods = {method for _, method, _ in rows}
+    assert rows == {(f"testbed-{task}", m, seed) for task in ("hh_rlhf", "shp") for m in methods for seed in range(3)}
+    assert {"re_control", "controlled_decoding", "args", "genarm", "best_of_n"} <= methods
