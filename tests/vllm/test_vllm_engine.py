@@ -13,7 +13,7 @@ from steerbench.contract import tiny
 from steerbench.data import user
 from steerbench.decoding import Decoding
 from steerbench.edits import Add, DecodePart, Instruction, PlacedEdit, Site
-from steerbench.engine.backends.shipment import Shipped, shipped
+from steerbench.engine.backends.shipment import Shipped, shipped_each
 from steerbench.engine.backends.vllm_engine import VllmEngine
 from steerbench.engine.generate import generate_fixed
 from steerbench.engine.generate_each import generate_each
@@ -147,9 +147,9 @@ def test_another_module_than_transformers_has_is_found_out(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, path: str, said: str, engine: VllmEngine
 ) -> None:
     def elsewhere(*args: Any) -> list[Shipped]:
-        return [replace(one, module=path) for one in shipped(*args)]
+        return [replace(one, module=path) for one in shipped_each(*args)]
 
-    monkeypatch.setattr("steerbench.engine.backends.vllm_engine.shipped", elsewhere)
+    monkeypatch.setattr("steerbench.engine.backends.vllm_engine.shipped_each", elsewhere)
     site = Site("mlp_out", 3)
     tried, engine._tried = engine._tried, set()
     try:
