@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from steerbench import testbed
 from steerbench.bench.capability import Capability
@@ -13,6 +13,7 @@ from steerbench.bench.engines import check_engine, engine_of
 from steerbench.bench.method import Method
 from steerbench.bench.prompt_limit import MOST, fitting, prompt_limit
 from steerbench.bench.protocol import COARSE, DEFAULT_ENCODER, FitSettings, Protocol
+from steerbench.bench.train_split import TrainSplit
 from steerbench.data.splits import folder_of, load_data
 from steerbench.data.task import Example, Task, TaskData
 from steerbench.decoding import TRANSFORMERS
@@ -57,10 +58,6 @@ class Options:
     progress: Progress = silent
     written: Callable[[Record], None] | None = None
     """What is told of each record that was measured, once it has been written; such as `records.trackers.teller`."""
-
-
-_REWARD_LABELS = (("reward_model", "reward"), ("held_out_reward", "held_out_reward"))
-"""What labels call the rewards, and the columns of their scores."""
 
 
 class Setup:
@@ -168,7 +165,7 @@ class Setup:
         """Return what a method may learn from."""
         return FitContext(
             lm=self.lm,
-            examples=_Train(self),
+            examples=TrainSplit(lambda: self.train),
             reward=self.reward,
             seed=seed,
             decoding=self.settings.decoding,
@@ -192,23 +189,6 @@ class Setup:
                 f"--max-new-tokens, or take a model with a longer context."
             )
         return found
-
-
-class _Train(Sequence[Example]):
-    """The train split of a setup, read when a method first asks for it."""
-
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-
-    def __len__(self) -> int:
-        return len(self._setup.train)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        return self._setup.train[index]
 
 
 class Bench(Setup):
@@ -309,6 +289,7 @@ class Bench(Setup):
     def key(self) -> Key:
         """What the protocol came to: equal keys, comparable scores. Device, batch size and paths are not in it."""
         p, settings = self.protocol, changed_settings(self.task)
+        rewards = {column: asset(reward.name, reward.revision) for column, reward in self.rewards.items()}
         return {
             "task": self._at_home(self.task_name),
             **({"task_settings": settings} if settings else {}),
@@ -328,8 +309,8 @@ class Bench(Setup):
             **({"engine": p.engine} if p.engine != TRANSFORMERS else {}),
             **self.lm.format.key,
             **asdict(p.decoding),
-            "reward_model": self._asset("reward"),
-            "held_out_reward": self._asset("held_out_reward"),
+            "reward_model": rewards.get("reward"),
+            "held_out_reward": rewards.get("held_out_reward"),
             **({"reward_prompt_date": TEMPLATE_DATE} if any(r.shows_date for r in self.rewards.values()) else {}),
             "encoder": asset(self.encoder.name, self.encoder.revision),
             "tuning_budget": p.tuning_budget,
@@ -345,16 +326,14 @@ class Bench(Setup):
     @property
     def labels(self) -> dict[str, str]:
         """Readable names for tables; that of the task says its settings, and if anything in it is of a testbed."""
+        rewards = {column: reward.name for column, reward in self.rewards.items()}
         return {
             "task": self._at_home(label_of(self.task_name, self.task)),
             "model": self.lm.name,
-            **{name: reward.name if (reward := self.rewards.get(column)) else "" for name, column in _REWARD_LABELS},
+            "reward_model": rewards.get("reward", ""),
+            "held_out_reward": rewards.get("held_out_reward", ""),
             "encoder": self.encoder.name,
         }
-
-    def _asset(self, column: str) -> str | None:
-        reward = self.rewards.get(column)
-        return asset(reward.name, reward.revision) if reward else None
 
     @property
     def batch_sizes(self) -> dict[str, Any]:

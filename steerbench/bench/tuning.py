@@ -88,7 +88,7 @@ def match(method: Method, context: FitContext, validation: Validation, target: f
     trials: list[dict[str, Any]] = []
     tried: dict[float, float] = {}
     with context.progress(f"match {method.spec}", budget) as advance:
-        while len(trials) < budget and not (_is_matched(tried, target) or _is_flat(tried, _FAR)):
+        while len(trials) < budget and not _is_matched(tried, target) and _flat_over(tried) < _FAR:
             strength = min(_next(tried, target, sorted(knob.values)[len(knob.values) // 2]), knob.most)
             if strength in tried or (one := _allowed(method, knobs, {label: strength})) is None:
                 break  # and more, or less, is not allowed
@@ -177,12 +177,15 @@ def _is_matched(tried: Mapping[float, float], target: float) -> bool:
     return (alike and close) or any(_near(kl, target) for kl in tried.values())
 
 
-def _is_flat(tried: Mapping[float, float], times: float = _STEP) -> bool:
-    """Tell whether the last trials, three at least and over so many times the strength, have one KL."""
-    last = list(tried.items())[-3:] if times <= _STEP else list(tried.items())[-4:]
-    strengths, kls = [strength for strength, _ in last], [kl for _, kl in last]
-    wide = len(last) >= 3 and max(strengths) >= times * min(strengths)
-    return wide and max(kls) < inf and max(kls) <= min(kls) * (1 + KL_TOLERANCE)
+def _flat_over(tried: Mapping[float, float]) -> float:
+    """Return over how many times the strength the last trials have one KL; 1 where fewer than three have."""
+    strengths, kls = list[float](), list[float]()
+    for strength, kl in reversed(list(tried.items())):
+        kls.append(kl)
+        if max(kls) == inf or max(kls) > min(kls) * (1 + KL_TOLERANCE):
+            break
+        strengths.append(strength)
+    return max(strengths) / min(strengths) if len(strengths) >= 3 else 1.0
 
 
 def _enclosing(tried: Mapping[float, float], target: float) -> tuple[float | None, float | None]:
@@ -200,7 +203,7 @@ def _next(tried: Mapping[float, float], target: float, first: float) -> float:
     if below is None or above is None:
         end = below if below is not None else min(tried)
         ratio = target / tried[end] if tried[end] else inf
-        if _is_flat(tried):
+        if _flat_over(tried) >= _STEP:
             return float(end * (_FAR if ratio > 1 else 1 / _FAR))
         return float(end * min(_STEP, max(1 / _STEP, ratio ** (1 / _power(tried, end)))))
     left, right = tried[below], tried[above]

@@ -90,6 +90,14 @@ def test_any_power_takes_three_trials(power: float, context: FitContext, monkeyp
     assert len(report["trials"]) <= (4 if power < 1 else 3)  # one step is four times at most
 
 
+def test_the_power_is_that_beside_the_end() -> None:
+    """KL grows with the square first and with the sixth power then."""
+    tried = {0.1: 0.001, 0.2: 0.004, 0.4: 0.256}
+    assert tuning._power(tried, 0.4) == pytest.approx(6)
+    assert tuning._power(tried, 0.1) == pytest.approx(2)
+    assert tuning._power({0.1: 0.0, 0.2: 0.01}, 0.2) == 2.0, "nothing is known of a KL of 0"
+
+
 def test_what_cannot_be_reached_is_said_and_the_nearest_kept(
     context: FitContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
