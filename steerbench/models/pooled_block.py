@@ -36,7 +36,7 @@ class PooledForm(NamedTuple):
     """What `config.json` says."""
 
     backbone: str
-    """Folder, or `org/name@commit` of the Hub."""
+    """Folder, or `org/name@commit` of the Hub; a path that starts with a dot is seen from the reward's folder."""
     backbone_revision: str
     block: int
     """Counted from 0; its output is read."""
@@ -79,13 +79,14 @@ def with_backbone(source: Source) -> Source:
     """
     form = read_form(source.folder)
     beside = source.folder / BACKBONE
-    gone = form.backbone.startswith(("/", "~", ".")) and not Path(form.backbone).expanduser().exists()
+    named = str(source.folder / form.backbone) if form.backbone.startswith(".") else form.backbone
+    gone = named.startswith(("/", "~", ".")) and not Path(named).expanduser().exists()
     if gone and not beside.exists():
         raise SteerbenchError(
             f"reward {source.name!r} reads a model that is no longer where it was; put that model, or a link to it, "
             f"at {beside}."
         )
-    base = find(str(beside) if beside.exists() else form.backbone)
+    base = find(str(beside) if beside.exists() else named)
     if base.revision != form.backbone_revision:
         raise SteerbenchError(
             f"reward {source.name!r} was fitted on another model than {base.name!r} is now "

@@ -1,5 +1,6 @@
 """The model whose states a reward reads, and which of its blocks are tried."""
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ class Backbone:
     def __init__(self, name: str, *, device: torch.device, dtype: torch.dtype, batch_size: int, threads: bool) -> None:
         """Find it; `threads` lets it set as many CPU threads as suit its size."""
         self.source: Source = find(name)
-        self.name = str(Path(name).expanduser().absolute()) if self.is_local else f"{self.source.name}@{self.revision}"
+        self._path = Path(name).expanduser()
         self.device, self.dtype, self.batch_size = device, dtype, batch_size
         self._threads = threads
         self._states: BlockStates | None = None
@@ -40,6 +41,14 @@ class Backbone:
     def revision(self) -> str:
         """Commit or hash."""
         return self.source.revision
+
+    def seen_from(self, folder: Path) -> str:
+        """Return how a reward in a folder names it: relative where both are below here, and can be moved together."""
+        if not self.is_local:
+            return f"{self.source.name}@{self.revision}"
+        path, here = self._path.absolute(), Path.cwd()
+        together = path.is_relative_to(here) and folder.absolute().is_relative_to(here)
+        return f"./{os.path.relpath(path, folder)}" if together else str(path)
 
     @property
     def is_local(self) -> bool:

@@ -149,7 +149,7 @@ class _Course:
 
     @cached_property
     def blocks(self) -> list[int]:
-        """The blocks whose states are read. Raises SteerbenchError for one that is not there."""
+        """The blocks that are tried. Raises SteerbenchError for one that is not there."""
         block, n = self.settings.block, self.backbone.n_blocks
         if block is not None and not 0 <= block < n:
             raise SteerbenchError(f"block {block} of {self.backbone.source.name!r} is outside 0..{n - 1}.")
@@ -158,11 +158,18 @@ class _Course:
             raise SteerbenchError(f"--finetune {self.settings.finetune} is more than the blocks up to {min(blocks)}.")
         return blocks
 
+    @property
+    def read(self) -> list[int]:
+        """The blocks whose states are kept: for one of the usual ones all of them, so that trainings share files."""
+        usual = self.backbone.candidates
+        return usual if set(self.blocks) <= set(usual) else self.blocks
+
     def _states(self, scenes: Sequence[SceneTokens]) -> Any:
         """Return (scenes, replies, blocks, width) float64."""
-        kept = self.backbone.kept(self.settings.states, self.blocks)
-        found = complete(kept, lambda: self.backbone.reader(self.blocks), scenes, self.progress)
-        return np.stack([one.double().numpy() for one in found])
+        kept = self.backbone.kept(self.settings.states, self.read)
+        found = complete(kept, lambda: self.backbone.reader(self.read), scenes, self.progress)
+        columns = [self.read.index(block) for block in self.blocks]
+        return np.stack([one[:, columns].double().numpy() for one in found])
 
     @cached_property
     def pairs(self) -> dict[str, dict[int, Pairs]]:
@@ -191,14 +198,14 @@ class _Course:
         return fit_head(self.pairs["train"][chosen.block], chosen.penalty, length_neutral=self.settings.length_neutral)
 
     @property
-    def form(self) -> PooledForm:
-        """What the folder says of the frozen reward."""
-        dtype = str(self.backbone.dtype).removeprefix("torch.")
-        return PooledForm(self.backbone.name, self.backbone.revision, self.choice.block, dtype)
+    def dtype(self) -> str:
+        """Of the states."""
+        return str(self.backbone.dtype).removeprefix("torch.")
 
     def write(self, out: Path) -> None:
         """Write the frozen reward."""
-        write_reward(out, self.form, self.head, self.splits["train"].examples)
+        form = PooledForm(self.backbone.seen_from(out), self.backbone.revision, self.choice.block, self.dtype)
+        write_reward(out, form, self.head, self.splits["train"].examples)
 
     @property
     def probes(self) -> list[SceneTokens]:
@@ -229,7 +236,7 @@ class _Course:
             "steerbench": __version__,
             "task": {"name": self.settings.task, "version": self.task.version, "data": self.data.revision},
             "backbone": {"name": self.backbone.source.name, "revision": self.backbone.revision},
-            "dtype": self.form.dtype,
+            "dtype": self.dtype,
             "block": self.choice.block,
             "pooling": "mean over the reply's tokens",
             "penalty": self.choice.penalty,

@@ -202,6 +202,31 @@ def test_the_same_folder_again_is_the_same_and_reads_no_model_state_twice(traine
     assert one.revision != RewardModel.load(str(trained("three", "--length-neutral")[0])).revision
 
 
+def test_one_of_the_blocks_that_are_tried_needs_no_states_of_its_own(trained: Any, tmp_path: Path) -> None:
+    _, manifest = trained("tried")
+    kept = set((tmp_path / "states").rglob("*.safetensors"))
+    tried = sorted({choice["block"] for choice in manifest["tried on validation"]})
+    _, alone = trained("alone", "--block", str(tried[0]))
+    assert alone["block"] == tried[0]
+    assert {choice["block"] for choice in alone["tried on validation"]} == {tried[0]}
+    assert set((tmp_path / "states").rglob("*.safetensors")) == kept
+
+
+def test_reward_and_model_are_moved_together(
+    trained: Any, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where both are below the working directory, as in a project that is cloned elsewhere."""
+    (tmp_path / "project" / "models").mkdir(parents=True)
+    shutil.copytree(world / "lm", tmp_path / "project" / "models" / "lm")
+    monkeypatch.chdir(tmp_path / "project")
+    out, _ = trained("project/rewards/one", backbone=str(Path.cwd() / "models" / "lm"))
+    assert json.loads((out / "config.json").read_text())["backbone"] == "./../../models/lm"
+    before = RewardModel.load(str(out)).revision
+    (tmp_path / "project").rename(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    assert RewardModel.load("elsewhere/rewards/one").revision == before
+
+
 def test_the_last_blocks_are_trained_and_loaded(trained: Any, world: Path) -> None:
     out, manifest = trained("tuned", "--block", "1", "--finetune", "1", "--batch-size", "4")
     losses = manifest["finetuning"]["validation losses"]
