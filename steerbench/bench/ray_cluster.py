@@ -104,10 +104,11 @@ class RayCrew:
         return f"{n} worker{'s' if n > 1 else ''}"
 
     def prepare(self) -> Prepared:
-        """Start the workers, and load the models in the first one."""
+        """Start the workers, which load their models side by side, and return what the first one says."""
         made = _ray().remote(Worker).options(**self._needs, max_restarts=-1, max_task_retries=RETRIES)
         self._actors += [made.remote(*self._made_of) for _ in range(min(self._room, len(self._planned)))]
-        prepared: Prepared = self._get(self._actors[0].prepare.remote())
+        first, *_ = [actor.prepare.remote() for actor in self._actors]
+        prepared: Prepared = self._get(first)
         return prepared
 
     def measure(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Record | Failure]]:

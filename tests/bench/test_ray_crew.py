@@ -39,6 +39,7 @@ class Nearby:
     machines: list[dict[str, float]] = field(default_factory=lambda: [{"CPU": 2.0}])
     asked: dict[str, Any] = field(default_factory=dict)
     made: list[tuple[Any, ...]] = field(default_factory=list)
+    prepared: int = 0
     killed: int = 0
     exceptions = SimpleNamespace(
         RayTaskError=TaskError, RayActorError=Gone, WorkerCrashedError=Gone, OutOfMemoryError=Gone
@@ -60,8 +61,11 @@ class Nearby:
     def _actor(self, *made_of: Any) -> Any:
         self.made.append(made_of)
         measure = SimpleNamespace(remote=lambda unit: Reference(lambda: self.answer(unit)))
-        prepared = SimpleNamespace(remote=lambda: Reference(lambda: Prepared(["a"], [])))
-        return SimpleNamespace(measure=measure, prepare=prepared)
+        return SimpleNamespace(measure=measure, prepare=SimpleNamespace(remote=self._prepare))
+
+    def _prepare(self) -> "Reference":
+        self.prepared += 1
+        return Reference(lambda: Prepared(["a"], []))
 
     def get(self, reference: "Reference") -> Any:
         return reference.work()
@@ -87,7 +91,7 @@ def done(ray: Nearby, monkeypatch: pytest.MonkeyPatch, options: Options = ONE_TH
     with RayCluster() as cluster, cluster.crew(Protocol(), options, PLANNED) as crew:
         assert crew.prepare() == Prepared(["a"], [])
         found = list(crew.measure(PLANNED))
-    assert ray.killed == len(ray.made)
+    assert ray.killed == ray.prepared == len(ray.made)
     return found
 
 
