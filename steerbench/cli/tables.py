@@ -17,6 +17,7 @@ from steerbench.records.record import Record
 if TYPE_CHECKING:
     from steerbench.bench.forecast import Forecast
     from steerbench.bench.units import Unit
+    from steerbench.records.order_agreement import OrderAgreement
     from steerbench.records.statistics import Interval
     from steerbench.records.verdicts import Verdict
 
@@ -104,6 +105,19 @@ def show_paired(console: Console, table: pd.DataFrame, first: str, second: str) 
         n = int(rows["seeds"].iloc[0])
         print_table(console, f"{task}, {n} seed{'s' if n > 1 else ''}", cells, yields=["higher", "p"], names="metric")
         console.print()
+
+
+def show_agreements(console: Console, found: "Sequence[OrderAgreement]") -> None:
+    """Print a line for each two tables."""
+    cells: Columns = {
+        "first": [one.first for one in found],
+        "second": [one.second for one in found],
+        "methods": [_cell(one.methods) for one in found],
+        "rank correlation": [
+            "–" if (r := one.correlation) is None else _difference(r.mean, *_ends(r)) for one in found
+        ],
+    }
+    print_table(console, "", cells, yields=["methods"], names="first")
 
 
 def show_verdicts(console: Console, found: "Sequence[Verdict]") -> None:

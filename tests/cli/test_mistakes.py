@@ -115,7 +115,7 @@ ANSWERS = {
     "latency --config llama-3-8b --model x": "--config makes a model of its own; leave out --model.",
     "latency --out notes.txt": "cannot write to notes.txt: File exists; choose another folder with --out and run the "
     "same command again. Finished records are kept.",
-    # leaderboard, compare, report, power, pack
+    # leaderboard, compare, agree, report, power, pack
     "leaderboard nowhere": "nowhere is not there; `steerbench run --out FOLDER` makes one with records.",
     "leaderboard folder": "there are no records in folder; `steerbench run --out FOLDER` makes some.",
     "leaderboard notes.txt": "notes.txt is no folder; `steerbench run --out FOLDER` makes one with records.",
@@ -125,6 +125,11 @@ ANSWERS = {
     "compare caa iti nowhere": "nowhere is not there; `steerbench run --out FOLDER` makes one with records.",
     "compare caa iti folder": "there are no records in folder; `steerbench run --out FOLDER` makes some.",
     "compare caa iti runs": "unknown method in these records 'iti'. Known: caa, unsteered.",
+    "agree nowhere runs": "nowhere is not there; `steerbench run --out FOLDER` makes one with records.",
+    "agree runs --metric gold": "it takes two tables to agree, and 0 of these have gains of gold; give folders of two "
+    "studies, or of two tasks, or another --metric.",
+    "agree runs runs --metric gild": "unknown metric 'gild'. Did you mean 'gold'? Known: gold, "
+    "held_out_reward, reward.",
     "report nowhere": "nowhere is not there; `steerbench run --out FOLDER` makes one with records.",
     "report runs --out folder": "cannot write folder: Is a directory; choose another file.",
     "report runs --out page.pdf": "page.pdf would hold HTML; give it a name that ends in .html.",
