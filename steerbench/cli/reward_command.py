@@ -87,12 +87,64 @@ def train(
     say(f"written: {folder}")
 
 
+@app.command()
+def check(
+    rewards: Annotated[list[str], typer.Argument(help="Reward models: folders, or org/name[@revision] of the Hub.")],
+    task: Annotated[str, typer.Option(help="Task on whose held-out pairs they are checked.")] = "hh_rlhf",
+    data: Annotated[
+        Path | None, typer.Option(help="File or folder in the task's original schema; default: the Hub.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Leave out longer pairs: dialogue and reply.", min=2)] = 256,
+    n_examples: Annotated[int | None, typer.Option(help="Most held-out pairs; default: all.", min=2)] = None,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option(help="Replies at once.", min=1)] = 16,
+    threads: Threads = None,
+    plugin: Plugins = None,
+) -> None:
+    """Say how good rewards are on a task's held-out pairs, beside "longer wins", and how two of them agree."""
+    add_plugins(plugin)
+    check_names(tasks=task)
+    import_swiftly("steerbench.reward_training.reward_check")
+    from steerbench.cli import stages
+    from steerbench.reward_training.reward_check import RewardCheck, check_rewards
+    from steerbench.reward_training.reward_folder import verdicts
+
+    settings = RewardCheck(
+        rewards=rewards,
+        task=task,
+        data=data,
+        max_tokens=max_tokens,
+        n_examples=n_examples,
+        device=device,
+        batch_size=batch_size,
+        threads=threads,
+    )
+    with stages.shown(err) as progress:
+        found = check_rewards(settings, progress)
+    for name, figures in found["rewards"].items():
+        _table(f"{name}; {task}, {figures['held out']['pairs']:,} held-out pairs", figures)
+        for verdict in verdicts(figures):
+            complain(verdict)
+    if found["agreement"]:
+        _print("agreement of the two", found["agreement"])
+    for reason, count in found["left out"].items():
+        say(f"left out: {count:,} ({reason})")
+
+
 def _show(manifest: Mapping[str, Any]) -> None:
+    about = f"block {manifest['block']}, {manifest['pairs']['train']:,} pairs; held out: {manifest['pairs']['test']:,}"
+    _table(about, manifest)
+
+
+def _table(about: str, found: Mapping[str, Any]) -> None:
+    """Print the figures of held-out pairs and of probes."""
+    held = {name: value for name, value in found["held out"].items() if name not in ("pairs", "groups")}
+    _print(about, {**held, **{f"preferred over {name}": value for name, value in found["probes"].items()}})
+
+
+def _print(about: str, figures: Mapping[str, Any]) -> None:
     from steerbench.reward_training.reward_folder import shown
 
-    held = {name: value for name, value in manifest["held out"].items() if name not in ("pairs", "groups")}
-    figures = {**held, **{f"preferred over {name}": value for name, value in manifest["probes"].items()}}
-    about = f"block {manifest['block']}, {manifest['pairs']['train']:,} pairs; held out: {manifest['pairs']['test']:,}"
     say(about, "bold")
     columns: Columns = {"figure": list(figures), "value": [shown(value) for value in figures.values()]}
     print_table(out, "", columns, names="figure")

@@ -6,6 +6,8 @@ from steerbench.data.task import Example
 from steerbench.reward_training.scenes import Scene
 from steerbench.seeds import seed_for
 
+N_PROBED = 100
+"""Held-out prompts whose preferred replies are damaged."""
 PROBES = ("shuffled", "echoed", "empty", "repeated", "polite")
 _POLITE = "Thank you so much for your question! I am always happy to help, and I hope that you have a wonderful day."
 _TIMES = 3

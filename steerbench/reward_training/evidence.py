@@ -34,6 +34,11 @@ def evidence(examples: Sequence[Example], margins: Any, log_lengths: Any) -> dic
     return figures
 
 
+def on_one_side(examples: Sequence[Example], ones: Any, others: Any) -> dict[str, float | None]:
+    """Return how often two margins, (pairs,) each, have the same sign, with a 95 % interval."""
+    return _interval(examples, _wins(ones * others))
+
+
 def correlation(margins: Any, log_lengths: Any) -> float:
     """Return the correlation of both differences over all pairs in both orders, which have a mean of zero."""
     norm = float(np.linalg.norm(margins) * np.linalg.norm(log_lengths))

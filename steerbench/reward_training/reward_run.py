@@ -19,15 +19,12 @@ from steerbench.progress import Progress, silent
 from steerbench.reward_training.backbone import Backbone
 from steerbench.reward_training.block_finetuning import Tuning, finetune, tuned_scores
 from steerbench.reward_training.bradley_terry import PENALTIES, Choice, Head, Pairs, choose, fit_head
-from steerbench.reward_training.damaged_replies import PROBES, damaged
+from steerbench.reward_training.damaged_replies import N_PROBED, PROBES, damaged
 from steerbench.reward_training.evidence import evidence, probe_figures
 from steerbench.reward_training.kept_states import complete
 from steerbench.reward_training.reward_folder import prepare, tell, write_reward
 from steerbench.reward_training.scenes import Scene, SceneTokens
 from steerbench.version import __version__
-
-N_PROBED = 100
-"""Held-out prompts whose preferred replies are damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)

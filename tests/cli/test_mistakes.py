@@ -182,6 +182,8 @@ ANSWERS = {
     "import folder out": "folder holds no saved steering that can be read (FileNotFoundError(2, 'No such file or "
     "directory')); give a folder that `steerbench export` or `Steering.save` wrote.",
     # reward, testbed
+    "reward check ./nowhere": "there is no model folder at './nowhere'; check the path.",
+    "reward check a/b --task caa": "'caa' is a method and no task; give the name of a task.",
     "reward train --backbone ./nowhere --out r": "there is no model folder at './nowhere'; check the path.",
     "reward train --backbone testbed --task sph --out r": "unknown task 'sph'. Did you mean 'shp'? Known: {tasks}. A "
     "file of yours: --plugin FILE.",
@@ -221,6 +223,7 @@ USAGE = {
     "export caa": "Missing argument 'out'.",
     "import x.gguf": "Missing argument 'folder'.",
     "reward tarin": "No such command 'tarin'. Did you mean 'train'?",
+    "reward check": "Missing argument 'rewards'.",
     "reward train": "Missing option '--backbone'.",
     "testbed infos": "No such command 'infos'. Did you mean 'info'?",
     "testbed build": "Missing option '--out'.",

@@ -13,13 +13,17 @@ from transformers import AutoModel
 from typer.testing import Result
 
 from steerbench.data.dialogue import user
+from steerbench.data.splits import load_data
 from steerbench.models.checkpoint import find, load_model, load_tokenizer
 from steerbench.models.pooled_block import BlockStates
 from steerbench.models.reward import RewardModel
 from steerbench.models.reward_text import REPLY, RewardText
+from steerbench.models.training_prompts import trained_on
+from steerbench.plugins.spec import build_task, parse_tasks
 from steerbench.reward_training.bradley_terry import Head, Pairs, fit_head
 from steerbench.reward_training.evidence import calibration, correlation, evidence, failing, probe_figures
 from steerbench.reward_training.kept_states import Kept, Reader, complete
+from steerbench.reward_training.reward_check import RewardCheck, check_rewards
 from steerbench.reward_training.scenes import (
     Scene,
     SceneTokens,
@@ -242,7 +246,6 @@ def test_prompts_that_a_reward_was_trained_on_are_refused(trained: Any, run_cli:
     listed = out / "training_prompts.json"
     held = json.loads(listed.read_text())
     from steerbench.contract import tiny
-    from steerbench.models.training_prompts import trained_on
 
     assert held["prompts"]
     listed.write_text(trained_on(tiny.examples()).write())
@@ -286,3 +289,40 @@ def test_evidence_is_of_pairs_and_their_groups() -> None:
     assert found["accuracy at equal length"]["pairs"] == 4
     assert found["accuracy"]["low"] < 0.75 < found["accuracy"]["high"]
     assert Head(np.ones(2), 0.5).scores(np.ones((3, 2))).tolist() == [2.5] * 3
+
+
+def test_a_check_has_the_figures_that_the_training_told(trained: Any, world: Path, cli: Cli) -> None:
+    """On the task that the reward was trained for; its own scores, pair by pair."""
+    out, manifest = trained("checked")
+    other, _ = trained("other", "--block", "0", "--length-neutral")
+    given = ("--data", str(world / "hh_rlhf.jsonl"))
+    found = check_rewards(RewardCheck(rewards=[str(out), str(other)], data=world / "hh_rlhf.jsonl"))
+    told = found["rewards"][str(out)]
+    assert told["held out"] == approximately(manifest["held out"])
+    assert told["probes"] == manifest["probes"]
+    assert set(found["agreement"]) == {"same side", "rank correlation"}
+    result = cli("reward", "check", str(out), str(out), *given)
+    assert result.exit_code == 0, result.output
+    assert "same side" in result.output
+    assert "1.000" in result.output
+    assert cli("reward", "check", str(out), "--max-tokens", "2", *given).exit_code == 2
+
+
+def approximately(figures: Any) -> Any:
+    """Return figures such that others that are equal but for the last bits of scores compare as equal."""
+    if isinstance(figures, dict):
+        return {name: approximately(value) for name, value in figures.items()}
+    return pytest.approx(figures, rel=0.02, abs=1e-3)
+
+
+def test_prompts_that_a_reward_was_trained_on_are_no_evidence(trained: Any, world: Path) -> None:
+    out, _ = trained("known")
+    data = world / "hh_rlhf.jsonl"
+    before = check_rewards(RewardCheck(rewards=[str(out)], data=data))
+    task = build_task(parse_tasks("hh_rlhf")[0])
+    (out / "training_prompts.json").write_text(trained_on(load_data(task, data).test[:3]).write())
+    found = check_rewards(RewardCheck(rewards=[str(out)], data=data))
+    left = found["left out"]["prompt that one of them was trained on"]
+    assert left >= 3
+    pairs = [one["rewards"][str(out)]["held out"]["pairs"] for one in (before, found)]
+    assert pairs[0] - pairs[1] == left
