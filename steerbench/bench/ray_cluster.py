@@ -113,7 +113,7 @@ class RayCrew:
 
     def measure(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Record | Failure]]:
         """Yield units as they are done; whoever is free takes the next one."""
-        waiting, free, busy = deque(units), deque(self._actors), dict[Any, tuple[Any, Unit]]()
+        waiting, free, busy = deque(_in_turn(units)), deque(self._actors), dict[Any, tuple[Any, Unit]]()
 
         def hand_out() -> None:
             while waiting and free:
@@ -156,6 +156,11 @@ class RayCrew:
                 f"its worker went {RETRIES + 1} times, as where memory runs out ({brief(error)}); lower --batch-size, "
                 f"or give each worker more --threads, so that fewer run."
             ) from error
+
+
+def _in_turn(units: Sequence[Unit]) -> list[Unit]:
+    """Return units as they are handed out: the first shows whether anything works, the shortest are for the end."""
+    return [*units[:1], *sorted(units[1:], key=lambda unit: unit.method == UNSTEERED)]
 
 
 class _Lost(SteerbenchError):

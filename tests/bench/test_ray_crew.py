@@ -102,7 +102,7 @@ def named(unit: Unit) -> str:
 def test_each_unit_is_done_once_by_whoever_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = Nearby(named)
     found = done(ray, monkeypatch)
-    assert [result for _, result in found] == ["caa 0", "unsteered 1", "caa 1", "unsteered 0"]
+    assert [result for _, result in found] == ["caa 0", "caa 1", "unsteered 1", "unsteered 0"]
     assert [named(unit) for unit, _ in found] == [result for _, result in found]
     assert len(ray.made) == 2
     assert ray.asked == {"num_cpus": 1, "num_gpus": 0, "max_restarts": -1, "max_task_retries": RETRIES}
@@ -130,6 +130,27 @@ def test_workers_are_as_many_as_have_room(
     assert (ray.asked["num_cpus"], ray.asked["num_gpus"], len(ray.made)) == (*needs, workers)
     (_, given, planned, _, folder), *_ = ray.made
     assert (given.threads, planned, folder) == (needs[0], PLANNED, Path.cwd())
+
+
+def test_units_of_the_unsteered_model_are_handed_out_last_but_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the shortest: nobody waits long for the last."""
+    asked: list[str] = []
+
+    class Ordered(Nearby):
+        def _actor(self, *made_of: Any) -> Any:
+            actor = super()._actor(*made_of)
+            measured = actor.measure.remote
+
+            def measure(unit: Unit) -> Reference:
+                asked.append(named(unit))
+                answer: Reference = measured(unit)
+                return answer
+
+            actor.measure = SimpleNamespace(remote=measure)
+            return actor
+
+    done(Ordered(named), monkeypatch)
+    assert asked == ["unsteered 0", "caa 0", "caa 1", "unsteered 1"]
 
 
 def test_a_unit_whose_workers_went_is_told_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
