@@ -75,14 +75,24 @@ def card(manifest: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+_NO_BETTER = "It is not surely better than preferring the longer reply: do not use it as a reward."
+_WEAK = (
+    "It is weak: not surely better than preferring the longer reply, by which a length-neutral reward may not go, "
+    "and surely better than chance on replies of nearly equal length."
+)
+
+
 def _of_half(manifest: Mapping[str, Any]) -> str:
     return f" (half {manifest['half']} of the prompts)" if "half" in manifest else ""
 
 
 def verdicts(manifest: Mapping[str, Any]) -> list[str]:
     """Return what a user must know: whether it beats length, and which damage it does not see."""
-    beats = (manifest["held out"]["accuracy over longer wins"]["low"] or 0.0) > 0
-    found = [] if beats else ["It is not surely better than preferring the longer reply: do not use it as a reward."]
+    held = manifest["held out"]
+    found = []
+    if (held["accuracy over longer wins"]["low"] or 0.0) <= 0:
+        at_equal = (held.get("accuracy at equal length", {}).get("low") or 0.0) > 0.5
+        found.append(_WEAK if manifest.get("length neutral") and at_equal else _NO_BETTER)
     if missed := failing(manifest["probes"]):
         found.append(f"It does not see damage: {', '.join(missed)} replies do not lose. Read gains beside damage.")
     return found

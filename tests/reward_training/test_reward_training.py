@@ -24,6 +24,7 @@ from steerbench.reward_training.bradley_terry import Head, Pairs, fit_head
 from steerbench.reward_training.evidence import calibration, correlation, evidence, failing, probe_figures
 from steerbench.reward_training.kept_states import Kept, Reader, complete
 from steerbench.reward_training.reward_check import RewardCheck, check_rewards
+from steerbench.reward_training.reward_folder import verdicts
 from steerbench.reward_training.scenes import (
     Scene,
     SceneTokens,
@@ -326,3 +327,13 @@ def test_prompts_that_a_reward_was_trained_on_are_no_evidence(trained: Any, worl
     assert left >= 3
     pairs = [one["rewards"][str(out)]["held out"]["pairs"] for one in (before, found)]
     assert pairs[0] - pairs[1] == left
+
+
+def test_a_length_neutral_reward_may_not_go_by_length_and_is_weak_where_it_does_not_beat_it() -> None:
+    def told(*, neutral: bool, at_equal: float) -> list[str]:
+        figures = {"accuracy over longer wins": {"low": -0.01}, "accuracy at equal length": {"low": at_equal}}
+        return verdicts({"held out": figures, "probes": {}, "length neutral": neutral})
+
+    assert told(neutral=True, at_equal=0.55)[0].startswith("It is weak: not surely better")
+    assert told(neutral=True, at_equal=0.5) == told(neutral=False, at_equal=0.55)
+    assert told(neutral=False, at_equal=0.55)[0].endswith("do not use it as a reward.")
