@@ -3,6 +3,7 @@
 The same number of trials for every method, and none on test.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import exp, inf, log
@@ -121,8 +122,10 @@ def _report(
 
 def attempt(one: Method, context: FitContext, validation: Validation) -> dict[str, Any]:
     """Return the scores of a candidate, or the sentence it ended with."""
+    start = time.perf_counter()
     try:
         steering = one.fit(replace(context, report={}))  # the record's is that of the candidate chosen
+        context.fit_seconds.append(time.perf_counter() - start)
         return dict(validation.scores(steering, context))
     except SteerbenchError as error:
         return {"error": str(error)}

@@ -79,6 +79,8 @@ class FitContext:
     """What a method found out about its own fit, as plain JSON values: written into the record."""
     seeded: bool = False
     """Whether a fit has asked for the seed, so that another one may give another steering: written into the record."""
+    fit_seconds: list[float] = field(default_factory=list)
+    """Of the fits that tuning tried."""
     _shared: dict[object, Any] = field(default_factory=dict)
     """Results kept for the methods that follow; one per run."""
     _study: StudyFolder | None = None

@@ -256,7 +256,12 @@ _LATENCY_COLUMNS = (
 )
 _WHERE = (
     Column(
-        "fit_seconds", "fit s", "seconds of the fit; what methods share counts for the first", "s", digits=1, better=-1
+        "fit_seconds",
+        "fit s",
+        "seconds of the fit, where there were trials of the longest one; what methods share counts for the first",
+        "s",
+        digits=1,
+        better=-1,
     ),
     Column(
         "matched",

@@ -1,6 +1,7 @@
 """Tuning in a run: which prompts it sees, what of it counts, and what the record says."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from steerbench.bench.tuning import Tuned, tune
 from steerbench.data.dialogue import Dialogue
 from steerbench.engine import generate as generation
 from steerbench.errors import SteerbenchError
+from steerbench.learn.context import FitContext
+from steerbench.learn.rollout import Rollout
 from steerbench.records.identity import differences
 
 say = pytest.fixture(saying)
@@ -97,6 +100,20 @@ def test_every_seed_is_tuned_by_itself(say: Say, bench: Bench) -> None:
         for seed in (0, 1)
     ]
     assert drawn[0] != drawn[1]
+
+
+def test_what_a_trial_learned_counts_as_the_fit(say: Say, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fit of the candidate chosen finds the rollouts that the first trial has drawn, and would seem to be free."""
+    say(LETTERS)
+    rolled_out = FitContext._roll_out
+
+    def slowly(context: FitContext) -> list[Rollout]:
+        time.sleep(0.3)
+        return rolled_out(context)
+
+    monkeypatch.setattr(FitContext, "_roll_out", slowly)
+    assert harness.measure(bench, planned("say"), 0).seconds["fit"] >= 0.3
+    assert harness.measure(bench, planned("say"), 0).seconds["fit"] < 0.3  # which methods share, as tables say
 
 
 def test_the_key_tells_how_it_was_tuned(protocol: Protocol) -> None:
