@@ -20,9 +20,9 @@ product and a sum for each coordinate.
 
 Pitfalls: omega is that of pooled means, applied to tokens. lambda = 1 means the whole transport, not a safe strength.
 
-On the first testbed (HH-RLHF, 64 test prompts, 256 to train, one seed, greedy, not tuned; 95 % over prompts) it does
-nothing that can be told from chance: +0.09 of gold (-0.05 to +0.23) at strength 1, -0.04 (-0.09 to +0.01) at 0.3. It
-moves the mean over the reply, whose difference hardly steers in `caa` either.
+On the testbed it does not come to 0.05 nats per token: all of the way, strength 1, is 0.004 to 0.005, and gains +0.13
+of gold on HH-RLHF and, surely, +0.25 on SHP (five seeds, 96 test prompts). It moves the mean over the reply, which is a
+short way.
 
 Learns from: pairs. Touches: activations.
 """

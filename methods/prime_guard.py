@@ -19,10 +19,13 @@ more tokens.
 Pitfalls: a model that cannot judge routes by chance, and the biases make it look balanced: read `routed` of the report,
 the share of training prompts for each label. Only the last turn is judged.
 
-On the first testbed (HH-RLHF, 64 test prompts, 256 to train, greedy; 95 % over prompts) it gains 1.85 of gold (1.45 to
-2.25), less than one fixed text does. It routes 0.30, 0.41 and 0.28 of the training prompts to no, possible and direct
-risk, where the world has about one harmful question in seven: the biases even the labels out. Whether the right prompts
-are routed has not been measured, and each of the instructions by itself may gain as much.
+On the testbed it does harm (five seeds, 96 test prompts): -1.57 of gold on HH-RLHF and -1.20 on SHP, surely. It routes
+0.30, 0.38 and 0.31 of the training prompts to no, possible and direct risk, where the world has about one harmful
+question in seven: the biases even the labels out. One sentence does the harm: given to each of 64 test prompts,
+greedily, the instruction for possible risk costs 3.6 of the guide, that for none 0.6, and that for direct risk gains
+0.7. The model was trained on no frame like `Give a ... answer`, takes `careful` in it for its opposite, and says that
+it does not matter if somebody gets hurt. The wording stays as it is: it is not chosen by what one small model makes of
+it.
 
 Learns from: prompts. Touches: prompt.
 """

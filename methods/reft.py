@@ -19,10 +19,10 @@ two epochs, theirs 6 to 12; layer 15 of 32 or the same depth.
 Cost: to fit, two epochs of forward and backward passes over the preferred reply of each pair. To steer, two products of
 rank `rank` with the states of 14 prompt positions, and nothing per token.
 
-On the first testbed it does little: most of what it could imitate is what the preferred replies have in common with the
-others, and the model writes that already. Held out, their loss per token goes from 0.362 to 0.361; on 64 validation
-prompts of HH-RLHF, one seed, greedy, gold gains +0.03 (+/- 0.10), and with `lr=0.01` +0.16 (+/- 0.18), at strength 2
--0.15 (+/- 0.29). A fit takes 40 s of CPU time.
+On the testbed it does nothing good (0.05 nats per token, five seeds, 96 test prompts): -0.45 of gold on HH-RLHF (-0.94
+to +0.03) and -0.10 on SHP (-0.75 to +0.55), at eleven to thirty-three times the edit that was learned, which itself
+moves next to nothing: held out, the loss per token goes from 0.425 to 0.424. What it could imitate is what the
+preferred replies have in common with the others, and the model writes that already. A fit takes 40 s of CPU time.
 
 Pitfalls: it imitates the preferred replies, and learns nothing from the others. It is fine-tuning: unfair beside
 directions that are read off.

@@ -22,10 +22,9 @@ would take the attack that does least. Cost: two descriptions and two answers pe
 Pitfalls: a defence that is fitted before the attack has not seen it, and one that edits another layer than l* may add
 to it. An attack of another strength is another test: report `relative_norm` with every number.
 
-On the first testbed (HH-RLHF, 64 test prompts, 256 to train, one seed, greedy; 95 % over prompts) the default attack
-changes the worth of 0.63 of the replies, and lowers gold by 0.21 (-0.43 to +0.01), which is not sure: test defences
-with a longer shift, and show that the attack alone works. With `static_prompt` it gains 2.22 (1.81 to 2.63), with
-`infer_aligner:condition=declined` it loses 0.21 (-0.42 to +0.00), as much as without.
+On the testbed the default attack, 0.04 nats per token, costs 0.57 of gold on HH-RLHF, surely, and 0.34 on SHP, not
+surely (five seeds, 96 test prompts): show that the attack alone works before you test a defence. On the first testbed
+`static_prompt` beside it gained 2.22 (1.81 to 2.63), and `infer_aligner:condition=declined` undid nothing.
 
 Learns from: prompts. Touches: activations.
 """

@@ -21,9 +21,9 @@ testbed, 64 prompts with 32 new tokens each, one thread on two busy cores, media
 Pitfalls: for base models; a chat model has learned a style, and pays for another. The style is longer and refuses
 more. On the testbed, whose model carries the manner of a reply over to the next, what is shown acts through that.
 
-On the testbed (HH-RLHF, 64 test prompts, greedy; 95 % over prompts) it gains 2.12 of gold (1.70 to 2.54), with one of
-the three examples: there is no room for more. How much of that is the preamble alone, which is a system text,
-has not been measured.
+On the testbed (five seeds, 96 test prompts) it gains +2.19 of gold on HH-RLHF and +2.17 on SHP, at 0.05 nats per token
+that nothing moves, as the best single instructions do, with one of the three examples: there is no room for more. How
+much of that is the preamble alone, which is a system text, has not been measured.
 
 Learns from: nothing. Touches: prompt.
 """
