@@ -48,7 +48,13 @@ def order_agreements(folders: Sequence[Path], metric: str, left_out: LeftOut | N
     """
     if metric not in GAINS:
         raise SteerbenchError(suggest("metric", metric, list(GAINS)))
-    gains = dict(found for folder in folders for found in _gains(folder, metric, left_out).items())
+    names = [folder.name for folder in folders]
+    label = {folder: str(folder) if names.count(folder.name) > 1 else folder.name for folder in folders}
+    gains = {
+        f"{label[folder]}, {task}": found
+        for folder in folders
+        for task, found in _gains(folder, metric, left_out).items()
+    }
     if len(gains) < 2:
         raise SteerbenchError(
             f"it takes two tables to agree, and {len(gains)} of these have gains of {metric}; give folders of two "
@@ -70,13 +76,10 @@ def agreement_of(first: str, ones: pd.Series, second: str, others: pd.Series) ->
 
 
 def _gains(folder: Path, metric: str, left_out: LeftOut | None) -> Mapping[str, pd.Series]:
-    """Return by name of each table of a folder what its methods gain; the unsteered model is no method."""
+    """Return by task what the methods of a folder gain; the unsteered model is no method."""
     table = leaderboard(records_in([folder], left_out))
     steered = table[table["method"] != UNSTEERED].dropna(subset=[f"{metric}_gain"])
-    return {
-        f"{folder.name}, {task}": rows.set_index("method")[f"{metric}_gain"]
-        for task, rows in steered.groupby("task", sort=True)
-    }
+    return {str(task): rows.set_index("method")[f"{metric}_gain"] for task, rows in steered.groupby("task", sort=True)}
 
 
 def _interval(correlation: float, n: int) -> Interval:

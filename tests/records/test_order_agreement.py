@@ -78,6 +78,15 @@ def test_the_command_reads_each_folder_as_a_study(studies: list[Path], tmp_path:
     assert page.read_text().startswith("before\n")
 
 
+def test_two_folders_of_one_name_are_told_apart(studies: list[Path]) -> None:
+    homes = [studies[0].parent / home for home in ("a", "b")]
+    for folder, home in zip(studies, homes, strict=True):
+        home.mkdir()
+        folder.rename(home / "runs")
+    (found,) = order_agreements([home / "runs" for home in homes], "reward")
+    assert (found.first, found.second) == tuple(f"{home / 'runs'}, t" for home in homes)
+
+
 def test_one_table_and_unknown_metrics_are_refused(studies: list[Path]) -> None:
     with pytest.raises(SteerbenchError, match="takes two tables to agree, and 1 of these have"):
         order_agreements(studies[:1], "reward")
