@@ -40,10 +40,10 @@ FEWER = {"matched": [("testbed-shp", "alignez:identify=ccs", 4)]}
 DECODING = ("0.02", "0.05", "0.1")
 """The equal KLs of the study of guided decoding, nats per token."""
 READMES = (
-    *("README.md", "docs/results.md", "docs/verdicts.md", "results/README.md"),
+    *("README.md", "docs/results.md", "docs/smollm2.md", "docs/verdicts.md", "results/README.md"),
     *(f"results/decoding-{kl}/README.md" for kl in DECODING),
 )
-TABLES = (*READMES, "results/leaderboard.csv", "results/matched.csv")
+TABLES = (*READMES, *(f"results/{name}.csv" for name in ("leaderboard", "matched", "smollm2")))
 REPORT, PLOT = "results/report.html", "results/gains.svg"
 
 
@@ -54,7 +54,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in READMES:
         (there / name).parent.mkdir(parents=True, exist_ok=True)
         (there / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
-    for command in ("leaderboard", "verdicts"):
+    for command in ("leaderboard", "agree", "verdicts"):
         _run(command, there)
     return there
 
@@ -72,7 +72,7 @@ def _run(command: str, there: Path) -> None:
     recipe = re.search(r"^results:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert recipe
     lines = [shlex.split(line) for line in recipe[1].splitlines()]
-    commands = [["$(BIN)/steerbench", name] for name in ("leaderboard", "verdicts", "report")]
+    commands = [["$(BIN)/steerbench", name] for name in ("leaderboard", "agree", "verdicts", "report")]
     assert all(line[:2] in commands for line in lines)
     for _, *arguments in (line for line in lines if line[1] == command):
         done = CliRunner().invoke(app, [_placed(text, there) for text in arguments])
@@ -136,6 +136,16 @@ def test_every_row_of_the_other_study_was_matched_to_one_kl() -> None:
     records = Store(ROOT / "results" / "matched").records()
     assert {r.protocol["match_kl"] for r in records} == {0.05}
     assert all(r.tuning["target"] == 0.05 for r in records if r.tuning)
+
+
+def test_the_real_study_names_its_weights_and_rewards() -> None:
+    records = Store(ROOT / "results" / "smollm2").records()
+    assert {r.labels["model"] for r in records} == {"SmolLM2-135M-Instruct-Q4_1"}
+    assert {r.protocol["match_kl"] for r in records} == {0.05}
+    for record in records:
+        criterion = record.labels["task"].rpartition("=")[2]
+        assert record.labels["reward_model"] == f"{criterion}-guide"
+        assert record.labels["held_out_reward"] == f"{criterion}-held-out"
 
 
 @pytest.mark.parametrize("kl", DECODING)
