@@ -79,7 +79,7 @@ def with_backbone(source: Source) -> Source:
     """
     form = read_form(source.folder)
     beside = source.folder / BACKBONE
-    named = str(source.folder / form.backbone) if form.backbone.startswith(".") else form.backbone
+    named = str(source.folder.absolute() / form.backbone) if form.backbone.startswith(".") else form.backbone
     gone = named.startswith(("/", "~", ".")) and not Path(named).expanduser().exists()
     if gone and not beside.exists():
         raise SteerbenchError(

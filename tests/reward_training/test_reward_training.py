@@ -230,6 +230,9 @@ def test_reward_and_model_are_moved_together(
     (tmp_path / "project").rename(tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
     assert RewardModel.load("elsewhere/rewards/one").revision == before
+    shutil.rmtree("elsewhere/models")
+    with pytest.raises(Exception, match=r"no longer where it was; put that model, or a link to it, at .*one/backbone"):
+        RewardModel.load("elsewhere/rewards/one")
 
 
 def test_the_last_blocks_are_trained_and_loaded(trained: Any, world: Path) -> None:
