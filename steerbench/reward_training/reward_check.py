@@ -12,6 +12,7 @@ import pandas as pd
 from steerbench.data.splits import folder_of, load_data
 from steerbench.data.task import Example
 from steerbench.errors import SteerbenchError
+from steerbench.files import read_object
 from steerbench.models.machine import fix_threads, pick_device
 from steerbench.models.reward import RewardModel
 from steerbench.plugins.spec import build_task, parse_tasks
@@ -57,7 +58,11 @@ def check_rewards(settings: RewardCheck, progress: Progress = silent) -> dict[st
         "task": settings.task,
         "left out": dict(left_out),
         "rewards": {
-            name: {"held out": evidence(examples, margin, log_lengths), "probes": _probes(reward, examples, progress)}
+            name: {
+                "length neutral": _length_neutral(name),
+                "held out": evidence(examples, margin, log_lengths),
+                "probes": _probes(reward, examples, progress),
+            }
             for name, reward, margin in zip(settings.rewards, rewards, margins, strict=True)
         },
         "agreement": _agreement(examples, *margins) if len(margins) == 2 else None,
@@ -79,6 +84,12 @@ def _unseen(settings: RewardCheck, rewards: Sequence[RewardModel], left_out: Cou
             f"fewer than two test pairs of {settings.task} are left to check on; raise --max-tokens, or give more data."
         )
     return found
+
+
+def _length_neutral(name: str) -> bool:
+    """Tell whether a reward of `steerbench reward train` may not go by length, as its manifest says."""
+    manifest = Path(name).expanduser() / "manifest.json"
+    return manifest.is_file() and read_object(manifest).get("length neutral") is True
 
 
 def _lengths(reward: RewardModel, examples: Sequence[Example], side: str) -> Any:

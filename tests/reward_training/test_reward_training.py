@@ -304,6 +304,7 @@ def test_a_check_has_the_figures_that_the_training_told(trained: Any, world: Pat
     told = found["rewards"][str(out)]
     assert told["held out"] == approximately(manifest["held out"])
     assert told["probes"] == manifest["probes"]
+    assert [one["length neutral"] for one in found["rewards"].values()] == [False, True]
     assert set(found["agreement"]) == {"same side", "rank correlation"}
     result = cli("reward", "check", str(out), str(out), *given)
     assert result.exit_code == 0, result.output
