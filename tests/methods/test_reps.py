@@ -35,6 +35,13 @@ def test_it_finds_the_planted_direction(seed: int) -> None:
     assert there.context.report["held_out_loss"][-1] < there.context.report["held_out_loss"][0]
 
 
+def test_by_default_the_random_start_is_little_beside_what_is_learned() -> None:
+    """Begun at a hundredth of the state's length the cosine is 0.53, and half of the vector was drawn."""
+    there = planted(0, pairs=40)
+    vector = RePS(layer=2, epochs=2, batch_size=8).fit(there.context).edits[0].edit.vector
+    assert float(torch.cosine_similarity(vector, there.residual, dim=0)) >= 0.75
+
+
 def test_the_vector_is_as_long_as_was_asked_for() -> None:
     context = planted(0, pairs=8).context
     plain, scaled = (RePS(layer=1, relative_norm=r).fit(context).edits[0].edit.vector for r in (None, 0.25))

@@ -20,6 +20,7 @@ from steerbench.models.reward import RewardModel
 from steerbench.models.reward_text import REPLY, RewardText
 from steerbench.models.training_prompts import trained_on
 from steerbench.plugins.spec import build_task, parse_tasks
+from steerbench.reward_training import backbone
 from steerbench.reward_training.bradley_terry import Head, Pairs, fit_head
 from steerbench.reward_training.evidence import calibration, correlation, evidence, failing, probe_figures
 from steerbench.reward_training.kept_states import Kept, Reader, complete
@@ -207,13 +208,20 @@ def test_the_same_folder_again_is_the_same_and_reads_no_model_state_twice(traine
     assert one.revision != RewardModel.load(str(trained("three", "--length-neutral")[0])).revision
 
 
-def test_one_of_the_blocks_that_are_tried_needs_no_states_of_its_own(trained: Any, tmp_path: Path) -> None:
+def test_one_of_the_blocks_that_are_tried_needs_no_states_of_its_own(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backbone, "_DEPTHS", (0.0, 0.5))
     _, manifest = trained("tried")
     kept = set((tmp_path / "states").rglob("*.safetensors"))
     tried = sorted({choice["block"] for choice in manifest["tried on validation"]})
-    _, alone = trained("alone", "--block", str(tried[0]))
-    assert alone["block"] == tried[0]
-    assert {choice["block"] for choice in alone["tried on validation"]} == {tried[0]}
+    losses = [[one["loss"] for one in manifest["tried on validation"] if one["block"] == block] for block in tried]
+    assert losses[0] != losses[1]
+    for block in tried:
+        _, alone = trained(f"alone{block}", "--block", str(block))
+        assert alone["block"] == block
+        assert alone["tried on validation"] == [one for one in manifest["tried on validation"] if one["block"] == block]
+    assert tried == [0, 1]
     assert set((tmp_path / "states").rglob("*.safetensors")) == kept
 
 
