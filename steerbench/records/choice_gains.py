@@ -94,12 +94,28 @@ def _damage(
 ) -> dict[str, Gaps]:
     """Return how much lower each row scores on the questions of the capability check, which all rows share."""
     found: dict[str, Gaps] = {}
-    ids: list[str] = []
     for name, records in rows.items():
-        pairs = [(_checked(unsteered.get(record.seed)), _checked(record)) for record in records]
-        if all(plain and steered for plain, steered in pairs):
-            lost: Any = np.array([np.subtract(plain, steered) for plain, steered in pairs], float)
-            ids = ids or [str(i) for i in range(lost.shape[1])]
-            by_seed = lost.mean(axis=1, keepdims=True)
-            found[name] = Gaps(ids, ids, lost.mean(axis=0), by_seed, lost, seeded[name])
+        plain = [unsteered[record.seed] for record in records if record.seed in unsteered]
+        lost = capability_gaps(plain, records, seeded[name]) if len(plain) == len(records) else None
+        if lost is not None:
+            found[name] = lost
     return found
+
+
+def capability_gaps(first: Sequence[Record], second: Sequence[Record], seeded: bool) -> Gaps | None:
+    """Return first minus second on each question of the capability check; None where a record had none."""
+    pairs = [(_checked(one), _checked(other)) for one, other in zip(first, second, strict=True)]
+    if not all(one and other for one, other in pairs):
+        return None
+    differ: Any = np.array([np.subtract(one, other) for one, other in pairs], float)
+    ids = [str(i) for i in range(differ.shape[1])]
+    return Gaps(ids, ids, differ.mean(axis=0), differ.mean(axis=1, keepdims=True), differ, seeded)
+
+
+def anti_steerable_gaps(first: Sequence[Record], second: Sequence[Record], seeded: bool) -> Gaps | None:
+    """Return 1 for each question whose log-odds of the matching answer the first lowers, else 0; None without them."""
+    if not all(scores_of(record).has(LOG_ODDS) for record in (*first, *second)):
+        return None
+    moved = gaps([scores_of(one) for one in first], [scores_of(one) for one in second], LOG_ODDS, seeded=seeded)
+    down: Any = (moved.of_seeds < -TOLERANCE).astype(float)
+    return moved._replace(values=down.mean(axis=0), by_seed=down.mean(axis=1, keepdims=True), of_seeds=down)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from steerbench.errors import SteerbenchError, suggest
+from steerbench.records.choice_gains import anti_steerable_gaps, capability_gaps
 from steerbench.records.comparisons import COMPARISONS, wins
 from steerbench.records.leaderboard import by_task, fits_of, rows_of
 from steerbench.records.record import METRICS, Record
@@ -15,6 +16,8 @@ from steerbench.records.statistics import Gaps, claim_p_values, gaps, intervals,
 
 _OF_TOKENS = ("kl", "perplexity")
 """Means over all tokens, which are not compared response by response."""
+DERIVED = {"capability": capability_gaps, "anti_steerable": anti_steerable_gaps}
+"""What is told of two methods beside the metrics of each."""
 
 
 class Pair(NamedTuple):
@@ -24,11 +27,18 @@ class Pair(NamedTuple):
     second: list[Record]
 
     def difference(self, metric: str) -> Gaps | None:
-        """Return first minus second on each prompt; None for a metric that not every response has."""
+        """Return first minus second on each prompt; None for a metric that not every response has.
+
+        `capability` is that of each question of the check, and `anti_steerable` 1 where the first lowers the log-odds
+        of a question's matching answer, else 0.
+        """
+        seeded = any(fits_of(group) != 1 for group in self)
+        if metric in DERIVED:
+            return DERIVED[metric](self.first, self.second, seeded)
         first, second = ([scores_of(record) for record in group] for group in self)
         if not all(table.has(metric) for table in (*first, *second)):
             return None
-        return gaps(first, second, metric, seeded=any(fits_of(group) != 1 for group in self))
+        return gaps(first, second, metric, seeded=seeded)
 
     def means(self, metric: str) -> tuple[float, float]:
         """Return the mean of a metric over the seeds of each."""

@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from math import inf, nan
+from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -11,7 +11,7 @@ from steerbench.errors import SteerbenchError, suggest
 from steerbench.records.columns import COLUMNS
 from steerbench.records.damage import LeftOut
 from steerbench.records.markdown import table_line
-from steerbench.records.paired import Pair, pairs
+from steerbench.records.paired import DERIVED, Pair, pairs
 from steerbench.records.power import smallest_difference
 from steerbench.records.record import METRICS, Record
 from steerbench.records.statistics import Gaps, Interval, claim_p_values, holm, intervals, p_values
@@ -39,6 +39,8 @@ class Claim:
     metric: str = "reward"
     says: Says = "higher"
     """How the first is said to be beside the second."""
+    value: float = 0.0
+    """What the difference is said to be above, below or equal to; for `anti_steerable` a share of the questions."""
     margin: float = 0.0
     """The smallest difference that matters, in units of the metric: that there is none so large refutes the claim."""
 
@@ -76,14 +78,17 @@ def _claim(entry: Mapping[str, Any], where: str) -> Claim:
     for name, value in entry.items():
         if name not in known:
             raise SteerbenchError(f"{where}: {suggest('key', name, list(known))}")
-        if not isinstance(value, (int, float) if name == "margin" else str):
+        if not isinstance(value, (int, float) if name in ("margin", "value") else str):
             raise SteerbenchError(f"{where}: {name} is {value!r}, of the wrong kind.")
     if missing := [name for name in ("claim", "source", "study", "first") if not entry.get(name)]:
         raise SteerbenchError(f"{where}: {missing[0]} is missing.")
     claim = Claim(**entry)
-    for name, found, names in (("metric", claim.metric, list(METRICS)), ("says", claim.says, list(get_args(Says)))):
+    metrics, ways = [*METRICS, *DERIVED], list(get_args(Says))
+    for name, found, names in (("metric", claim.metric, metrics), ("says", claim.says, ways)):
         if found not in names:
             raise SteerbenchError(f"{where}: {suggest(name, found, names)}")
+    if not isfinite(claim.value):
+        raise SteerbenchError(f"{where}: the value must be a number.")
     if not 0 <= claim.margin < inf or (claim.says == "equal" and not claim.margin):
         raise SteerbenchError(f"{where}: the margin must be a number above 0 for what is equal, and not below it else.")
     return claim
@@ -99,15 +104,16 @@ def decided(path: Path, left_out: LeftOut | None = None) -> list[Verdict]:
 def verdicts(claims: Sequence[Claim], studies: Mapping[str, Sequence[Record]]) -> list[Verdict]:
     """Return what the records of each study say of the claims on it, by claim and task, in their order.
 
-    A claim of more or less *holds* where the 95 % interval of the difference lies on its side of zero, and its p-value
-    stays at most 0.05 after Holm's correction for all differences that claims are about; it *does not hold* where no
-    difference of more than the `margin` on that side lies in the interval. Two are *equal* where the interval lies
-    within the margin, and not where it lies outside. Everything else *cannot be told* from these records, and so is
-    what one seed gave of a method whose fit is random. A method without records was *not measured*.
+    A claim of more or less *holds* where the 95 % interval of the difference lies on its side of zero, or of the value
+    that it names, and its p-value stays at most 0.05 after Holm's correction for all differences that claims are about;
+    it *does not hold* where no difference of more than the `margin` on that side lies in the interval. Two are *equal*
+    where the interval lies within the margin, and not where it lies outside. Everything else *cannot be told* from
+    these records, and so is what one seed gave of a method whose fit is random.
+    A method without records was *not measured*.
     Raises SteerbenchError if a study lacks the metric of a claim, or records were not measured alike.
     """
     measured = [(claim, *found) for claim in claims for found in _differences(claim, studies[claim.study])]
-    gaps = [gap for *_, gap in measured]
+    gaps = [_beyond(gap, claim.value) for claim, *_, gap in measured]
     p = [claim_p_values([gap], p_values([gap]))[0] if gap.testable else 1.0 for gap in gaps]
     sure = [value <= LEVEL for value in holm(p)]
     told = [_verdict(*one, sure=known) for one, known in zip(measured, sure, strict=True)]
@@ -133,8 +139,12 @@ def _verdict(claim: Claim, task: str, pair: Pair, gap: Gaps, *, sure: bool) -> V
     return Verdict(claim, told, task, first.labels["model"], n, len(pair.first), difference, smallest_difference(gap))
 
 
+def _beyond(gap: Gaps, value: float) -> Gaps:
+    return gap._replace(values=gap.values - value, by_seed=gap.by_seed - value, of_seeds=gap.of_seeds - value)
+
+
 def _decided(claim: Claim, difference: Interval, sure: bool) -> str:
-    low, high = float(difference.low or 0.0), float(difference.high or 0.0)
+    low, high = float(difference.low or 0.0) - claim.value, float(difference.high or 0.0) - claim.value
     if claim.says == "lower":
         low, high = -high, -low
     if claim.says == "equal":

@@ -70,6 +70,31 @@ def test_what_was_not_measured_is_said() -> None:
         verdicts([replace(claim(), metric="gold")], {"made": [record("caa", 0, 1.0), record("unsteered", 0, 0.0)]})
 
 
+def choices(method: str, seed: int, odds: list[float], right: list[float]) -> Record:
+    """A record of questions by their log-odds, and by which of a capability check it got right."""
+    made = make(method, seed)
+    examples = made.examples.head(len(odds)).assign(matching_log_odds=odds)
+    return replace(made, examples=examples, report=made.report | {"capability": {"scores": right}})
+
+
+def test_shares_and_capability_are_claimed_about() -> None:
+    """Half of the questions go down, and one question in four of the check is lost: by hand, on both seeds alike."""
+    plain, moved = [0.0] * 20, [1.0, -1.0] * 10
+    kept, lost = [1.0] * 80, [1.0, 1.0, 1.0, 0.0] * 20
+    records = [choices("caa", 0, moved, lost), choices("unsteered", 0, plain, kept)]
+    share = replace(claim("equal", 0.3), metric="anti_steerable", value=0.5)
+    damage = replace(claim("lower", 0.02), metric="capability")
+    sides = [replace(share, says="lower", value=value) for value in (0.1, 0.9)]
+    found = verdicts([share, damage, *sides], {"made": records})
+    assert [one.difference.mean for one in found] == [0.5, -0.25, 0.5, 0.5]
+    assert found[1].n_examples == 80
+    assert [one.verdict for one in found] == ["holds", "holds", "does not hold", "holds"]
+    with pytest.raises(SteerbenchError, match="have no capability for 'c'"):
+        verdicts([damage], {"made": [record("caa", 0, 1.0), record("unsteered", 0, 0.0)]})
+    with pytest.raises(SteerbenchError, match="have no anti_steerable for 'c'"):
+        verdicts([share], {"made": [record("caa", 0, 1.0), record("unsteered", 0, 0.0)]})
+
+
 GOOD = '[[claim]]\nclaim = "c"\nsource = "s"\nstudy = "made"\nfirst = "caa"\n'
 
 
@@ -86,6 +111,7 @@ GOOD = '[[claim]]\nclaim = "c"\nsource = "s"\nstudy = "made"\nfirst = "caa"\n'
         (GOOD + "margin = -1", "the margin must be"),
         (GOOD + 'says = "equal"', "the margin must be a number above 0 for what is equal"),
         (GOOD + "margin = nan", "the margin must be"),
+        (GOOD + "value = inf", "the value must be a number"),
     ],
 )
 def test_a_mistake_in_the_claims_is_told(tmp_path: Path, text: str, told: str) -> None:
