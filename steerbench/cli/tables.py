@@ -13,6 +13,7 @@ from steerbench.cli.stages import duration
 from steerbench.plugins.spec import UNSTEERED
 from steerbench.records.columns import CHOICE_SCORES, COLUMNS, GAINS, RANKED_BY
 from steerbench.records.record import Record
+from steerbench.records.side_effects import FAR_KL
 
 if TYPE_CHECKING:
     from steerbench.bench.forecast import Forecast
@@ -215,6 +216,8 @@ def _notes(record: Record, rows: pd.DataFrame, has_gains: bool) -> Iterator[str]
         yield "No gains: the unsteered model was not measured beside these."
     if unsure := list(rows["method"][rows["fits"].isna()]):
         yield f"One seed, and another may steer otherwise, so that nothing is claimed of: {', '.join(unsure)}."
+    if far := list(rows["method"][rows["kl"].astype(float) > FAR_KL]):
+        yield f"More than {FAR_KL:g} nat per token from the unsteered model, mostly other tokens: {', '.join(far)}."
     if unranked := list(rows["method"][rows["rank"].isna()]):
         yield (
             f"No rank, for want of seeds: {', '.join(unranked)}."

@@ -10,6 +10,7 @@ from steerbench.errors import SteerbenchError
 from steerbench.files import write_asked
 from steerbench.plugins.spec import UNSTEERED
 from steerbench.records.columns import CHOICE_SCORES, COLUMNS, GAINS
+from steerbench.records.side_effects import FAR_KL
 
 START, END = "<!-- leaderboard: written by steerbench leaderboard --markdown -->", "<!-- end of leaderboard -->"
 SIGNIFICANT = 0.05
@@ -17,6 +18,7 @@ _AT_THE_END = (
     "\n† Tuning chose a value at an end of its range, with one seed at least: a better one may lie beyond; the column "
     "`at_the_end` of the CSV says which."
 )
+_FAR = "\n‡ More than one nat per token from the unsteered model: it mostly gives other tokens, whatever they score."
 _MEANS = (
     *CHOICE_SCORES,
     *("anti_steerable", "over_refusal", "harmful_compliance", "damage"),
@@ -84,7 +86,8 @@ def _of_task(task: str, rows: pd.DataFrame) -> str:
         marked = " (one seed)" if pd.isna(row["fits"]) else ""
         at_the_end = "" if pd.isna(row["at_the_end"]) else " †"
         lines.append(table_line([rank, f"`{row['method']}`{marked}{at_the_end}", *cells]))
-    return "\n".join([*lines, *([_AT_THE_END] if rows["at_the_end"].notna().any() else [])])
+    notes = ((_AT_THE_END, rows["at_the_end"].notna()), (_FAR, rows["kl"].astype(float) > FAR_KL))
+    return "\n".join([*lines, *(note for note, marked in notes if marked.any())])
 
 
 def _gain(row: Mapping[Any, Any], name: str) -> str:
@@ -99,8 +102,9 @@ def _gain(row: Mapping[Any, Any], name: str) -> str:
 def _mean(row: Mapping[Any, Any], name: str) -> str:
     if pd.isna(row[name]):
         return "–"
-    unmatched = name == "kl" and row["matched"] is False
-    return f"{row[name]:.{COLUMNS[name].digits}f}{' (not matched)' if unmatched else ''}"
+    far = " ‡" if name == "kl" and row[name] > FAR_KL else ""
+    unmatched = " (not matched)" if name == "kl" and row["matched"] is False else ""
+    return f"{row[name]:.{COLUMNS[name].digits}f}{far}{unmatched}"
 
 
 def _is_unsteered(method: str) -> bool:

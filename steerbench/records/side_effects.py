@@ -20,6 +20,8 @@ from steerbench.records.scores import Scores, scores_of
 Numbers = dict[str, float | None]
 AGREEMENTS = {"agreement": "held_out_reward", "agreement_gold": "gold"}
 """What the guiding reward is held against."""
+FAR_KL = 1.0
+"""Nats per token: a model so far from the unsteered one mostly gives other tokens, and its table says so."""
 REFUSALS = ("over_refusal", "harmful_compliance")
 
 

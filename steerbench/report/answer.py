@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from steerbench.records.columns import COLUMNS
 from steerbench.records.ranks import LEVEL
+from steerbench.records.side_effects import FAR_KL
 from steerbench.report.groups import Group, Row
 
 SCORES = ("gold_gain", "held_out_reward_gain", "reward_gain", "accuracy_gain", "mc1_gain", "mc2_gain")
@@ -72,7 +73,7 @@ def sentences(group: Group) -> list[Sentence]:
     rows = ranked(group, column)
     better = [row for row in rows if judged(row, column) is Judged.BETTER]
     opening = _sure(better, column) if better else _nothing_sure(rows, column)
-    return [*opening, *_not_held_up(rows, column), *_others(rows, column)]
+    return [*opening, *_not_held_up(rows, column), *_others(rows, column), *_far(rows)]
 
 
 def score_name(column: str) -> str:
@@ -143,6 +144,13 @@ def _others(rows: Sequence[Row], column: str) -> Iterator[Sentence]:
         yield Sentence(f"Not sure, either way: {_counted(len(unsure))}.", [])
     if told[Judged.ONE_SEED] and len(told[Judged.ONE_SEED]) < len(rows):
         yield Sentence(f"Measured with one seed alone, so never sure: {_counted(len(told[Judged.ONE_SEED]))}.", [])
+
+
+def _far(rows: Sequence[Row]) -> Iterator[Sentence]:
+    found = [row for row in rows if (row.number("kl") or 0.0) > FAR_KL]
+    if found:
+        lead = f"More than {FAR_KL:g} nat per token from the unsteered model, mostly other tokens:"
+        yield _about(lead, found, lambda row: f"{row.number('kl'):.2f}")
 
 
 def _pleased(row: Row) -> bool:

@@ -132,6 +132,13 @@ def test_the_leaderboard_line_by_line(width: int | None, wanted: str) -> None:
     assert lines_of(console) == wanted.splitlines()
 
 
+def test_what_is_far_from_the_unsteered_model_is_named() -> None:
+    console = console_of(None)
+    tables.show(console, RANKED.assign(kl=[4.27, 0.04, 0.0]), [make("unsteered", task="hh_rlhf")])
+    (found,) = (line for line in lines_of(console) if line.startswith("More than 1 nat per token"))
+    assert found.endswith("mostly other tokens: re_control:td_lambda=0.95+static_prompt.")
+
+
 def arm(method: str, prompt: int, prefill: float, token: float, ratio: float | None) -> dict[str, Any]:
     ends = {} if ratio is None else {"median": ratio, "low": ratio - 0.0123, "high": ratio + 0.0123}
     return {

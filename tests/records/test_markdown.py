@@ -53,6 +53,13 @@ def test_what_was_chosen_at_an_end_is_marked_and_explained(table: pd.DataFrame) 
     assert lines[-1].startswith("† Tuning chose a value at an end of its range")
 
 
+def test_what_is_far_from_the_unsteered_model_is_marked_and_explained(table: pd.DataFrame) -> None:
+    lines = markdown(table.assign(kl=[0.5, 4.27, None, 0.0])).splitlines()
+    assert [line for line in lines if "‡" in line][:-1] == [line for line in lines if "4.270 ‡ (not matched)" in line]
+    assert lines[-1].startswith("‡ More than one nat per token")
+    assert "‡" not in markdown(table)
+
+
 def test_tasks_have_tables_of_their_own(table: pd.DataFrame) -> None:
     both = pd.concat([table.assign(task="hh_rlhf"), table])
     first, second = markdown(both).split("\n\n")

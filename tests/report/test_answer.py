@@ -57,6 +57,12 @@ def test_sure_gains_come_first_with_the_highest_and_its_price() -> None:
     assert len(found) == 2
 
 
+def test_what_is_far_from_the_unsteered_model_is_said() -> None:
+    near, far = group(("caa", -1.0)), group(("caa", -4.0))
+    assert not any("nat per token" in line for line in told(sentences(near)))
+    assert told(sentences(far))[-1].endswith("from the unsteered model, mostly other tokens: caa 1.60;")
+
+
 def test_one_sure_gain_is_told_with_its_price_alone() -> None:
     found = told(sentences(group(("caa", -1.0))))
     assert found[1].startswith("Its gold gain and price: caa +0.98 (")
