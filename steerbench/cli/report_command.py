@@ -12,7 +12,11 @@ def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders with records.")],
     page: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
     plot: Annotated[
-        Path | None, typer.Option(help="Also write a plot of reward gain against gold gain to this SVG file.")
+        Path | None,
+        typer.Option(
+            help="Also write a plot to this SVG file: reward gain against gold gain, or without rewards given answers "
+            "over strength."
+        ),
     ] = None,
     examples: Annotated[
         int | None,

@@ -8,6 +8,7 @@ from steerbench.files import write_asked
 from steerbench.records.damage import LeftOut
 from steerbench.records.store import records_in
 from steerbench.records.verdicts import decided
+from steerbench.report.answer_plot import answer_plot
 from steerbench.report.groups import Group, grouped
 from steerbench.report.page import page
 from steerbench.report.readme_plot import readme_plot
@@ -49,6 +50,8 @@ def _check(path: Path, suffix: str) -> None:
 def write_plot(groups: Sequence[Group], path: Path) -> None:
     """Write one SVG: reward gain against gold gain of each method with 95 % intervals, tasks side by side.
 
-    Without a gold score, the held-out reward takes its place. Raises SteerbenchError if there is neither.
+    Without a gold score, the held-out reward takes its place; without a reward, what given answers score over strength.
+    Raises SteerbenchError if there is none of these.
     """
-    write_asked(path, readme_plot(groups))
+    rewarded = any(group.has("reward_gain") for group in groups)
+    write_asked(path, (not rewarded and answer_plot(groups)) or readme_plot(groups))

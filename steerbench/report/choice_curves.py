@@ -38,7 +38,7 @@ def choice_panels(group: Group, found: Sequence[Curve]) -> list[Shown]:
     """Return one small panel for each curve and score of given answers; the unsteered model is dashed."""
     shown: list[Shown] = []
     for score in CHOICE_SCORES:
-        panels = {i: panel for i, one in enumerate(found) if (panel := _panel(group, i, one, score))}
+        panels = {i: panel for i, one in enumerate(found) if (panel := score_panel(group, i, one, score))}
         drawn = curves(list(panels.values()))
         titles = [f"{COLUMNS[score].title}: {found[i].label}" for i in panels]
         dials = [found[i].dial for i in panels]
@@ -84,7 +84,8 @@ def _log_odds(records: Sequence[Record]) -> Any:
     return np.mean([table.numbers(LOG_ODDS)[order_of(table).rows] for table in tables], axis=0)
 
 
-def _panel(group: Group, number: int, found: Curve, score: str) -> Panel | None:
+def score_panel(group: Group, number: int, found: Curve, score: str) -> Panel | None:
+    """Return the mean of a score over a curve, behind its intervals; None where a record has no such score."""
     plain = _unsteered(group)
     start = {0.0: plain} if plain and _is_strength(found) else {}
     rows: Mapping[float, Row] = start | dict(zip(found.values, found.rows, strict=True))

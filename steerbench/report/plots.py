@@ -133,13 +133,23 @@ class Panel:
 
 def curves(panels: Sequence[Panel]) -> list[str]:
     """Return the SVG of each panel. All have one vertical scale, so that noise in one does not look like an effect."""
-    ends = [end for panel in panels for end in panel.ends]
     with svg.style():  # once: matplotlib checks some 300 settings whenever they are set
-        return [_curve(panel, _padded(ends)) for panel in panels]
+        return [_curve(panel, shared_span(panels)) for panel in panels]
+
+
+def shared_span(panels: Sequence[Panel]) -> tuple[float, float]:
+    """Return the ends of a vertical scale on which all panels have room."""
+    return _padded([end for panel in panels for end in panel.ends])
 
 
 def _curve(panel: Panel, span: tuple[float, float]) -> str:
     made, (axes,) = svg.figure(250, 170, left=0.15, right=0.97, bottom=0.13, top=0.96)
+    draw_panel(axes, panel, span)
+    return svg.inline(made, panel.name, panel.label)
+
+
+def draw_panel(axes: Any, panel: Panel, span: tuple[float, float]) -> None:
+    """Draw what a panel holds into axes with a vertical scale."""
     axes.set_ylim(*span)
     if panel.level is not None:
         axes.axhline(panel.level, color=MUTED, lw=1, ls=(0, (4, 3)))
@@ -148,7 +158,6 @@ def _curve(panel: Panel, span: tuple[float, float]) -> str:
     for line in panel.lines:
         _draw_line(axes, line, dots=line.colour != MUTED and not line.dashed)
     axes.locator_params(nbins=5)
-    return svg.inline(made, panel.name, panel.label)
 
 
 def _draw_line(axes: Any, line: Line, dots: bool = True) -> None:

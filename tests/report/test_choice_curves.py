@@ -10,6 +10,7 @@ from made_records import make
 from steerbench import Record, Store
 from steerbench.records.choice_gains import LOG_ODDS
 from steerbench.report import write_report
+from steerbench.report.answer_plot import answer_plot
 from steerbench.report.choice_curves import choice_panels, moved_along, steerability_table
 from steerbench.report.curves import sweeps
 from steerbench.report.groups import grouped
@@ -54,6 +55,18 @@ def test_records_without_given_answers_draw_nothing() -> None:
     (group,) = grouped(records)
     assert choice_panels(group, sweeps(group)) == []
     assert steerability_table(group, sweeps(group)) == []
+
+
+def test_a_plot_draws_the_curves_of_given_answers(tmp_path: Path) -> None:
+    runs = [at(strength) for strength in (0, -1.0, 1.0, 2.0)]
+    unrewarded = [replace(one, examples=one.examples.drop(columns="reward")) for one in runs]
+    for one in unrewarded:
+        Store(tmp_path / "runs").write(replace(one, metrics={"matching": one.metrics["matching"]}))
+    write_report([tmp_path / "runs"], tmp_path / "page.html", plot=tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert drawn.startswith("<?xml")
+    assert "matching of caa over strength" in drawn
+    assert answer_plot(grouped([runs[0]])) == ""
 
 
 def test_the_page_draws_the_curve(tmp_path: Path) -> None:
