@@ -83,7 +83,7 @@ wheel:
 # from the committed records alone; the tests check that what is committed is what this makes
 results: $(INSTALLED)
 	$(BIN)/steerbench leaderboard results/testbed --csv results/leaderboard.csv --markdown docs/results.md
-	$(BIN)/steerbench leaderboard results/testbed --markdown README.md --rows 8
+	$(BIN)/steerbench leaderboard results/testbed --markdown README.md --rows 10
 	$(BIN)/steerbench leaderboard results/matched --csv results/matched.csv --markdown results/README.md
 	$(BIN)/steerbench leaderboard results/decoding-0.02 --markdown results/decoding-0.02/README.md
 	$(BIN)/steerbench leaderboard results/decoding-0.05 --markdown results/decoding-0.05/README.md
@@ -91,6 +91,8 @@ results: $(INSTALLED)
 	$(BIN)/steerbench leaderboard results/smollm2 --csv results/smollm2.csv --markdown docs/smollm2.md
 	$(BIN)/steerbench agree results/matched results/smollm2 --markdown docs/smollm2.md
 	$(BIN)/steerbench verdicts results/claims.toml --markdown docs/verdicts.md
+	$(BIN)/steerbench leaderboard results/curves --markdown results/curves/README.md
+	$(BIN)/steerbench report results/curves --out results/curves/report.html --plot results/curves/matching.svg
 	$(BIN)/steerbench report results --out results/report.html --plot results/gains.svg --claims results/claims.toml
 
 # the table of the page, from steerbench/records/columns.py; a test checks that it is this one

@@ -18,7 +18,7 @@ effect fades with the length of the prompt. A historic baseline.
 
 On the testbed no strength comes to 0.05 nats per token: what is added at the front fades on the way to the response,
 and at any strength the KL stays below 0.006. Gold changes by -0.10 on HH-RLHF (-0.33 to +0.13) and by -0.14 on SHP
-(-0.21 to -0.07), not surely (five seeds, 96 test prompts).
+(-0.21 to -0.07), not surely (five seeds, 96 test prompts); tuned by the guide with eight trials, by -0.09 and +0.01.
 
 Learns from: nothing (two texts). Touches: activations.
 """

@@ -21,7 +21,8 @@ Pitfalls: every token gets the same angle, so that what varied in the plane is l
 give two curves over the angle. Degrees are no unit that other methods share; compare at equal KL.
 
 On the testbed it gains +0.32 of gold on HH-RLHF (+0.10 to +0.55) and +0.11 on SHP (-0.11 to +0.34) at 0.05 nats per
-token (five seeds, 96 test prompts), neither sure. Its direction is that of `caa`, which gains +0.50 and +0.36.
+token (five seeds, 96 test prompts), neither sure; tuned by the guide with eight trials, +0.15 (-0.07 to +0.38) and
++0.12 (-0.06 to +0.29). Its direction is that of `caa`, which gains +0.50 and +0.36.
 
 Learns from: pairs. Touches: activations.
 """

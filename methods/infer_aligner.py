@@ -19,10 +19,11 @@ states' length in each of them. Cost: two passes over training prompts (and roll
 the aligned model, which is not needed afterwards; one pass more over the prompt; per token an addition in each layer.
 
 On the testbed it does not work (0.05 nats per token, five seeds, 96 test prompts): -0.55 of gold on HH-RLHF and -0.27
-on SHP with `low_reward`, -0.36 and -0.31 with `declined`, sure but for the second. theta points to the class, and it
-helps only where a model that sees the class behaves better for it. The direction of what is answered badly makes
-answers bad, and the stand-in for an aligned model sees harm no differently from the model itself. Use `declined` with a
-model that was trained to refuse.
+on SHP with `low_reward`, -0.36 and -0.31 with `declined`, sure but for the second. Tuned by the guide with eight trials
+it changes nothing surely, at a thousandth of a nat per token to a hundredth. theta points to the class, and it helps
+only where a model that sees the class behaves better for it. The direction of what is answered badly makes answers bad,
+and the stand-in for an aligned model sees harm no differently from the model itself. Use `declined` with a model that
+was trained to refuse.
 
 Pitfalls: with another model of other states theta is noise, and nothing tells. Where the aligned model is the model
 itself without a system text, theta is s. The gate separates by midpoints, so that a rare class costs false alarms.

@@ -18,8 +18,8 @@ Pitfalls: without the training a small model does not weigh the order, and a bas
 an instruction at all.
 
 On the testbed (five seeds, 96 test prompts) it gains +0.68 of gold on HH-RLHF and +0.65 on SHP, surely, at 0.017 nats
-per token that nothing moves, where single instructions gain 2. Why not more has not been looked into; its model was
-trained on no lists of preferences.
+per token that nothing moves, where single instructions gain 2; tuned, +0.69 and +0.77. Why not more has not been looked
+into; its model was trained on no lists of preferences.
 
 Learns from: nothing. Touches: prompt.
 """
