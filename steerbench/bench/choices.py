@@ -8,6 +8,7 @@ import pandas as pd
 
 from steerbench.bench.setup import Bench
 from steerbench.data.task import Choices, Example
+from steerbench.engine.kept_prompts import KeptPrompts
 from steerbench.engine.logits import log_probs
 from steerbench.errors import SteerbenchError
 from steerbench.metrics.choice_likelihood import likeliest_is_right, log_odds_of_right, share_of_right
@@ -33,17 +34,18 @@ def choice_log_likelihoods(
     *,
     batch_size: int = 16,
     reward: Reward | None = None,
+    kept: KeptPrompts | None = None,
 ) -> list[list[list[float]]]:
     """Return for each example and each of its choices the log-likelihoods of the answers, sums over their tokens.
 
     The steering's prompt part is applied, and its edits and logits parts act as in generation; an answer that stands
-    among several choices for one prompt is read once. Raises SteerbenchError for a steering that chooses among
-    candidates.
+    among several choices for one prompt is read once; `kept` as in `log_probs`. Raises SteerbenchError for a steering
+    that chooses among candidates.
     """
     asked = list(dict.fromkeys((c.prompt or e.prompt, t) for e in examples for c in e.choices for t in c.texts))
     tokens = [lm.tokens(steering.apply_prompt(prompt), text) for prompt, text in asked]
     dialogues = [prompt for prompt, _ in asked]
-    found = log_probs(lm, tokens, steering, batch_size=batch_size, dialogues=dialogues, reward=reward)
+    found = log_probs(lm, tokens, steering, batch_size=batch_size, dialogues=dialogues, reward=reward, kept=kept)
     sums = {key: float(values.double().sum()) for key, values in zip(asked, found, strict=True)}
     return [[[sums[c.prompt or e.prompt, text] for text in c.texts] for c in e.choices] for e in examples]
 
@@ -87,7 +89,7 @@ def add_choices(bench: Bench, table: pd.DataFrame, steering: Steering) -> dict[s
     """
     if steering.decode is not None or not any(e.choices for e in bench.test):
         return {}
-    found = _scored(bench, bench.test, steering)
+    found = _scored(bench, bench.test, steering, bench.kept)
     for name, values in found.items():
         table[name] = values * bench.protocol.n_samples
     return {name: fmean(values) for name, values in found.items()}
@@ -101,11 +103,11 @@ def capability(bench: Bench, steering: Steering) -> dict[str, Any]:
     if steering.decode is not None or not bench.capability:
         return {}
     name = bench.capability[0].choices[0].name
-    scores = _scored(bench, bench.capability, steering)[next(iter(SCORES[name]))]
+    scores = _scored(bench, bench.capability, steering, bench.kept_questions)[next(iter(SCORES[name]))]
     return {"task": bench.key["capability"]["task"], "score": name, "mean": fmean(scores), "scores": scores}
 
 
-def _scored(bench: Bench, examples: Sequence[Example], steering: Steering) -> dict[str, list[float]]:
-    size = bench.batch_size
-    likelihoods = choice_log_likelihoods(bench.lm, examples, steering, batch_size=size, reward=bench.reward)
+def _scored(bench: Bench, examples: Sequence[Example], steering: Steering, kept: KeptPrompts) -> dict[str, list[float]]:
+    given: Any = {"batch_size": bench.batch_size, "reward": bench.reward, "kept": kept}
+    likelihoods = choice_log_likelihoods(bench.lm, examples, steering, **given)
     return choice_scores(examples, likelihoods)

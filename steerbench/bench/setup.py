@@ -110,6 +110,11 @@ class Setup:
         return KeptPrompts(self.lm)
 
     @cached_property
+    def kept_questions(self) -> KeptPrompts:
+        """Those of the capability check, which would drive the study's own out."""
+        return KeptPrompts(self.lm)
+
+    @cached_property
     def engine(self) -> GenerationEngine | None:
         """What generates in place of transformers; started when it first does."""
         return engine_of(self.settings.engine, self.settings.model)

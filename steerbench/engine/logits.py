@@ -16,6 +16,7 @@ from steerbench.engine.guidance import Given, Passes
 from steerbench.engine.install import Observer, steered
 from steerbench.engine.kept_prompts import KeptPrompts
 from steerbench.engine.positions import Positions
+from steerbench.engine.shared_prefix import leave_prompts
 from steerbench.engine.steps import GivenStep
 from steerbench.errors import SteerbenchError
 from steerbench.models.batching import halving, pad
@@ -43,7 +44,8 @@ def response_logits(
     Teacher forced, with the scopes of cached decoding. The steering's prompt part is not applied: the prompt is given.
     `dialogues`, one for each sequence, and `reward` are for logits parts that ask for them.
     """
-    yield from _teacher_forced(lm, tokens, steering, batch_size, Given(dialogues, reward), lambda i, logits: logits)
+    given = Given(dialogues, reward)
+    yield from _teacher_forced(lm, tokens, steering, batch_size, given, lambda i, logits: logits)
 
 
 def log_probs(
@@ -54,14 +56,18 @@ def log_probs(
     batch_size: int = 16,
     dialogues: Sequence[Dialogue] | None = None,
     reward: Reward | None = None,
+    kept: KeptPrompts | None = None,
 ) -> list[Tensor]:
-    """Return for each sequence the log-probability of its response tokens, (response tokens,), float32 on the CPU."""
+    """Return for each sequence the log-probability of its response tokens, (response tokens,), float32 on the CPU.
+
+    Prompts that were `kept` are not read again, nor one prompt for each of its responses, where edits leave it alone.
+    """
 
     def chosen(i: int, logits: Tensor) -> Tensor:
         target = torch.tensor(tokens[i].response, device=logits.device, dtype=torch.long)[:, None]
         return logits.log_softmax(-1).gather(-1, target)[:, 0].cpu()
 
-    out = dict(_teacher_forced(lm, tokens, steering, batch_size, Given(dialogues, reward), chosen))
+    out = dict(_teacher_forced(lm, tokens, steering, batch_size, Given(dialogues, reward), chosen, kept))
     return [out[i] for i in range(len(tokens))]
 
 
@@ -73,14 +79,18 @@ def _teacher_forced(
     batch_size: int,
     given: Given,
     keep: Callable[[int, Tensor], T],
+    kept: KeptPrompts | None = None,
 ) -> Iterator[tuple[int, T]]:
-    """Yield (index, `keep(index, logits)`) for each sequence; see `response_logits`."""
+    """Yield (index, `keep(index, logits)`) for each sequence; see `response_logits` and `log_probs`."""
+    usable = kept is not None and leave_prompts(steering.edits) and kept.ready(one.prompt for one in tokens)
+    behind = kept if usable else None
 
     def work(rows: list[int]) -> list[tuple[int, T]]:
-        logits = batch_logits(lm, [tokens[i] for i in rows], steering, given=given.of(rows))
+        logits = batch_logits(lm, [tokens[i] for i in rows], steering, given=given.of(rows), kept=behind)
         return [(i, keep(i, row)) for i, row in zip(rows, logits, strict=True)]
 
-    for _, found in halving(lm.batches(tokens, batch_size, size=logits_size(lm.model)), work):
+    read = [one._replace(prompt=()) for one in tokens] if behind else tokens
+    for _, found in halving(lm.batches(read, batch_size, size=logits_size(lm.model)), work):
         yield from found
         del found  # makes room for the next batch
 

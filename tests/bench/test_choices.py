@@ -17,6 +17,7 @@ from steerbench.bench.choices import choice_log_likelihoods, choice_scores
 from steerbench.data.dialogue import Dialogue, user
 from steerbench.data.splits import load_data
 from steerbench.data.task import Choices, Example
+from steerbench.engine.kept_prompts import KeptPrompts
 from steerbench.errors import SteerbenchError
 from steerbench.metrics.choice_likelihood import likeliest_is_right, log_odds_of_right, share_of_right
 from steerbench.models.language_model import LanguageModel
@@ -100,7 +101,7 @@ def test_each_order_is_asked_for_itself(llama: LanguageModel) -> None:
 
 
 def test_likelihoods_equal_single_plain_passes(llama: LanguageModel) -> None:
-    found = choice_log_likelihoods(llama, [QUESTION], batch_size=4)
+    found = choice_log_likelihoods(llama, [QUESTION], batch_size=4, kept=KeptPrompts(llama))
     expected = [[naive(llama, QUESTION.prompt, text) for text in c.texts] for c in QUESTION.choices]
     torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(expected), atol=1e-3, rtol=1e-5)
     scores = choice_scores([QUESTION], found)
@@ -236,7 +237,7 @@ def test_mc1_and_mc2_of_real_questions_equal_single_passes(assets: Path) -> None
     assert len(data.train) + len(data.validation) + len(data.test) == 817
     lm = LanguageModel.load(str(assets / "models" / "tinytalk-3m-chat"))
     examples = [e for e in data.test if len(lm.tokens(e.prompt).prompt) < 64][:40]
-    found = choice_scores(examples, choice_log_likelihoods(lm, examples, batch_size=16))
+    found = choice_scores(examples, choice_log_likelihoods(lm, examples, batch_size=16, kept=KeptPrompts(lm)))
     for i, example in enumerate(examples):
         mc1, mc2 = ({t: naive(lm, example.prompt, t) for t in c.texts} for c in example.choices)
         assert found["mc1"][i] == float(max(mc1, key=mc1.__getitem__) == example.chosen)
@@ -254,7 +255,7 @@ def test_a_persona_equals_single_passes(assets: Path) -> None:
     """40 questions in both orders, in float32: 1e-4."""
     lm = LanguageModel.load(str(assets / "models" / "tinytalk-3m-chat"))
     examples = real(assets, "ai_choices:behavior=agreeableness", "persona", lm)
-    found = choice_scores(examples, choice_log_likelihoods(lm, examples, batch_size=16))
+    found = choice_scores(examples, choice_log_likelihoods(lm, examples, batch_size=16, kept=KeptPrompts(lm)))
     assert len(found["matching"]) == 40
     for i, example in enumerate(examples):
         question, matching = example.prompt[-1].text, example.chosen
@@ -271,7 +272,7 @@ def test_mmlu_equals_single_passes(assets: Path) -> None:
     """40 questions in float32: the same choice, and likelihoods to 1e-4 a token."""
     lm = LanguageModel.load(str(assets / "models" / "tinytalk-3m-chat"))
     examples = real(assets, "mmlu", "mmlu", lm)
-    likelihoods = choice_log_likelihoods(lm, examples, batch_size=16)
+    likelihoods = choice_log_likelihoods(lm, examples, batch_size=16, kept=KeptPrompts(lm))
     found = choice_scores(examples, likelihoods)["accuracy"]
     assert len(found) == 40
     for i, example in enumerate(examples):

@@ -20,6 +20,7 @@ from steerbench.engine.effect import Effect, effect
 from steerbench.engine.generate import generate_samples
 from steerbench.engine.kept_beginnings import KeptBeginnings
 from steerbench.engine.kept_prompts import KeptPrompts
+from steerbench.engine.logits import log_probs
 from steerbench.learn import Tokens
 from steerbench.models.pieces import kept_size
 
@@ -98,6 +99,25 @@ def test_behind_kept_prompts_all_is_as_it_is_without(family: str, name: str) -> 
         assert [r.ids for r in generate(lm, PROMPTS, steering, decoding, kept=kept, batch_size=4)] == [
             r.ids for r in plain
         ]
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_given_responses_are_as_likely_behind_kept_prompts(family: str, name: str) -> None:
+    lm, steering = ending(family), STEERINGS[name]
+    tokens = [lm.tokens(prompt, reply) for prompt in PROMPTS for reply in ("Knead it.", "No", "Why not?")]
+    wanted = log_probs(lm, tokens, steering, batch_size=4)
+    for kept in (KeptPrompts(lm), KeptPrompts(lm, limit=0)):
+        found = log_probs(lm, tokens, steering, batch_size=5, kept=kept)
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_is_read_once_for_all_its_given_responses() -> None:
+    lm = ending()
+    tokens = [lm.tokens(PROMPTS[2], reply) for reply in ("Knead it.", "No", "Why not?")]
+    with reading(lm) as shapes:
+        log_probs(lm, tokens, at(Bent()), kept=KeptPrompts(lm))
+    assert shapes == [(1, len(tokens[0].prompt) - 1), (3, max(len(one.response) for one in tokens))]
 
 
 def test_responses_of_several_samples_begin_behind_the_same_prompts() -> None:
