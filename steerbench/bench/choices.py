@@ -108,6 +108,6 @@ def capability(bench: Bench, steering: Steering) -> dict[str, Any]:
 
 
 def _scored(bench: Bench, examples: Sequence[Example], steering: Steering, kept: KeptPrompts) -> dict[str, list[float]]:
-    given: Any = {"batch_size": bench.batch_size, "reward": bench.reward, "kept": kept}
-    likelihoods = choice_log_likelihoods(bench.lm, examples, steering, **given)
+    lm, size = bench.lm, bench.batch_size
+    likelihoods = choice_log_likelihoods(lm, examples, steering, batch_size=size, reward=bench.reward, kept=kept)
     return choice_scores(examples, likelihoods)
