@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from math import log
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,7 +15,7 @@ import torch
 from typer.testing import Result
 
 from steerbench.bench.capability import Capability
-from steerbench.bench.choices import choice_log_likelihoods, choice_scores
+from steerbench.bench.choices import add_choices, capability, choice_log_likelihoods, choice_scores
 from steerbench.data.dialogue import Dialogue, user
 from steerbench.data.splits import load_data
 from steerbench.data.task import Choices, Example
@@ -22,6 +24,7 @@ from steerbench.errors import SteerbenchError
 from steerbench.metrics.choice_likelihood import likeliest_is_right, log_odds_of_right, share_of_right
 from steerbench.models.language_model import LanguageModel
 from steerbench.plugins.spec import build_task, parse_tasks
+from steerbench.steering.steering import Steering
 
 QUESTION = Example(
     "1", "1", user("Does rye bread cure a cold?"), "No.", "Yes, overnight.",
@@ -108,6 +111,26 @@ def test_likelihoods_equal_single_plain_passes(llama: LanguageModel) -> None:
     assert scores["mc1"] == [float(expected[0][0] == max(expected[0]))]
     weights = torch.tensor(expected[1], dtype=torch.float64).softmax(0)
     assert scores["mc2"][0] == pytest.approx(float(weights[:2].sum()), abs=1e-4)
+
+
+def test_a_study_reads_its_questions_once(llama: LanguageModel) -> None:
+    """Those of the test and of the capability check: a second steering reads no more than the answers."""
+    kept = {name: KeptPrompts(llama) for name in ("kept", "kept_questions")}
+    rest = {"protocol": SimpleNamespace(n_samples=1), "key": {"capability": {"task": "c"}}, "reward": None}
+    bench: Any = SimpleNamespace(lm=llama, test=[QUESTION], capability=[SWAPPED], batch_size=8, **kept, **rest)
+    texts = [text for e in (QUESTION, SWAPPED) for c in e.choices for text in c.texts]
+    longest = max(len(llama.tokens(user(""), text).response) for text in texts)
+    widths: list[int] = []
+
+    def note(module: Any, args: Any, out: Any) -> None:
+        widths.append(args[0].shape[1])
+
+    for seen in (False, True):
+        widths.clear()
+        with llama.model.get_input_embeddings().register_forward_hook(note):
+            add_choices(bench, pd.DataFrame({"id": ["1"]}), Steering())
+            capability(bench, Steering())
+        assert (max(widths) <= longest) is seen
 
 
 @pytest.fixture

@@ -77,16 +77,24 @@ def choices(method: str, seed: int, odds: list[float], right: list[float]) -> Re
     return replace(made, examples=examples, report=made.report | {"capability": {"scores": right}})
 
 
+def test_a_difference_is_held_against_the_value_that_is_named() -> None:
+    """None at all is surely more than -1, and not surely more than nothing."""
+    records = [record(name, seed, 0.0) for seed in (0, 1) for name in ("caa", "unsteered")]
+    found = verdicts([replace(claim(margin=0.0), value=value) for value in (0.0, -1.0, 1.0)], {"made": records})
+    assert [one.verdict for one in found] == ["cannot tell", "holds", "does not hold"]
+    assert len({one.difference for one in found}) == 1
+
+
 def test_shares_and_capability_are_claimed_about() -> None:
-    """Half of the questions go down, and one question in four of the check is lost: by hand, on both seeds alike."""
-    plain, moved = [0.0] * 20, [1.0, -1.0] * 10
+    """One question in four goes down, and one in four of the check is lost: by hand."""
+    plain, moved = [0.0] * 20, [1.0, 1.0, 1.0, -1.0] * 5
     kept, lost = [1.0] * 80, [1.0, 1.0, 1.0, 0.0] * 20
     records = [choices("caa", 0, moved, lost), choices("unsteered", 0, plain, kept)]
-    share = replace(claim("equal", 0.3), metric="anti_steerable", value=0.5)
+    share = replace(claim("equal", 0.3), metric="anti_steerable", value=0.25)
     damage = replace(claim("lower", 0.02), metric="capability")
     sides = [replace(share, says="lower", value=value) for value in (0.1, 0.9)]
     found = verdicts([share, damage, *sides], {"made": records})
-    assert [one.difference.mean for one in found] == [0.5, -0.25, 0.5, 0.5]
+    assert [one.difference.mean for one in found] == [0.25, -0.25, 0.25, 0.25]
     assert found[1].n_examples == 80
     assert [one.verdict for one in found] == ["holds", "holds", "does not hold", "holds"]
     with pytest.raises(SteerbenchError, match="have no capability for 'c'"):
