@@ -123,7 +123,7 @@ class Case:
         return FitContext(
             lm=self.lm,
             examples=examples,
-            reward=tiny.VowelReward(),
+            reward=tiny.MeanCode(),
             seed=self.seed,
             decoding=_DECODING,
             _shared=kept,
