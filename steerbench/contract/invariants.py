@@ -97,6 +97,7 @@ def steering_leaves_no_trace(case: Case) -> str | None:
 
 def error_leaves_no_trace(case: Case) -> str | None:
     """After an exception in the middle of a forward pass, too."""
+    case.generate(Steering())  # what the engine tries out on a new model it has tried then
     before = case.state()
     for n in (1, 2, 3):
         with suppress(InterruptedError), failing(case.lm.anatomy.blocks[-1], n):
@@ -128,7 +129,7 @@ def batch_equals_single(case: Case) -> str | None:
 
 def refilled_equals_alone(case: Case) -> str | None:
     """Rows that take the places of others in the middle of a batch are steered as in a batch of their own."""
-    if close(case.turns(case.steering, 4), case.turns(case.steering, 16)):
+    if close(case.turns(case.steering, 4), case.turns(case.steering, 1)):
         return None
     return "logits of rows that take the places of others differ; keep what belongs to a row in what `start` returns."
 

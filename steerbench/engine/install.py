@@ -87,8 +87,8 @@ class Editor:
         """Return what a decoding step adds, (width,), or (rows, 1, width) behind gates, if no state changes it."""
         constants = [edit.constant() for edit, scope in self._edits if scope != "prompt"]
         known = [constant for constant in constants if constant is not None]
-        alike = len(known) == len(constants) and len({constant.shape[-1] for constant in known}) == 1
-        if not alike:
+        widths = {constant.shape[-1:] for constant in known}
+        if len(known) < len(constants) or len(widths) != 1 or not all(widths):
             return None
         shape = max((constant.shape for constant in known), key=len)
         return torch.stack([constant.expand(shape) for constant in known]).sum(0)

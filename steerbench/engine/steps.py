@@ -230,11 +230,12 @@ class GivenStep(Step):
         return self._on_one_cache(tokens) if can_branch(self.lm) else self._afresh(tokens)
 
     def _on_one_cache(self, tokens: Tensor) -> Tensor:
-        mask, k = torch.ones_like(self._ids), tokens.shape[1]
+        ids = self._ids[:, :-1]  # nothing is drawn behind the last token, and no edit acts behind an end token
+        mask, k = torch.ones_like(ids), tokens.shape[1]
         stops = torch.arange(self._first, self._first + len(tokens), device=mask.device).repeat_interleave(k)[None]
         candidates = tokens.reshape(1, -1)
-        with self._passes.steered(self._ids, mask) as positions:
-            _, out = final_states(self.lm, self._ids, mask, use_cache=True)
+        with self._passes.steered(ids, mask) as positions:
+            _, out = final_states(self.lm, ids, mask, use_cache=True)
             found = []
             for some, where in zip(torch.split(candidates, _AT_ONCE, 1), torch.split(stops, _AT_ONCE, 1), strict=True):
                 with positions.branching():

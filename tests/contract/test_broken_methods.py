@@ -16,7 +16,7 @@ from steerbench.contract import check as contract
 from steerbench.contract import invariants, tiny
 from steerbench.contract.case import Case
 from steerbench.contract.check import check, holds_on_one_fit
-from steerbench.contract.invariants import INVARIANTS, batch_equals_single
+from steerbench.contract.invariants import INVARIANTS, UP_TO_ROUNDING, batch_equals_single
 
 
 def test_every_invariant_meets_methods_that_break_it() -> None:
@@ -108,7 +108,8 @@ def test_no_invariant_leaves_a_trace(name: str, on: str) -> None:
     case = Case.fitted(named(name), on)
     digest = case.steering.digest()
     for invariant in INVARIANTS:
-        assert invariant(case.untouched()) is None
+        problem = invariant(case.untouched())
+        assert problem is None or invariant in UP_TO_ROUNDING  # which one fit alone does not decide
         assert case.changed(case.before) is None, invariant.__name__
         assert case.steering.digest() == digest
 

@@ -70,7 +70,8 @@ def scored(lm: LanguageModel, steering: Steering, tokens: list[Tokens]) -> list[
 
 
 def given(lm: LanguageModel) -> list[Tokens]:
-    return [Tokens(lm.tokens(d).prompt, (40 + i, 50, 60, 70)) for i, d in enumerate(RAGGED)]
+    last = [70, 70, lm.end_ids[0]]
+    return [Tokens(lm.tokens(d).prompt, (40 + i, 50, 60, last[i])) for i, d in enumerate(RAGGED)]
 
 
 @pytest.mark.parametrize("kind", EDITS)
