@@ -14,6 +14,7 @@ from steerbench.errors import SteerbenchError
 from steerbench.metrics.choice_likelihood import likeliest_is_right, log_odds_of_right, share_of_right
 from steerbench.models.language_model import LanguageModel
 from steerbench.models.reward import Reward
+from steerbench.progress import Progress, silent
 from steerbench.steering.steering import Steering
 
 Score: TypeAlias = Callable[[Sequence[float], Sequence[bool]], float]
@@ -35,6 +36,7 @@ def choice_log_likelihoods(
     batch_size: int = 16,
     reward: Reward | None = None,
     kept: KeptPrompts | None = None,
+    progress: Progress = silent,
 ) -> list[list[list[float]]]:
     """Return for each example and each of its choices the log-likelihoods of the answers, sums over their tokens.
 
@@ -45,7 +47,16 @@ def choice_log_likelihoods(
     asked = list(dict.fromkeys((c.prompt or e.prompt, t) for e in examples for c in e.choices for t in c.texts))
     tokens = [lm.tokens(steering.apply_prompt(prompt), text) for prompt, text in asked]
     dialogues = [prompt for prompt, _ in asked]
-    found = log_probs(lm, tokens, steering, batch_size=batch_size, dialogues=dialogues, reward=reward, kept=kept)
+    found = log_probs(
+        lm,
+        tokens,
+        steering,
+        batch_size=batch_size,
+        dialogues=dialogues,
+        reward=reward,
+        kept=kept,
+        progress=progress,
+    )
     sums = {key: float(values.double().sum()) for key, values in zip(asked, found, strict=True)}
     return [[[sums[c.prompt or e.prompt, text] for text in c.texts] for c in e.choices] for e in examples]
 
@@ -108,6 +119,13 @@ def capability(bench: Bench, steering: Steering) -> dict[str, Any]:
 
 
 def _scored(bench: Bench, examples: Sequence[Example], steering: Steering, kept: KeptPrompts) -> dict[str, list[float]]:
-    lm, size = bench.lm, bench.batch_size
-    likelihoods = choice_log_likelihoods(lm, examples, steering, batch_size=size, reward=bench.reward, kept=kept)
+    likelihoods = choice_log_likelihoods(
+        bench.lm,
+        examples,
+        steering,
+        batch_size=bench.batch_size,
+        reward=bench.reward,
+        kept=kept,
+        progress=bench.options.progress,
+    )
     return choice_scores(examples, likelihoods)

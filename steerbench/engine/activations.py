@@ -81,7 +81,7 @@ def pooled_at(
         return read(lm.model, list(places.values()), lm.right_padded([tokens[i] for i in rows]), keep)
 
     out: dict[tuple[Site, Pool], dict[int, Tensor]] = {(site, pool): {} for site in sites for pool in pools}
-    with progress(f"activations {', '.join(map(str, sites))}", len(tokens)) as advance:
+    with progress(f"activations {_named(sites)}", len(tokens)) as advance:
         for rows, found in halving(lm.batches(tokens, batch_size, size=inner_size(lm.model)), work):
             for site, place in places.items():
                 for i, row in zip(rows, found[place], strict=True):
@@ -89,6 +89,12 @@ def pooled_at(
                         out[site, pool][i] = one
             advance(len(rows))
     return {key: [states[i] for i in range(len(tokens))] for key, states in out.items()}
+
+
+def _named(sites: Sequence[Site]) -> str:
+    """Return names of sites that fit into a line."""
+    names = [str(site) for site in sites]
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} to {names[-1]}"
 
 
 def _check(pool: Pool, tokens: Sequence[Tokens]) -> None:

@@ -24,6 +24,7 @@ from steerbench.models.language_model import Batch, LanguageModel, Tokens
 from steerbench.models.modes import evaluating
 from steerbench.models.pieces import logits_size
 from steerbench.models.reward import Reward
+from steerbench.progress import Progress, silent
 from steerbench.steering.reweighting import Reweighting
 from steerbench.steering.steering import Steering
 
@@ -48,7 +49,7 @@ def response_logits(
     yield from _teacher_forced(lm, tokens, steering, batch_size, given, lambda i, logits: logits)
 
 
-def log_probs(
+def log_probs(  # noqa: PLR0913 - as `response_logits`
     lm: LanguageModel,
     tokens: Sequence[Tokens],
     steering: Steering = Steering(),
@@ -57,6 +58,7 @@ def log_probs(
     dialogues: Sequence[Dialogue] | None = None,
     reward: Reward | None = None,
     kept: KeptPrompts | None = None,
+    progress: Progress = silent,
 ) -> list[Tensor]:
     """Return for each sequence the log-probability of its response tokens, (response tokens,), float32 on the CPU.
 
@@ -67,7 +69,11 @@ def log_probs(
         target = torch.tensor(tokens[i].response, device=logits.device, dtype=torch.long)[:, None]
         return logits.log_softmax(-1).gather(-1, target)[:, 0].cpu()
 
-    out = dict(_teacher_forced(lm, tokens, steering, batch_size, Given(dialogues, reward), chosen, kept))
+    out: dict[int, Tensor] = {}
+    with progress("log-probabilities", len(tokens)) as advance:
+        for i, found in _teacher_forced(lm, tokens, steering, batch_size, Given(dialogues, reward), chosen, kept):
+            out[i] = found
+            advance(1)
     return [out[i] for i in range(len(tokens))]
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from math import log
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +25,7 @@ from steerbench.errors import SteerbenchError
 from steerbench.metrics.choice_likelihood import likeliest_is_right, log_odds_of_right, share_of_right
 from steerbench.models.language_model import LanguageModel
 from steerbench.plugins.spec import build_task, parse_tasks
+from steerbench.progress import silent
 from steerbench.steering.steering import Steering
 
 QUESTION = Example(
@@ -113,10 +115,25 @@ def test_likelihoods_equal_single_plain_passes(llama: LanguageModel) -> None:
     assert scores["mc2"][0] == pytest.approx(float(weights[:2].sum()), abs=1e-4)
 
 
+def test_progress_counts_every_answer(llama: LanguageModel) -> None:
+    seen: list[tuple[str, int]] = []
+    done: list[int] = []
+
+    @contextmanager
+    def counting(label: str, total: int) -> Any:
+        seen.append((label, total))
+        yield done.append
+
+    choice_log_likelihoods(llama, [QUESTION], batch_size=2, progress=counting)
+    assert seen == [("log-probabilities", 4)]  # of the six answers two stand twice
+    assert sum(done) == 4
+
+
 def test_a_study_reads_its_questions_once(llama: LanguageModel) -> None:
     """Those of the test and of the capability check: a second steering reads no more than the answers."""
     kept = {name: KeptPrompts(llama) for name in ("kept", "kept_questions")}
     rest = {"protocol": SimpleNamespace(n_samples=1), "key": {"capability": {"task": "c"}}, "reward": None}
+    rest["options"] = SimpleNamespace(progress=silent)
     bench: Any = SimpleNamespace(lm=llama, test=[QUESTION], capability=[SWAPPED], batch_size=8, **kept, **rest)
     texts = [text for e in (QUESTION, SWAPPED) for c in e.choices for text in c.texts]
     longest = max(len(llama.tokens(user(""), text).response) for text in texts)

@@ -11,7 +11,7 @@ from steerbench import Decoding, LanguageModel, SteerbenchError, generate
 from steerbench.contract import tiny
 from steerbench.data import user
 from steerbench.edits import Site
-from steerbench.engine.activations import Pool
+from steerbench.engine.activations import Pool, _named
 from steerbench.learn import Tokens, activations
 from steerbench.models.sites import SITE_NAMES
 
@@ -128,6 +128,11 @@ def test_prompts_alone(llama: LanguageModel) -> None:
     (both,) = activations(llama, Site("final"), [Tokens((5, 6))], "all")
     assert torch.equal(last, both[1])
     assert both.shape == (2, 32)
+
+
+@pytest.mark.parametrize(("n", "named"), [(1, "z.0"), (3, "z.0, z.1, z.2"), (30, "z.0 to z.29")])
+def test_a_stage_names_its_sites_in_one_line(n: int, named: str) -> None:
+    assert _named([Site("z", layer) for layer in range(n)]) == named
 
 
 def test_unknown_pool(llama: LanguageModel) -> None:
