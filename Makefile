@@ -92,6 +92,7 @@ results: $(INSTALLED)
 	$(BIN)/steerbench agree results/matched results/smollm2 --markdown docs/smollm2.md
 	$(BIN)/steerbench verdicts results/claims.toml --markdown docs/verdicts.md
 	$(BIN)/steerbench leaderboard results/curves --markdown results/curves/README.md
+	$(BIN)/steerbench leaderboard results/truthful_qa --markdown results/truthful_qa/README.md
 	$(BIN)/steerbench report results/curves --out results/curves/report.html --plot results/curves/matching.svg
 	$(BIN)/steerbench report results --out results/report.html --plot results/gains.svg --claims results/claims.toml
 

@@ -38,7 +38,7 @@ DECODING = ("0.02", "0.05", "0.1")
 """The equal KLs of the study of guided decoding, nats per token."""
 READMES = (
     *("README.md", "docs/results.md", "docs/smollm2.md", "docs/verdicts.md", "results/README.md"),
-    *(f"results/{folder}/README.md" for folder in (*(f"decoding-{kl}" for kl in DECODING), "curves")),
+    *(f"results/{folder}/README.md" for folder in (*(f"decoding-{kl}" for kl in DECODING), "curves", "truthful_qa")),
 )
 TABLES = (*READMES, *(f"results/{name}.csv" for name in ("leaderboard", "matched", "smollm2")))
 REPORT = "results/report.html"
