@@ -133,7 +133,13 @@ def test_a_study_reads_its_questions_once(llama: LanguageModel) -> None:
     """Those of the test and of the capability check: a second steering reads no more than the answers."""
     kept = {name: KeptPrompts(llama) for name in ("kept", "kept_questions")}
     rest = {"protocol": SimpleNamespace(n_samples=1), "key": {"capability": {"task": "c"}}, "reward": None}
-    rest["options"] = SimpleNamespace(progress=silent)
+    stages: list[str] = []
+
+    def staged(label: str, total: int) -> Any:
+        stages.append(label)
+        return silent(label, total)
+
+    rest["options"] = SimpleNamespace(progress=staged)
     bench: Any = SimpleNamespace(lm=llama, test=[QUESTION], capability=[SWAPPED], batch_size=8, **kept, **rest)
     texts = [text for e in (QUESTION, SWAPPED) for c in e.choices for text in c.texts]
     longest = max(len(llama.tokens(user(""), text).response) for text in texts)
@@ -148,6 +154,7 @@ def test_a_study_reads_its_questions_once(llama: LanguageModel) -> None:
             add_choices(bench, pd.DataFrame({"id": ["1"]}), Steering())
             capability(bench, Steering())
         assert (max(widths) <= longest) is seen
+    assert stages == ["log-probabilities"] * 4  # nothing that takes long is silent
 
 
 @pytest.fixture

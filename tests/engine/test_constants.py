@@ -95,6 +95,14 @@ def test_constants_of_several_authors_are_summed(llama: LanguageModel) -> None:
     assert CALLS == {"Mine": 1, "Theirs": 1}
 
 
+def test_a_number_is_no_constant_to_the_engine(llama: LanguageModel) -> None:
+    """The contract says what is wrong with it; generation runs the edit itself."""
+    edit = Mine(torch.tensor(0.5), 1.0)
+    CALLS.clear()
+    generate_fixed(llama, [user("Hi")], Steering(edits=(PlacedEdit(Site("resid_post", 1), edit, "response"),)), NEW)
+    assert CALLS == {"Mine": NEW}
+
+
 def test_a_constant_is_inherited_with_its_forward_only() -> None:
     class Renamed(Mine):
         pass
