@@ -3,6 +3,7 @@
 Candidates for a next token make texts that differ at their ends, and the texts of the next step begin as these did. A
 reward that is a decoder keeps what they share in a cache. The rest of a row is a tree of tokens, whose nodes are
 columns of one pass under a mask that shows to each the path that leads to it, at the position that it has in its text.
+The head is linear: of a token that was read its value is held, and a score is the last one or the mean over the reply.
 Another reward reads all texts from their beginning.
 """
 
@@ -13,13 +14,16 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from steerbench.data.dialogue import Dialogue
 from steerbench.engine.branches import keeps_columns
-from steerbench.engine.forward_passes import CACHE, run, turns_by_length
+from steerbench.engine.forward_passes import CACHE, turns_by_length
 from steerbench.errors import SteerbenchError
+from steerbench.models.batching import pad
 from steerbench.models.reward import Reward, RewardModel
+from steerbench.models.reward_text import READ, REPLY
 
 _AT_ONCE = 256
 """Texts of a row, or columns of what they share, in one pass."""
@@ -28,6 +32,20 @@ _SPARE = 64
 _tried: "WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, bool]]" = WeakKeyDictionary()
 
 Ids = Sequence[int]
+Marks = Sequence[int]
+
+
+class Text(NamedTuple):
+    """What a reward reads for a response."""
+
+    ids: Ids
+    marks: Marks
+
+    @classmethod
+    def of(cls, ids: Ids, marks: Marks) -> "Text":
+        """Leave out what stands behind a reply that is marked: it counts for nothing."""
+        end = len(ids) - next((i for i, mark in enumerate(reversed(marks)) if mark == REPLY), 0)
+        return cls(ids[:end], marks[:end])
 
 
 class GuideReader:
@@ -45,19 +63,20 @@ class GuideReader:
             return torch.zeros(0)
         if self._shared is None or not isinstance(self._reward, RewardModel):
             return self._reward.score(prompts, flat)
-        ids = iter(self._reward.tokens(prompts, flat))
-        return self._reward.finite(self._read(self._reward, self._shared, [[next(ids) for _ in row] for row in texts]))
+        found = iter(map(Text.of, *self._reward.tokens(prompts, flat)))
+        rows = [[next(found) for _ in row] for row in texts]
+        return self._reward.finite(self._read(self._reward, self._shared, rows))
 
-    def _read(self, reward: RewardModel, shared: "SharedReading", rows: Sequence[Sequence[list[int]]]) -> Tensor:
+    def _read(self, reward: RewardModel, shared: "SharedReading", rows: Sequence[Sequence[Text]]) -> Tensor:
         """Read texts from what is held; those at the limit, cut on the left, from beginnings that none shares."""
-        cut = [[reward.limit is not None and len(ids) >= reward.limit for ids in row] for row in rows]
-        whole = [[ids for ids, c in zip(*pair, strict=True) if not c] for pair in zip(rows, cut, strict=True)]
-        alone = [ids for pair in zip(rows, cut, strict=True) for ids, c in zip(*pair, strict=True) if c]
+        cut = [[reward.limit is not None and len(text.ids) >= reward.limit for text in row] for row in rows]
+        whole = [[text for text, c in zip(*pair, strict=True) if not c] for pair in zip(rows, cut, strict=True)]
+        alone = [text for pair in zip(rows, cut, strict=True) for text, c in zip(*pair, strict=True) if c]
         if not alone:
             return shared.scores(whole)
         is_cut = torch.tensor([c for row in cut for c in row])
         scores = torch.zeros(len(is_cut))
-        scores[is_cut] = reward.read(alone)
+        scores[is_cut] = reward.read([list(text.ids) for text in alone], [list(text.marks) for text in alone])
         if any(whole):
             scores[~is_cut] = shared.scores(whole)
         return scores
@@ -98,16 +117,17 @@ class SharedReading:
     """What a reward that is a decoder has read of the rows of a batch."""
 
     def __init__(self, reward: RewardModel) -> None:
-        if reward.decoder is None:
+        if reward.backbone is None:
             raise SteerbenchError(f"reward model {reward.name!r} is no decoder; it reads each text from its beginning.")
-        self._backbone, self._head = reward.decoder
-        self._device = reward.device
+        self._reward, self._dtype, self._device = reward, reward.backbone.dtype, reward.device
         self._forget(0)
 
     def _forget(self, rows: int) -> None:
         self._cache: Any = DynamicCache()
         self._size = 0
         self._held: list[list[int]] = [[] for _ in range(rows)]
+        self._values = [torch.zeros(0) for _ in range(rows)]
+        """Of each token that is held of a row."""
         self._columns: list[list[int]] = [[] for _ in range(rows)]
         """Where in the cache what is held of a row stands; the other columns are out of use."""
 
@@ -117,12 +137,13 @@ class SharedReading:
         if not self._held:
             return
         self._held, self._columns = [self._held[i] for i in rows], [self._columns[i] for i in rows]
+        self._values = [self._values[i] for i in rows]
         self._cache.batch_select_indices(torch.tensor(rows, device=self._device))
 
     @torch.inference_mode()
-    def scores(self, rows: Sequence[Sequence[Ids]]) -> Tensor:
+    def scores(self, rows: Sequence[Sequence[Text]]) -> Tensor:
         """Return the score of each text, row by row, (all texts,), float32 on the CPU; a row may have none."""
-        longest = max((len(ids) for row in rows for ids in row), default=0)
+        longest = max((len(text.ids) for row in rows for text in row), default=0)
         if len(rows) != len(self._held) or self._size > 2 * longest + _SPARE:
             self._forget(len(rows))
         found: list[list[Tensor]] = [[] for _ in rows]
@@ -131,40 +152,50 @@ class SharedReading:
                 of_row.append(scores)
         return torch.cat([scores for of_row in found for scores in of_row])
 
-    def _next(self, rows: Sequence[Sequence[Ids]]) -> list[Tensor]:
+    def _next(self, rows: Sequence[Sequence[Text]]) -> list[Tensor]:
         """Return the scores of some texts of each row, and hold what they share, but for the last of their tokens."""
         stems: list[list[int]] = []
         trees = []
-        for i, texts in enumerate(rows):
+        for i, row in enumerate(rows):
+            texts = [text.ids for text in row]
             shared = _shared(texts)[: min(map(len, texts), default=1) - 1]
             known = len(_shared([self._held[i], shared])) if texts else len(self._held[i])
             self._held[i], self._columns[i] = self._held[i][:known], self._columns[i][:known]
+            self._values[i] = self._values[i][:known]
             stems.append(shared[known:])
             trees.append(_Tree.of([ids[len(shared) :] for ids in texts]))
         while max(map(len, stems)) > _AT_ONCE:
             self._read([stem[:_AT_ONCE] for stem in stems], [_Tree.of([])] * len(stems))
             stems = [stem[_AT_ONCE:] for stem in stems]
-        states = self._read(stems, trees)
-        ends = [states[i, tree.ends] for i, tree in enumerate(trees)]
-        scores = self._head(torch.cat(ends).float())[:, 0].float().cpu()
-        return list(scores.split([len(tree.ends) for tree in trees]))
+        values = self._read(stems, trees)
+        return [
+            self._weighed([torch.cat([held, own[tree.paths[end]]]) for end in tree.ends], [text.marks for text in row])
+            for row, tree, held, own in zip(rows, trees, self._values, values, strict=True)
+        ]
+
+    def _weighed(self, values: Sequence[Tensor], marks: Sequence[Marks]) -> Tensor:
+        """Return the score of each text, (texts,), from the values and the marks of its tokens."""
+        if not values:
+            return torch.zeros(0)
+        weights = self._reward.weights(pad(marks, 0)[0])
+        return torch.where(weights > 0, weights * pad_sequence(list(values), batch_first=True), 0.0).sum(1)
 
     def _read(self, stems: Sequence[list[int]], trees: Sequence[_Tree]) -> Tensor:
-        """Read the next tokens of each row, hold them, and return the states of what branches off behind them."""
+        """Read the next tokens of each row, hold them, and return the values of what branches off behind them."""
         stem, n = max(map(len, stems)), max(len(tree.tokens) for tree in trees)
         ids, places, sees = self._pass(stems, trees, stem, n)
-        dtype = self._backbone.dtype
-        hidden = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+        hidden = torch.zeros(sees.shape, dtype=self._dtype).masked_fill(~sees, torch.finfo(self._dtype).min)[:, None]
         ids, places, hidden = (t.to(self._device) for t in (ids, places, hidden))
-        out = run(self._backbone, ids, hidden, position_ids=places, use_cache=True, **{CACHE: self._cache})
+        more = {"position_ids": places, "use_cache": True, CACHE: self._cache}
+        values = self._reward.values(input_ids=ids, attention_mask=hidden, **more).float().cpu()
         if n:
             self._cache.crop(-n)
         for i, new in enumerate(stems):
             self._held[i] += new
+            self._values[i] = torch.cat([self._values[i], values[i, : len(new)]])
             self._columns[i] += range(self._size, self._size + len(new))
         self._size += stem
-        states: Tensor = out.last_hidden_state[:, stem:]
-        return states
+        return values[:, stem:]
 
     def _pass(
         self, stems: Sequence[list[int]], trees: Sequence[_Tree], stem: int, n: int
@@ -197,9 +228,9 @@ def _shared(texts: Sequence[Ids]) -> list[int]:
 
 def can_share(reward: RewardModel) -> bool:
     """Tell whether a shared reading gives what texts read alone give. Tried out once for each model and data type."""
-    if reward.decoder is None or reward.largest_batch is not None:  # what stands beside a text changes its score
+    backbone = reward.backbone
+    if backbone is None or reward.largest_batch is not None:  # what stands beside a text changes its score
         return False
-    backbone, _ = reward.decoder
     known = _tried.setdefault(backbone, {})
     if backbone.dtype not in known:
         agrees = keeps_columns(backbone) and not turns_by_length(backbone) and _agrees(reward, backbone.dtype)
@@ -211,10 +242,12 @@ def _agrees(reward: RewardModel, dtype: torch.dtype) -> bool:
     """Compare both ways over two steps of two rows, of which the second goes back behind what the first has held."""
     first = [[[3, 4, 5, 6, 7], [3, 4, 5, 6, 8, 9], [3, 4, 5, 6, 8, 4]], [[5, 4, 3], [5, 4, 6]]]
     then = [[[3, 4, 5, 8, 7, 5, 4], [3, 4, 5, 8, 7, 6]], [[5, 4, 3, 7, 6], [5, 4, 3, 8]]]
+    steps = [[[Text(ids, [READ, *[REPLY] * (len(ids) - 1)]) for ids in row] for row in rows] for rows in (first, then)]
+    texts = [text for rows in steps for row in rows for text in row]
     try:
         reading = SharedReading(reward)
-        found = torch.cat([reading.scores(first), reading.scores(then)])
-        wanted = reward.read([ids for rows in (*first, *then) for ids in rows])
+        found = torch.cat([reading.scores(rows) for rows in steps])
+        wanted = reward.read([list(text.ids) for text in texts], [list(text.marks) for text in texts])
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError):
         return False
     return bool((found - wanted).abs().max() <= torch.finfo(dtype).eps ** 0.5 * wanted.abs().max())

@@ -129,18 +129,26 @@ class BlockStates(nn.Module):
 
     def pooled(self, weights: Tensor, **inputs: Tensor) -> Tensor:
         """Return weighted sums of states, (batch, sums, blocks, width), for weights of (batch, sums, columns)."""
+        return torch.stack([weights @ states.float() for states in self.read(**inputs)], dim=2)
+
+    def read(self, **inputs: Any) -> list[Tensor]:
+        """Return the states that each block gives, (batch, columns, width)."""
         self.model(**inputs)
-        sums = [weights @ self._found[block].float() for block in self.blocks]
+        states = [self._found[block] for block in self.blocks]
         self._found.clear()
-        return torch.stack(sums, dim=2)
+        return states
 
 
 def pooling_weights(marks: Tensor) -> Tensor:
     """Return what each state counts, (batch, columns) float32: equal parts of the reply, or all of the last token."""
     reply = (marks == REPLY).float()
-    last = nn.functional.one_hot((marks > 0).sum(1) - 1, marks.shape[1]).float()
     n = reply.sum(1, keepdim=True)
-    return torch.where(n > 0, reply / n.clamp_min(1), last)
+    return torch.where(n > 0, reply / n.clamp_min(1), at_last(marks))
+
+
+def at_last(marks: Tensor) -> Tensor:
+    """Return a one for the last token of each row, (batch, columns) float32."""
+    return nn.functional.one_hot((marks > 0).sum(1) - 1, marks.shape[1]).float()
 
 
 class PooledHead(nn.Module):
@@ -164,6 +172,11 @@ class PooledHead(nn.Module):
         pooled = self.states.pooled(pooling_weights(marks)[:, None], **inputs)[:, 0, 0]
         value: Tensor = pooled @ self.weight + self.bias
         return value
+
+    def values(self, **inputs: Any) -> Tensor:
+        """Return the score of each state of a pass by itself, (batch, columns): that of a text is their mean."""
+        (states,) = self.states.read(**inputs)
+        return states.float() @ self.weight + self.bias
 
 
 def load_pooled(source: Source, dtype: torch.dtype | None) -> tuple[Any, nn.Module]:

@@ -15,8 +15,15 @@ from steerbench.models.batching import check_ids, in_batches, padding_id, positi
 from steerbench.models.chat_template import is_whole
 from steerbench.models.checkpoint import Source, find, load_model, load_tokenizer, read_tensor, tensor_files
 from steerbench.models.pieces import inner_size
-from steerbench.models.pooled_block import PooledHead, is_pooled, load_pooled, with_backbone
-from steerbench.models.reward_text import RewardText
+from steerbench.models.pooled_block import (
+    PooledHead,
+    at_last,
+    is_pooled,
+    load_pooled,
+    pooling_weights,
+    with_backbone,
+)
+from steerbench.models.reward_text import READ, RewardText
 from steerbench.models.self_check import scorer_batch, trial_rows
 from steerbench.models.training_prompts import TrainedOn, read_trained_on
 from steerbench.models.weights import weight_bytes
@@ -132,9 +139,12 @@ class RewardModel(Reward):
         """Return the score of each row of ids, the text of a reply to its dialogue."""
         return self.read(rows, marks, advance)
 
-    def tokens(self, dialogues: Sequence[Dialogue], responses: Sequence[str]) -> list[list[int]]:
-        """Return the ids that it reads for each response to the dialogue before it."""
-        return self._rows(dialogues, responses)[0]
+    def tokens(
+        self, dialogues: Sequence[Dialogue], responses: Sequence[str]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Return the ids that it reads for each response to the dialogue before it, and their marks."""
+        rows, marks = self._rows(dialogues, responses)
+        return rows, marks or [[READ] * len(ids) for ids in rows]
 
     def _rows(
         self, dialogues: Sequence[Dialogue], responses: Sequence[str]
@@ -176,12 +186,6 @@ class RewardModel(Reward):
         return scores
 
     @property
-    def decoder(self) -> tuple[PreTrainedModel, nn.Linear] | None:
-        """The decoder and the head on the state of its last token; None for a model of another form."""
-        forward = self._forward
-        return (forward.backbone, forward.head) if isinstance(forward, _LastToken) else None
-
-    @property
     def backbone(self) -> PreTrainedModel | None:
         """The model of whose states the score is a sum; None where there is no such one."""
         forward = self._forward
@@ -193,6 +197,15 @@ class RewardModel(Reward):
         """Return the scores of a pass of the backbone over some inputs, (batch,); `marks` (batch, columns) as read."""
         assert isinstance(self._forward, PooledHead | _LastToken)
         return self._forward.scores(marks, **inputs)
+
+    def values(self, **inputs: Any) -> torch.Tensor:
+        """Return what the head makes of each state of a pass of the backbone, (batch, columns)."""
+        assert isinstance(self._forward, PooledHead | _LastToken)
+        return self._forward.values(**inputs)
+
+    def weights(self, marks: torch.Tensor) -> torch.Tensor:
+        """Return how much each of the values counts in the score of its text, (batch, columns)."""
+        return pooling_weights(marks) if isinstance(self._forward, PooledHead) else at_last(marks)
 
     def _tell_dropped(self, texts: Sequence[str], responses: Sequence[str]) -> None:
         """Warn of responses that the template does not write whole: some drop the thoughts of a reply."""
@@ -229,7 +242,7 @@ class _LastToken(nn.Module):
         self.backbone, self.head = backbone, head.float()
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return self.scores(mask, input_ids=ids, attention_mask=mask)
+        return self.scores(mask, input_ids=ids, attention_mask=(mask > 0).long())
 
     def scores(self, marks: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """Return what a pass over some inputs gives, read where the last mark above 0 of each row is."""
@@ -237,6 +250,11 @@ class _LastToken(nn.Module):
         last = hidden[torch.arange(len(marks), device=marks.device), (marks > 0).sum(1) - 1]
         value: torch.Tensor = self.head(last.float())  # (batch, 1)
         return value[:, 0]
+
+    def values(self, **inputs: Any) -> torch.Tensor:
+        """Return what the head makes of each state of a pass, (batch, columns)."""
+        value: torch.Tensor = self.head(self.backbone(**inputs).last_hidden_state.float())
+        return value[..., 0]
 
 
 def _loader(source: Source) -> Callable[[Source, torch.dtype | None], tuple[Any, nn.Module]]:

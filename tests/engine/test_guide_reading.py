@@ -1,5 +1,6 @@
 """The guide on texts that share their beginnings, against each text read alone from its beginning."""
 
+import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pooled import saved_pooled
 from torch import Tensor
 from transformers import (
     BertConfig,
@@ -24,11 +26,13 @@ from steerbench import Decoding, FitContext, LanguageModel, Steering, generate, 
 from steerbench.contract import tiny
 from steerbench.data import user
 from steerbench.engine import guide_reading
-from steerbench.engine.guide_reading import GuideReader, SharedReading, can_share
+from steerbench.engine.guide_reading import GuideReader, SharedReading, Text, can_share
 from steerbench.engine.logits import response_logits
 from steerbench.errors import SteerbenchError
+from steerbench.models.checkpoint import find
 from steerbench.models.language_model import Tokens
 from steerbench.models.reward import RewardModel
+from steerbench.models.reward_text import READ, REPLY
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 COMMON = {"vocab_size": 320, "num_labels": 1, "initializer_range": 0.3}
@@ -46,6 +50,8 @@ PROMPTS = [user("How do I bake a cake?"), user("Hi"), user("Why is the sky blue?
 
 
 def made(folder: Path, name: str) -> RewardModel:
+    if name == "pooled":
+        return RewardModel.load(saved_pooled(folder))
     torch.manual_seed(0)
     MODELS[name]().save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
@@ -54,7 +60,12 @@ def made(folder: Path, name: str) -> RewardModel:
 
 @pytest.fixture(scope="module")
 def rewards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RewardModel]:
-    return {name: made(tmp_path_factory.mktemp(name), name) for name in MODELS}
+    return {name: made(tmp_path_factory.mktemp(name), name) for name in [*MODELS, "pooled"]}
+
+
+def marked(ids: list[int]) -> Text:
+    """Say that the reply begins behind the second token and ends before the last one, where there are as many."""
+    return Text(ids, [READ, READ, *[REPLY] * (len(ids) - 3), READ][: len(ids)])
 
 
 def steps(seed: int) -> Iterator[list[list[list[int]]]]:
@@ -74,7 +85,7 @@ def steps(seed: int) -> Iterator[list[list[list[int]]]]:
 
 
 @pytest.mark.parametrize("at_once", [2, 256])
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "pooled"])
 def test_shared_reading_gives_what_each_text_gives_alone(
     rewards: dict[str, RewardModel], name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,29 +94,31 @@ def test_shared_reading_gives_what_each_text_gives_alone(
     reward = rewards[name]
     assert can_share(reward)
     reading = SharedReading(reward)
-    for rows in steps(at_once):
-        alone = torch.cat([reward.read([ids]) for row in rows for ids in row])
+    for step in steps(at_once):
+        rows = [[marked(ids) for ids in row] for row in step]
+        alone = torch.cat([reward.read([list(text.ids)], [list(text.marks)]) for row in rows for text in row])
         torch.testing.assert_close(reading.scores(rows), alone, atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_shared_is_read_once(rewards: dict[str, RewardModel]) -> None:
-    reward, begun = rewards["llama"], list(range(3, 53))
+@pytest.mark.parametrize("name", ["llama", "pooled"])
+def test_what_is_shared_is_read_once(rewards: dict[str, RewardModel], name: str) -> None:
+    reward, begun = rewards[name], list(range(3, 53))
     reading = SharedReading(reward)
     with columns_read(reward) as read:
-        reading.scores([[[*begun, z] for z in range(10)]] * 2)
-        reading.scores([[[*begun, 7, z, 2] for z in range(10)]] * 2)
+        reading.scores([[marked([*begun, z]) for z in range(10)]] * 2)
+        reading.scores([[marked([*begun, 7, z, 2]) for z in range(10)]] * 2)
     assert read == [60, 1 + 20]
 
 
 @contextmanager
 def columns_read(reward: RewardModel) -> Iterator[list[int]]:
-    assert reward.decoder is not None
+    assert reward.backbone is not None
     found: list[int] = []
 
     def note(module: Any, args: Any, kwargs: Any) -> None:
         found.append(kwargs["input_ids"].shape[1])
 
-    handle = reward.decoder[0].register_forward_pre_hook(note, with_kwargs=True)
+    handle = reward.backbone.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield found
     finally:
@@ -173,13 +186,30 @@ def test_a_text_that_is_too_long_is_read_and_counted_as_elsewhere(tmp_path: Path
 def test_scores_that_are_not_finite_are_told(tmp_path: Path) -> None:
     reward = made(tmp_path, "llama")
     reader = GuideReader(reward)
-    assert reward.decoder is not None
-    reward.decoder[1].weight.data.fill_(torch.nan)
+    assert reward.backbone is not None
+    next(reward.backbone.parameters()).data.fill_(torch.nan)
     with pytest.raises(SteerbenchError, match="not finite"):
         reader.scores(PROMPTS[:1], [["Yes."]])
 
 
-@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_a_mean_over_the_reply_reads_nothing_behind_it(tmp_path: Path) -> None:
+    """What a template writes behind every reply would be read for each candidate anew."""
+    folder = saved_pooled(tmp_path)
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} (all of it)\n{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "base")
+    written = json.loads((tmp_path / "reward/config.json").read_text())
+    revision = find(str(tmp_path / "base")).revision
+    (tmp_path / "reward/config.json").write_text(json.dumps(written | {"backbone_revision": revision}))
+    reward = RewardModel.load(folder)
+    with columns_read(reward) as read:
+        found = GuideReader(reward).scores(PROMPTS[:1], [["Yes.", "Yes,"]])
+    torch.testing.assert_close(found, reward.score(PROMPTS[:1] * 2, ["Yes.", "Yes,"]), atol=1e-5, rtol=1e-5)
+    before = reward.text(PROMPTS[0], "Yes").removesuffix(" (all of it)\n")
+    assert read[-1] == len(tokenizer(before, add_special_tokens=False).input_ids) + 2
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "pooled"])
 def test_args_under_a_reward_model_is_its_formula(
     llama: LanguageModel, rewards: dict[str, RewardModel], name: str
 ) -> None:

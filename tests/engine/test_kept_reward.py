@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pooled import saved_pooled
 from safetensors.torch import save_file
 from transformers import (
     AutoModel,
@@ -14,7 +15,6 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
-    LlamaForCausalLM,
     LlamaForSequenceClassification,
     MistralConfig,
     MistralForSequenceClassification,
@@ -59,17 +59,9 @@ REPLIES = [
 
 
 def saved(folder: Path, name: str) -> str:
-    torch.manual_seed(0)
     if name == "pooled":
-        base = folder / "base"
-        LlamaForCausalLM(LlamaConfig(**SIZES, **COMMON)).save_pretrained(base)
-        tiny.tokenizer().save_pretrained(base)
-        form = PooledForm(str(base), find(str(base)).revision, block=1, dtype="float32")
-        reward = folder / "reward"
-        reward.mkdir()
-        (reward / "config.json").write_text(form.write(), encoding="utf-8")
-        save_file({HEAD[0]: torch.randn(16), HEAD[1]: torch.randn(1)}, reward / "model.safetensors")
-        return str(reward)
+        return saved_pooled(folder)
+    torch.manual_seed(0)
     MODELS[name]().save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return str(folder)
