@@ -12,6 +12,7 @@ from steerbench.cli.layout import DIGITS, Cell, Columns, between, number, print_
 from steerbench.cli.stages import duration
 from steerbench.plugins.spec import UNSTEERED
 from steerbench.records.columns import CHOICE_SCORES, COLUMNS, GAINS, RANKED_BY
+from steerbench.records.markdown import agreements
 from steerbench.records.record import Record
 from steerbench.records.side_effects import FAR_KL
 
@@ -214,6 +215,7 @@ def _notes(record: Record, rows: pd.DataFrame, has_gains: bool) -> Iterator[str]
         )
     elif UNSTEERED not in {method.split(" #")[0] for method in rows["method"]}:
         yield "No gains: the unsteered model was not measured beside these."
+    yield from agreements(rows)
     if unsure := list(rows["method"][rows["fits"].isna()]):
         yield f"One seed, and another may steer otherwise, so that nothing is claimed of: {', '.join(unsure)}."
     if far := list(rows["method"][rows["kl"].astype(float) > FAR_KL]):

@@ -4,11 +4,13 @@ A guide and the truth may agree on what the unsteered model writes, and hardly a
 reward model is trusted where it has not been looked at. The mean gains do not show that.
 """
 
+from math import atanh, sqrt, tanh
 from typing import Any
 
 import numpy as np
 
 from steerbench.records.scores import Table, scores_of
+from steerbench.records.statistics import Interval
 
 
 def agreement(table: Table, one: str, other: str) -> float | None:
@@ -21,6 +23,17 @@ def agreement(table: Table, one: str, other: str) -> float | None:
         return None
     ranks = [_ranks(score) for score in scores]
     return float(np.corrcoef(ranks)[0, 1]) if all(len(rank) and np.ptp(rank) > 0 for rank in ranks) else None
+
+
+def of_ranks(correlation: float, n: int) -> Interval:
+    """Return Spearman's rank correlation over n pairs with its interval, which takes four of them.
+
+    Fisher's, with the variance 1.06 / (n - 3) for ranks (Fieller, Hartley and Pearson, 1957).
+    """
+    if n < 4 or abs(correlation) > 1 - 1e-9:
+        return Interval(correlation, None, None)
+    middle, width = atanh(correlation), 1.96 * sqrt(1.06 / (n - 3))
+    return Interval(correlation, tanh(middle - width), tanh(middle + width))
 
 
 def _ranks(score: Any) -> Any:

@@ -33,6 +33,27 @@ class Column:
         return self.name.endswith("_gain")
 
 
+def _with_ends(column: Column) -> list[Column]:
+    """Return a column with those of its interval."""
+    ends = (("low", "lower"), ("high", "upper"))
+    told = [(f"{column.title} {end}", f"{which} end of the 95 % interval of `{column.name}`") for end, which in ends]
+    return [
+        column,
+        *(
+            Column(f"{column.name}_{end}", *text, column.unit, digits=column.digits, of=column.name)
+            for (end, _), text in zip(ends, told, strict=True)
+        ),
+    ]
+
+
+def _agreement(name: str, heading: str, other: str, why: str = "") -> list[Column]:
+    """Return a column of how well the reward agrees with another score, its interval, and its change."""
+    meaning = f"rank correlation of reward and {other} over the responses, -1 to 1, with a 95 % interval"
+    change = f"`{name}` less that of the unsteered model{why}"
+    whole = _with_ends(Column(name, heading, meaning, digits=2, better=1))
+    return [*whole, Column(f"{name}_change", f"{heading} change", change, digits=2, better=1)]
+
+
 _WHAT = (
     Column("task", "task", "what the prompts are from"),
     Column(
@@ -204,34 +225,10 @@ _SIDE_EFFECT_COLUMNS = (
         better=-1,
         long="harmful compliance",
     ),
-    Column(
-        "agreement",
-        "agreement",
-        "rank correlation of reward and held-out reward over the responses, -1 to 1",
-        digits=2,
-        better=1,
+    *_agreement(
+        "agreement", "agreement", "held-out reward", ": below zero the guide is trusted where it no longer holds"
     ),
-    Column(
-        "agreement_change",
-        "agreement change",
-        "`agreement` less that of the unsteered model: below zero the guide is trusted where it no longer holds",
-        digits=2,
-        better=1,
-    ),
-    Column(
-        "agreement_gold",
-        "gold agreement",
-        "rank correlation of reward and gold over the responses, -1 to 1",
-        digits=2,
-        better=1,
-    ),
-    Column(
-        "agreement_gold_change",
-        "gold agreement change",
-        "`agreement_gold` less that of the unsteered model",
-        digits=2,
-        better=1,
-    ),
+    *_agreement("agreement_gold", "gold agreement", "gold"),
 )
 _LATENCY_COLUMNS = (
     Column(
@@ -290,19 +287,6 @@ _WHERE = (
     Column("device", "device", "what it was measured on"),
     Column("protocol", "protocol", "hash of every choice that must be equal to compare"),
 )
-
-
-def _with_ends(column: Column) -> list[Column]:
-    """Return a column with those of its interval."""
-    ends = (("low", "lower"), ("high", "upper"))
-    told = [(f"{column.title} {end}", f"{which} end of the 95 % interval of `{column.name}`") for end, which in ends]
-    return [
-        column,
-        *(
-            Column(f"{column.name}_{end}", *text, column.unit, digits=column.digits, of=column.name)
-            for (end, _), text in zip(ends, told, strict=True)
-        ),
-    ]
 
 
 def _choice_gain(score: Column) -> Column:

@@ -19,7 +19,7 @@ from steerbench.records.comparisons import COMPARISONS, compared, comparisons
 from steerbench.records.identity import Difference, differences, fingerprint
 from steerbench.records.ranks import ranks_of
 from steerbench.records.record import METRICS, Record
-from steerbench.records.scores import Scored, scores_of
+from steerbench.records.scores import Scored, n_clusters, scores_of
 from steerbench.records.search_range import ends_chosen
 from steerbench.records.side_effects import side_effects
 from steerbench.records.statistics import (
@@ -250,12 +250,6 @@ def _has(record: Record | None, name: str) -> bool:
     return scores is not None and "id" in scores and "group" in scores and scores.has(name)
 
 
-def _n_clusters(record: Record) -> int:
-    """Return how many posts or openings the test prompts are about."""
-    table = record.examples
-    return int(table["group"].nunique()) if "group" in table else int(record.protocol["n_examples"])
-
-
 def _matched(records: Sequence[Record]) -> bool | None:
     """Tell whether every seed met the KL that the protocol asks for; None where it asks for none."""
     if records[0].protocol.get("match_kl") is None or records[0].method == UNSTEERED:
@@ -304,7 +298,7 @@ def _row(
         **metrics,
         **derived,
         "validation_gain": _mean(_on_validation(r) for r in records),
-        **_rates(metrics, _n_clusters(first)),
+        **_rates(metrics, n_clusters(first)),
         **{name: _mean(r.latency.get(name) for r in records) for name in LATENCY},
         "fit_seconds": _mean(r.seconds.get("fit") for r in records),
         "matched": _matched(records),

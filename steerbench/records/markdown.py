@@ -1,6 +1,6 @@
 """The leaderboard in Markdown, for a README: one table per task, written between two marks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from steerbench.errors import SteerbenchError
 from steerbench.files import write_asked
 from steerbench.plugins.spec import UNSTEERED
 from steerbench.records.columns import CHOICE_SCORES, COLUMNS, GAINS
-from steerbench.records.side_effects import FAR_KL
+from steerbench.records.side_effects import AGREEMENTS, FAR_KL
 
 START, END = "<!-- leaderboard: written by steerbench leaderboard --markdown -->", "<!-- end of leaderboard -->"
 SIGNIFICANT = 0.05
@@ -87,7 +87,19 @@ def _of_task(task: str, rows: pd.DataFrame) -> str:
         at_the_end = "" if pd.isna(row["at_the_end"]) else " †"
         lines.append(table_line([rank, f"`{row['method']}`{marked}{at_the_end}", *cells]))
     notes = ((_AT_THE_END, rows["at_the_end"].notna()), (_FAR, rows["kl"].astype(float) > FAR_KL))
-    return "\n".join([*lines, *(note for note, marked in notes if marked.any())])
+    agreed = (f"\n{text}" for text in agreements(rows))
+    return "\n".join([*lines, *(note for note, marked in notes if marked.any()), *agreed])
+
+
+def agreements(rows: pd.DataFrame) -> Iterator[str]:
+    """Yield how well the reward of a task's table agrees with what it is held against, over the unsteered replies."""
+    for row in rows[rows["method"].map(_is_unsteered)].head(1).to_dict("records"):
+        for name, other in AGREEMENTS.items():
+            if not pd.isna(row.get(name)):
+                low, high = row[f"{name}_low"], row[f"{name}_high"]
+                ends = "" if pd.isna(low) else f" ({low:.2f} to {high:.2f})"
+                what = f"reward and {COLUMNS[other].title}"
+                yield f"Rank correlation of {what} over the unsteered replies: {row[name]:.2f}{ends}."
 
 
 def _gain(row: Mapping[Any, Any], name: str) -> str:

@@ -1,13 +1,12 @@
 """Whether methods come in the same order in two tables: on two tasks, models, or strengths.
 
 Spearman's rank correlation of the gains over the unsteered model, over the methods that both tables have. Its interval
-is Fisher's, with the variance 1.06 / (n - 3) for ranks (Fieller, Hartley and Pearson, 1957): it is over methods, as if
-they were drawn from many, and knows nothing of the noise in each gain, which pulls the correlation toward zero.
+is over methods, as if they were drawn from many, and knows nothing of the noise in each gain, which pulls the
+correlation toward zero.
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from math import atanh, sqrt, tanh
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import pandas as pd
 
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.plugins.spec import UNSTEERED
+from steerbench.records.agreement import of_ranks
 from steerbench.records.columns import COLUMNS, GAINS
 from steerbench.records.damage import LeftOut
 from steerbench.records.leaderboard import leaderboard
@@ -23,8 +23,6 @@ from steerbench.records.statistics import Interval
 from steerbench.records.store import records_in
 
 START, END = "<!-- agreement: written by steerbench agree --markdown -->", "<!-- end of agreement -->"
-_FEWEST = 4
-"""Methods that an interval needs."""
 _APART = 3
 """Methods that are named because their places differ most."""
 
@@ -71,7 +69,7 @@ def agreement_of(first: str, ones: pd.Series, second: str, others: pd.Series) ->
     apart = [name for name in distance.index[:_APART] if distance[name] > 0]
     told = tuple((str(name), float(places.loc[name, "one"]), float(places.loc[name, "other"])) for name in apart)
     correlation = places["one"].corr(places["other"])
-    known = None if pd.isna(correlation) else _interval(float(correlation), len(both))
+    known = None if pd.isna(correlation) else of_ranks(float(correlation), len(both))
     return OrderAgreement(first, second, len(both), known, told)
 
 
@@ -80,13 +78,6 @@ def _gains(folder: Path, metric: str, left_out: LeftOut | None) -> Mapping[str, 
     table = leaderboard(records_in([folder], left_out))
     steered = table[table["method"] != UNSTEERED].dropna(subset=[f"{metric}_gain"])
     return {str(task): rows.set_index("method")[f"{metric}_gain"] for task, rows in steered.groupby("task", sort=True)}
-
-
-def _interval(correlation: float, n: int) -> Interval:
-    if n < _FEWEST or abs(correlation) > 1 - 1e-9:
-        return Interval(correlation, None, None)
-    middle, width = atanh(correlation), 1.96 * sqrt(1.06 / (n - 3))
-    return Interval(correlation, tanh(middle - width), tanh(middle + width))
 
 
 def markdown(found: Sequence[OrderAgreement], metric: str) -> str:

@@ -102,3 +102,9 @@ def check_same(ids: Sequence[str], others: Sequence[str]) -> None:
             f"two records of one protocol hold different test prompts: {alone!r} is not in both as often. "
             f"One of them is damaged; delete its folder and run again."
         )
+
+
+def n_clusters(record: Record) -> int:
+    """Return how many posts or openings the test prompts are about."""
+    table = record.examples
+    return int(table["group"].nunique()) if "group" in table else int(record.protocol["n_examples"])

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from steerbench.plugins.spec import UNSTEERED
-from steerbench.records.agreement import agreement
+from steerbench.records.agreement import agreement, of_ranks
 from steerbench.records.columns import SIDE_EFFECTS
 from steerbench.records.length_control import NEEDED, Pairs, length_controlled
 from steerbench.records.ngrams import repetition_of
 from steerbench.records.noise_floor import worse_floor
 from steerbench.records.per_token import per_response, pooled_perplexity
 from steerbench.records.record import Record
-from steerbench.records.scores import Scores, scores_of
+from steerbench.records.scores import Scores, n_clusters, scores_of
 
 Numbers = dict[str, float | None]
 AGREEMENTS = {"agreement": "held_out_reward", "agreement_gold": "gold"}
@@ -88,7 +88,9 @@ def _agreements(records: Sequence[Record], plain: Mapping[int, Numbers]) -> Numb
     for name in AGREEMENTS:
         mean = _over_seeds(numbers[name] for numbers in steered)
         before = _over_seeds(plain[r.seed][name] if r.seed in plain else None for r in records)
-        found |= {name: mean, f"{name}_change": None if mean is None or before is None else mean - before}
+        known = None if mean is None else of_ranks(mean, n_clusters(records[0]))
+        found |= {name: mean, f"{name}_low": known and known.low, f"{name}_high": known and known.high}
+        found |= {f"{name}_change": None if mean is None or before is None else mean - before}
     return found
 
 

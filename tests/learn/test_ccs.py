@@ -281,3 +281,24 @@ def test_the_loss_is_that_of_the_probabilities(centre: Any) -> None:
 def test_what_cannot_be_fitted(preferred: Tensor, other: Tensor, options: Any, expected: str) -> None:
     with pytest.raises(SteerbenchError, match=expected):
         fit_ccs(Contrast(preferred, other), generator(0), **options)
+
+
+# What it finds where two things tell the sides apart (arXiv:2312.10029)
+
+
+@pytest.mark.parametrize("prominent", [0, 1])
+def test_of_two_features_the_more_prominent_one_is_found(prominent: int) -> None:
+    """Neither says which side is which: the loss has both for minima, and starts lead to what pairs differ in most."""
+    draw = generator(2000)
+    axes = torch.linalg.qr(torch.randn(64, 2, generator=draw)).Q.T
+    signs = torch.randn(2, 400, generator=draw).sign()
+    lengths = torch.tensor([0.5, 2.0] if prominent else [2.0, 0.5])
+    half = (signs * lengths[:, None]).T @ axes
+    base = torch.randn(400, 64, generator=draw)
+    contrast = Contrast(base + half, base - half)
+    probe = fit_ccs(contrast, generator(0), centre="class", optimizer="lbfgs")
+    first = probe.probability(contrast.preferred, "preferred") > probe.probability(contrast.other, "other")
+    agrees = ((signs > 0) == first).float().mean(1)
+    shares = torch.maximum(agrees, 1 - agrees)
+    assert shares[prominent] > 0.95
+    assert shares[1 - prominent] < 0.65

@@ -20,6 +20,7 @@ from steerbench.records.columns import (
 )
 from steerbench.records.markdown import write_between
 from steerbench.records.record import METRICS
+from steerbench.records.side_effects import AGREEMENTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +40,7 @@ def test_a_column_says_what_it_means_and_belongs_to_one_that_is_there() -> None:
     assert not [column.name for column in COLUMNS.values() if len(column.meaning.split()) < 2 and not column.of]
     gains = {f"{name}_gain" for name in (*GAINS, *CHOICE_SCORES, "length_controlled")}
     told = {column.of for column in COLUMNS.values() if column.of}
-    assert told == {*RATES, *gains, "steerability", "damage"}
+    assert told == {*RATES, *gains, *AGREEMENTS, "steerability", "damage"}
 
 
 def test_the_csv_has_the_columns_in_their_order() -> None:

@@ -15,8 +15,9 @@ from scipy.stats import spearmanr
 
 from steerbench import Record, SteerbenchError, Store, leaderboard
 from steerbench.records.agreement import agreement
-from steerbench.records.columns import SIDE_EFFECTS
+from steerbench.records.columns import COLUMNS, SIDE_EFFECTS
 from steerbench.records.length_control import length_controlled
+from steerbench.records.markdown import markdown
 from steerbench.records.ngrams import repetition_of
 from steerbench.records.noise_floor import worse_floor
 from steerbench.records.per_token import per_response, pooled_perplexity
@@ -183,6 +184,11 @@ def test_the_leaderboard_has_them_for_each_row() -> None:
         assert caa[name] == pytest.approx(means[0])
         assert caa[f"{name}_change"] == pytest.approx(means[0] - means[1])
         assert unsteered[f"{name}_change"] == 0
+        n = steered[0]["group"].nunique()
+        ends = np.tanh(np.arctanh(means[0]) + 1.96 * np.sqrt(1.06 / (n - 3)) * np.array([-1, 1]))
+        assert [caa[f"{name}_low"], caa[f"{name}_high"]] == pytest.approx(list(ends))
+        said = f"reward and {COLUMNS[other].title} over the unsteered replies: {means[1]:.2f} ("
+        assert said in markdown(leaderboard(records))
     gain = length_controlled({"caa": list(zip(steered, plain, strict=True))})["caa"]
     assert gain == tuple(caa[f"length_controlled_gain{end}"] for end in ("", "_low", "_high"))
     assert caa["perplexity"] == pooled_perplexity(steered)
