@@ -1,7 +1,10 @@
 """CCS against the plain form: loops over pairs, and one linear layer per restart, trained by autograd."""
 
 import math
+import runpy
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -302,3 +305,17 @@ def test_of_two_features_the_more_prominent_one_is_found(prominent: int) -> None
     shares = torch.maximum(agrees, 1 - agrees)
     assert shares[prominent] > 0.95
     assert shares[1 - prominent] < 0.65
+
+
+def test_on_the_testbed_it_finds_words_and_not_the_preference(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script whose numbers stand in the verdicts."""
+    script = str(Path(__file__).parents[2] / "results" / "what_ccs_finds.py")
+    monkeypatch.setattr(sys, "argv", [script])
+    runpy.run_path(script, run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    plain, preference, word = map(float, next(line for line in lines if line.startswith("CCS")).split()[1:])
+    _, known, _ = map(float, lines[-1].split()[-3:])
+    assert word > 0.9
+    assert max(plain, preference) < 0.65 < known

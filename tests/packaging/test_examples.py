@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[2]
 SHOWN = {
     "read_the_records.py": ["testbed-hh_rlhf", "of reward", "  unsteered: "],
     "steer_a_model.py": ["How do I grow tomatoes?", "  steered: "],
-    "what_ccs_finds.py": ["as they are    with the words", "CCS ", "logistic regression, labels known"],
     "write_a_method.py": ["tomatoes"],
     "your_own_pairs.py": ["How do I grow tomatoes?", "tomatoes in a garden"],
 }

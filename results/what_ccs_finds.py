@@ -1,6 +1,6 @@
 """What CCS finds where two things tell replies apart: the preference, or a word that means nothing (arXiv:2312.10029).
 
-python examples/what_ccs_finds.py [MODEL [PAIRS.jsonl.gz]], pairs as HH-RLHF has them; by default the testbed's
+python results/what_ccs_finds.py [MODEL [PAIRS.jsonl.gz]], pairs as HH-RLHF has them; by default the testbed's
 
 The two replies of a pair stand in random order. With the words, one of them ends in "banana" and the other in "shed",
 whichever is preferred. Each probe is fitted on two thirds of the pairs, the last one alone with labels, and asked about
@@ -19,9 +19,10 @@ from steerbench import FitContext, LanguageModel, load
 from steerbench.data import load_data
 from steerbench.edits import Site
 from steerbench.learn import Contrast, Pair, contrast, fit_ccs, middle_layer, singular_directions
+from steerbench.learn.fitting import NoReward
 
 N, TAUGHT, SEED = 300, 200, 0
-WORLD = Path(__file__).parents[1] / "results" / "world1" / "data" / "hh_rlhf" / "train.jsonl.gz"
+WORLD = Path(__file__).parent / "world1" / "data" / "hh_rlhf" / "train.jsonl.gz"
 
 model = sys.argv[1] if len(sys.argv) > 1 else "testbed"
 file = Path(sys.argv[2]) if len(sys.argv) > 2 else WORLD
@@ -37,7 +38,7 @@ def read(words: bool) -> Contrast:
         sides = (example.chosen, example.rejected) if good else (example.rejected, example.chosen)
         ends = ((" banana", " shed") if banana else (" shed", " banana")) if words else ("", "")
         pairs.append(Pair(*(lm.tokens(example.prompt, side + end) for side, end in zip(sides, ends, strict=True))))
-    context = FitContext(lm=lm, examples=[], reward=None, seed=SEED)
+    context = FitContext(lm=lm, examples=[], reward=NoReward(), seed=SEED)
     return contrast(context, Site("resid_post", middle_layer(lm, None)), "response_mean", pairs)
 
 
