@@ -55,9 +55,9 @@ def judged(row: Row, column: str) -> Judged:
     """Tell whether a method surely has another score than the unsteered model.
 
     Surely: the p-value is at most 5 % after Holm's correction for the number of methods, and the 95 % interval lies on
-    one side of zero. Nothing is sure of a method with one seed, as nobody knows what another would have given.
+    one side of zero. Nothing is sure of a method with one seed where another might have given another steering.
     """
-    if len(row.records) < 2:
+    if row.number("fits") is None:
         return Judged.ONE_SEED
     p, low, high = (row.number(f"{column}_{end}") for end in ("p_holm", "low", "high"))
     if p is None or low is None or high is None or p > LEVEL:

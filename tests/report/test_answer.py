@@ -111,20 +111,34 @@ def test_a_fall_of_both_is_surely_worse() -> None:
     assert [line.split(" caa")[0] for line in told(sentences(only))][-1] == "Surely worse than the unsteered model:"
 
 
-def test_nothing_is_sure_of_one_seed() -> None:
-    found = group(("caa", -1.0), seeds=[0])
+def test_nothing_is_sure_of_one_seed_where_another_may_steer_otherwise() -> None:
+    (found,) = grouped(drawn(records(("caa", -1.0), seeds=[0])))
     first, best = told(sentences(found))
     assert first == "No method is surely better than the unsteered model: each was measured with one seed alone."
     assert best.startswith("Highest gold gain measured, and not sure: caa +0.98 (")
     assert {dot.judged for dot in plot(found).dots} == {Judged.ONE_SEED}
 
 
+def test_one_seed_is_enough_where_no_other_would_steer_otherwise() -> None:
+    """As for a prompt, or the best of some replies."""
+    found = group(("caa", -1.0), seeds=[0])
+    assert told(sentences(found))[0] == "Surely better than the unsteered model: caa +0.98;"
+    assert {dot.judged for dot in plot(found).dots} == {Judged.BETTER}
+
+
 def test_one_method_of_one_seed_is_not_sure_among_others_that_are() -> None:
     some = [r for r in records(("caa", -1.0), ("iti", -1.0)) if (r.method, r.seed) != ("iti", 1)]
-    (found,) = grouped(some)
+    (found,) = grouped(drawn(some))
     lines = told(sentences(found))
     assert "iti" not in lines[0]
     assert lines[-1] == "Measured with one seed alone, so never sure: 1 method."
+
+
+def drawn(found: list[Record]) -> list[Record]:
+    """Let the fits of steered records depend on their seeds."""
+    for record in found:
+        record.report["seeded"] = record.method != "unsteered"
+    return found
 
 
 def test_where_nothing_is_sure_no_gain_is_promised() -> None:

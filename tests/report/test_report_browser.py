@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -220,7 +221,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
     names = [f"method_{i}:layer=12:pool=last_response" for i in range(MANY - 2)]
     lifts = {name: 1.0 - i / 20 for i, name in enumerate(names)} | {"a" * 90: 0.5}
     found = [make(m, s, lift, seeds=[0, 1]) for m, lift in {"unsteered": 0.0, **lifts}.items() for s in (0, 1)]
-    write_report([write([*found, make("caa", seeds=[0, 1])], folder / "runs")], folder / "report.html")
+    alone = replace(make("caa", seeds=[0, 1]), report={"seeded": True})
+    write_report([write([*found, alone], folder / "runs")], folder / "report.html")
     return (folder / "report.html").as_uri()
 
 
