@@ -41,11 +41,10 @@ class Text(NamedTuple):
     ids: Ids
     marks: Marks
 
-    @classmethod
-    def of(cls, ids: Ids, marks: Marks) -> "Text":
+    def up_to_the_end(self) -> "Text":
         """Leave out what stands behind a reply that is marked: it counts for nothing."""
-        end = len(ids) - next((i for i, mark in enumerate(reversed(marks)) if mark == REPLY), 0)
-        return cls(ids[:end], marks[:end])
+        end = len(self.ids) - next((i for i, mark in enumerate(reversed(self.marks)) if mark == REPLY), 0)
+        return Text(self.ids[:end], self.marks[:end])
 
 
 class GuideReader:
@@ -63,15 +62,16 @@ class GuideReader:
             return torch.zeros(0)
         if self._shared is None or not isinstance(self._reward, RewardModel):
             return self._reward.score(prompts, flat)
-        found = iter(map(Text.of, *self._reward.tokens(prompts, flat)))
+        found = iter(map(Text, *self._reward.tokens(prompts, flat)))
         rows = [[next(found) for _ in row] for row in texts]
         return self._reward.finite(self._read(self._reward, self._shared, rows))
 
     def _read(self, reward: RewardModel, shared: "SharedReading", rows: Sequence[Sequence[Text]]) -> Tensor:
         """Read texts from what is held; those at the limit, cut on the left, from beginnings that none shares."""
         cut = [[reward.limit is not None and len(text.ids) >= reward.limit for text in row] for row in rows]
-        whole = [[text for text, c in zip(*pair, strict=True) if not c] for pair in zip(rows, cut, strict=True)]
-        alone = [text for pair in zip(rows, cut, strict=True) for text, c in zip(*pair, strict=True) if c]
+        pairs = [list(zip(*pair, strict=True)) for pair in zip(rows, cut, strict=True)]
+        whole = [[text.up_to_the_end() for text, c in row if not c] for row in pairs]
+        alone = [text for row in pairs for text, c in row if c]
         if not alone:
             return shared.scores(whole)
         is_cut = torch.tensor([c for row in cut for c in row])

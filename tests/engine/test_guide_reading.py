@@ -153,9 +153,10 @@ def test_positions_that_turn_with_the_length_of_a_text_are_read_from_its_beginni
         torch.testing.assert_close(reader.scores(PROMPTS[:1], [texts]), alone, atol=1e-4, rtol=1e-4)
 
 
-def test_texts_that_are_cut_at_different_places_are_not_one_tree(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["gpt2", "pooled"])
+def test_texts_that_are_cut_at_different_places_are_not_one_tree(tmp_path: Path, name: str) -> None:
     """They share no beginning: a pass over all their tokens would be as wide as all of them together."""
-    reward = made(tmp_path, "gpt2")
+    reward = made(tmp_path, name)
     reward.limit = 100
     texts = [["b" * 150 + "a" * n for n in range(1, 9)], ["a", "b", "c" * 99], []]
     prompts = [p for p, row in zip(PROMPTS, texts, strict=True) for _ in row]
@@ -207,6 +208,14 @@ def test_a_mean_over_the_reply_reads_nothing_behind_it(tmp_path: Path) -> None:
     torch.testing.assert_close(found, reward.score(PROMPTS[:1] * 2, ["Yes.", "Yes,"]), atol=1e-5, rtol=1e-5)
     before = reward.text(PROMPTS[0], "Yes").removesuffix(" (all of it)\n")
     assert read[-1] == len(tokenizer(before, add_special_tokens=False).input_ids) + 2
+    reward.limit, long = (
+        50,
+        ["b" * 60 + "a" * n for n in range(1, 9)],
+    )  # no tree, though the end that is left out is short
+    with columns_read(reward) as read:
+        found = GuideReader(reward).scores(PROMPTS[:1], [long])
+    assert max(read) <= reward.limit
+    torch.testing.assert_close(found, reward.score(PROMPTS[:1] * 8, long), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "pooled"])
