@@ -62,7 +62,7 @@ class GuideReader:
             return torch.zeros(0)
         if self._shared is None or not isinstance(self._reward, RewardModel):
             return self._reward.score(prompts, flat)
-        found = iter(map(Text, *self._reward.tokens(prompts, flat)))
+        found = iter(map(Text, *self._reward.marked(prompts, flat)))
         rows = [[next(found) for _ in row] for row in texts]
         return self._reward.finite(self._read(self._reward, self._shared, rows))
 

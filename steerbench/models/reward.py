@@ -139,10 +139,14 @@ class RewardModel(Reward):
         """Return the score of each row of ids, the text of a reply to its dialogue."""
         return self.read(rows, marks, advance)
 
-    def tokens(
+    def tokens(self, dialogues: Sequence[Dialogue], responses: Sequence[str]) -> list[list[int]]:
+        """Return the ids that it reads for each response to the dialogue before it."""
+        return self._rows(dialogues, responses)[0]
+
+    def marked(
         self, dialogues: Sequence[Dialogue], responses: Sequence[str]
     ) -> tuple[list[list[int]], list[list[int]]]:
-        """Return the ids that it reads for each response to the dialogue before it, and their marks."""
+        """Return the same ids and their marks, `REPLY` for those of a reply whose states a pooled head reads."""
         rows, marks = self._rows(dialogues, responses)
         return rows, marks or [[READ] * len(ids) for ids in rows]
 
