@@ -93,6 +93,7 @@ results: $(INSTALLED)
 	$(BIN)/steerbench verdicts results/claims.toml --markdown docs/verdicts.md
 	$(BIN)/steerbench leaderboard results/curves --markdown results/curves/README.md
 	$(BIN)/steerbench leaderboard results/truthful_qa --markdown results/truthful_qa/README.md
+	$(BIN)/steerbench leaderboard results/strength --markdown results/strength/README.md
 	$(BIN)/steerbench report results/curves --out results/curves/report.html --plot results/curves/matching.svg
 	$(BIN)/steerbench report results --out results/report.html --plot results/gains.svg --claims results/claims.toml
 

@@ -38,7 +38,10 @@ DECODING = ("0.02", "0.05", "0.1")
 """The equal KLs of the study of guided decoding, nats per token."""
 READMES = (
     *("README.md", "docs/results.md", "docs/smollm2.md", "docs/verdicts.md", "results/README.md"),
-    *(f"results/{folder}/README.md" for folder in (*(f"decoding-{kl}" for kl in DECODING), "curves", "truthful_qa")),
+    *(
+        f"results/{folder}/README.md"
+        for folder in (*(f"decoding-{kl}" for kl in DECODING), "curves", "truthful_qa", "strength")
+    ),
 )
 TABLES = (*READMES, *(f"results/{name}.csv" for name in ("leaderboard", "matched", "smollm2")))
 REPORT = "results/report.html"
@@ -142,9 +145,7 @@ def test_the_real_study_names_its_weights_and_rewards() -> None:
     assert {r.labels["model"] for r in records} == {"SmolLM2-135M-Instruct-Q4_1"}
     assert {r.protocol["match_kl"] for r in records} == {0.05}
     for record in records:
-        criterion = (
-            record.labels["task"].rpartition("=")[2].replace("shp", "helpful")
-        )  # too few posts for one of its own
+        criterion = record.labels["task"].rpartition("=")[2]
         assert record.labels["reward_model"] == f"{criterion}-guide"
         assert record.labels["held_out_reward"] == f"{criterion}-held-out"
 
