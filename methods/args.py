@@ -16,7 +16,8 @@ token, k scores of the reward model. A decoder keeps what the texts share in a c
 pass; another one reads each text from its beginning.
 
 Pitfalls: a reward model was trained on whole replies and is asked about beginnings; what it wins it wins by the guide:
-compare the held-out reward.
+compare the held-out reward. The cut to k tokens acts at any weight, and where responses are sampled it alone can move
+a model further than the reward does: compare a weight near zero.
 
 Learns from: reward at test time. Touches: logits.
 """
