@@ -24,6 +24,7 @@ _FILES = (
     "1_Pooling/config.json",
 )
 """What can change an output: weights, configuration, tokenizer, chat templates, pooling. Not the README."""
+_LOADED = b'"local_files_only": true', b'"local_files_only": false'
 
 
 def is_folder(name: str) -> bool:
@@ -58,10 +59,16 @@ def folder_revision(path: Path) -> str:
     folder = path.parent if path.is_file() else path
     found = [path] if path.is_file() else [p for pattern in _FILES for p in path.glob(pattern) if p.is_file()]
     for file in sorted({p.relative_to(folder).as_posix() for p in found}):
-        with (folder / file).open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file}\0{content}\n".encode())
+        digest.update(f"{file}\0{_content(folder / file)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def _content(file: Path) -> str:
+    """Return the hash of a file, one and the same whether its tokenizer was saved by an offline process or another."""
+    if file.name == "tokenizer_config.json":  # into which transformers writes how it was loaded
+        return hashlib.sha256(file.read_bytes().replace(*_LOADED)).hexdigest()
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def model_revision(model: Any, tokenizer: Any) -> str:

@@ -1,5 +1,6 @@
 """Folders and files that are no plain checkpoint: adapters, GGUF, quantised weights, and weights that nothing reads."""
 
+import hashlib
 import json
 import shutil
 from functools import partial
@@ -272,3 +273,15 @@ def test_an_adapter_of_another_model_is_refused(base: Path, tmp_path: Path, rena
     save_file({key: weight for key, weight in kept.items() if renamed or "layers.1." not in key}, file)
     with pytest.raises(SteerbenchError, match=f"adapter 'lora' {does}"):
         LanguageModel.load(str(file.parent))
+
+
+def test_a_folder_has_one_revision_however_its_tokenizer_was_loaded_before_it_was_saved(tmp_path: Path) -> None:
+    """Offline transformers writes so into the tokenizer's configuration, which changes no token."""
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text('{\n  "eos_token": "a",\n  "local_files_only": false\n}\n', encoding="utf-8")
+    online, plain = folder_revision(tmp_path), hashlib.sha256(file.read_bytes()).hexdigest()
+    assert online == f"sha256:{hashlib.sha256(f'tokenizer_config.json{chr(0)}{plain}{chr(10)}'.encode()).hexdigest()}"
+    file.write_text(file.read_text(encoding="utf-8").replace("false", "true"), encoding="utf-8")
+    assert folder_revision(tmp_path) == online
+    file.write_text(file.read_text(encoding="utf-8").replace('"a"', '"b"'), encoding="utf-8")
+    assert folder_revision(tmp_path) != online
