@@ -101,6 +101,17 @@ def test_shared_reading_gives_what_each_text_gives_alone(
 
 
 @pytest.mark.parametrize("name", ["llama", "pooled"])
+def test_rows_that_stay_keep_what_was_read_of_them(rewards: dict[str, RewardModel], name: str) -> None:
+    reward, reading = rewards[name], SharedReading(rewards[name])
+    begun = [list(range(i, i + 9)) for i in (3, 40, 80)]
+    reading.scores([[marked([*ids, z]) for z in range(3, 6)] for ids in begun])
+    reading.keep([2, 1])
+    rows = [[marked([*begun[i], 7, z]) for z in range(3, 6)] for i in (2, 1)]
+    alone = torch.cat([reward.read([list(text.ids)], [list(text.marks)]) for row in rows for text in row])
+    torch.testing.assert_close(reading.scores(rows), alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "pooled"])
 def test_what_is_shared_is_read_once(rewards: dict[str, RewardModel], name: str) -> None:
     reward, begun = rewards[name], list(range(3, 53))
     reading = SharedReading(reward)
