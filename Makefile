@@ -88,6 +88,7 @@ results: $(INSTALLED)
 	$(BIN)/steerbench leaderboard results/decoding-0.02 --markdown results/decoding-0.02/README.md
 	$(BIN)/steerbench leaderboard results/decoding-0.05 --markdown results/decoding-0.05/README.md
 	$(BIN)/steerbench leaderboard results/decoding-0.1 --markdown results/decoding-0.1/README.md
+	$(BIN)/steerbench across results/decoding-0.02 results/decoding-0.05 results/decoding-0.1 --metric gold --markdown docs/results.md
 	$(BIN)/steerbench leaderboard results/smollm2 --csv results/smollm2.csv --markdown docs/smollm2.md
 	$(BIN)/steerbench agree results/matched results/smollm2 --markdown docs/smollm2.md
 	$(BIN)/steerbench verdicts results/claims.toml --markdown docs/verdicts.md

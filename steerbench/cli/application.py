@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from steerbench.cli import (
+    across_command,
     agree_command,
     check_command,
     compare_command,
@@ -73,6 +74,7 @@ app.command("list")(list_command.list_)
 app.command()(leaderboard_command.leaderboard)
 app.command()(compare_command.compare)
 app.command()(agree_command.agree)
+app.command()(across_command.across)
 app.command()(pack_command.pack)
 app.command()(power_command.power)
 app.command()(verdicts_command.verdicts)

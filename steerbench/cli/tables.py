@@ -19,6 +19,7 @@ from steerbench.records.side_effects import FAR_KL
 if TYPE_CHECKING:
     from steerbench.bench.forecast import Forecast
     from steerbench.bench.units import Unit
+    from steerbench.records.across import Across
     from steerbench.records.order_agreement import OrderAgreement
     from steerbench.records.statistics import Interval
     from steerbench.records.verdicts import Verdict
@@ -120,6 +121,17 @@ def show_agreements(console: Console, found: "Sequence[OrderAgreement]") -> None
         ],
     }
     print_table(console, "", cells, yields=["methods"], names="first")
+
+
+def show_across(console: Console, found: "Sequence[Across]") -> None:
+    """Print one table per task: methods down, studies across."""
+    for one in found:
+        cells: dict[str, list[Cell]] = {"method": list(one.rows)}
+        for study in one.studies:
+            gains = [one.gain(method, study) for method in one.rows]
+            cells[study] = ["–" if gain is None else _difference(*gain) for gain in gains]
+        print_table(console, one.task, cells, digits=(*DIGITS, 1))
+        console.print()
 
 
 def show_verdicts(console: Console, found: "Sequence[Verdict]") -> None:

@@ -82,7 +82,7 @@ def _of_task(task: str, rows: pd.DataFrame) -> str:
     lines = [table_line(heads), table_line(["--:", ":--", *["--:"] * (len(heads) - 2)])]
     for row in rows.to_dict("records"):
         rank = "–" if pd.isna(row["rank"]) else str(row["rank"])
-        cells = [_gain(row, f"{name}_gain") for name in gains] + [_mean(row, name) for name in means]
+        cells = [gain_text(row, f"{name}_gain") for name in gains] + [_mean(row, name) for name in means]
         marked = " (one seed)" if pd.isna(row["fits"]) else ""
         at_the_end = "" if pd.isna(row["at_the_end"]) else " †"
         lines.append(table_line([rank, f"`{row['method']}`{marked}{at_the_end}", *cells]))
@@ -102,7 +102,8 @@ def agreements(rows: pd.DataFrame) -> Iterator[str]:
                 yield f"Rank correlation of {what} over the unsteered replies: {row[name]:.2f}{ends}."
 
 
-def _gain(row: Mapping[Any, Any], name: str) -> str:
+def gain_text(row: Mapping[Any, Any], name: str) -> str:
+    """Return a gain of a leaderboard's row with its interval, bold where it is sure; nothing of the unsteered model."""
     gain, low, high, p = (row[f"{name}{end}"] for end in ("", "_low", "_high", "_p_holm"))
     if pd.isna(gain) or _is_unsteered(row["method"]):
         return ""

@@ -14,6 +14,7 @@ import pandas as pd
 
 from steerbench.errors import SteerbenchError, suggest
 from steerbench.plugins.spec import UNSTEERED
+from steerbench.records.across import labels
 from steerbench.records.agreement import of_ranks
 from steerbench.records.columns import COLUMNS, GAINS
 from steerbench.records.damage import LeftOut
@@ -46,11 +47,9 @@ def order_agreements(folders: Sequence[Path], metric: str, left_out: LeftOut | N
     """
     if metric not in GAINS:
         raise SteerbenchError(suggest("metric", metric, list(GAINS)))
-    names = [folder.name for folder in folders]
-    label = {folder: str(folder) if names.count(folder.name) > 1 else folder.name for folder in folders}
     gains = {
-        f"{label[folder]}, {task}": found
-        for folder in folders
+        f"{name}, {task}": found
+        for folder, name in labels(folders).items()
         for task, found in _gains(folder, metric, left_out).items()
     }
     if len(gains) < 2:

@@ -115,7 +115,7 @@ ANSWERS = {
     "latency --config llama-3-8b --model x": "--config makes a model of its own; leave out --model.",
     "latency --out notes.txt": "cannot write to notes.txt: File exists; choose another folder with --out and run the "
     "same command again. Finished records are kept.",
-    # leaderboard, compare, agree, report, power, pack
+    # leaderboard, compare, agree, across, report, power, pack
     "leaderboard nowhere": "nowhere is not there; `steerbench run --out FOLDER` makes one with records.",
     "leaderboard folder": "there are no records in folder; `steerbench run --out FOLDER` makes some.",
     "leaderboard notes.txt": "notes.txt is no folder; `steerbench run --out FOLDER` makes one with records.",
@@ -130,6 +130,9 @@ ANSWERS = {
     "studies, or of two tasks, or another --metric.",
     "agree runs runs --metric gild": "unknown metric 'gild'. Did you mean 'gold'? Known: gold, "
     "held_out_reward, reward.",
+    "across nowhere runs": "nowhere is not there; `steerbench run --out FOLDER` makes one with records.",
+    "across runs --metric gild": "unknown metric 'gild'. Did you mean 'gold'? Known: gold, held_out_reward, reward.",
+    "across runs --metric gold": "none of these has gains of gold; give other folders, or another --metric.",
     "report nowhere": "nowhere is not there; `steerbench run --out FOLDER` makes one with records.",
     "report runs --out folder": "cannot write folder: Is a directory; choose another file.",
     "report runs --out page.pdf": "page.pdf would hold HTML; give it a name that ends in .html.",

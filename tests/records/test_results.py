@@ -55,7 +55,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in READMES:
         (there / name).parent.mkdir(parents=True, exist_ok=True)
         (there / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
-    for command in ("leaderboard", "agree", "verdicts"):
+    for command in ("leaderboard", "across", "agree", "verdicts"):
         _run(command, there)
     return there
 
@@ -73,7 +73,7 @@ def _run(command: str, there: Path) -> None:
     recipe = re.search(r"^results:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert recipe
     lines = [shlex.split(line) for line in recipe[1].splitlines()]
-    commands = [["$(BIN)/steerbench", name] for name in ("leaderboard", "agree", "verdicts", "report")]
+    commands = [["$(BIN)/steerbench", name] for name in ("leaderboard", "across", "agree", "verdicts", "report")]
     assert all(line[:2] in commands for line in lines)
     for _, *arguments in (line for line in lines if line[1] == command):
         done = CliRunner().invoke(app, [_placed(text, there) for text in arguments])
