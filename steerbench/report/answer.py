@@ -100,7 +100,7 @@ def _sure(better: Sequence[Row], column: str) -> Iterator[Sentence]:
     yield Sentence(lead, [Told(best.method, _priced(best, column))])
     near = [row for row in better[1:] if (row.number(f"{column}_high") or 0.0) >= (best.number(f"{column}_low") or 0.0)]
     if near:
-        yield _about("The intervals of these overlap with its own:", near, lambda row: _priced(row, column))
+        yield _about("The intervals of these overlap with its own:", near, lambda row: _timed(row, column))
     if fastest is not best:
         yield Sentence("Fastest of them:", [Told(fastest.method, _priced(fastest, column))])
 
@@ -167,6 +167,12 @@ def _counted(n: int) -> str:
 
 def _signed(row: Row, column: str) -> str:
     return f"{_gain(row, column):+z.{COLUMNS[column].digits}f}"
+
+
+def _timed(row: Row, column: str) -> str:
+    """Return a gain and the time of decoding: what else there is to say stands in the table below."""
+    time = row.number("decode_ratio")
+    return _signed(row, column) + ("" if time is None else f", {time:.2f} × the time")
 
 
 def _priced(row: Row, column: str) -> str:

@@ -79,9 +79,11 @@ def test_the_fastest_is_named_where_it_is_not_the_highest() -> None:
     assert lines[2].startswith("Fastest of them: iti")
 
 
-def test_what_may_be_as_good_as_the_highest_is_named() -> None:
+def test_what_may_be_as_good_as_the_highest_is_named_with_its_gain_and_time() -> None:
     found = told(sentences(group(("caa", -1.0), ("repe", -1.01))))
-    assert any(line.startswith("The intervals of these overlap with its own:") for line in found)
+    (near,) = (line for line in found if line.startswith("The intervals of these overlap with its own:"))
+    assert near.endswith("× the time;")
+    assert "KL" not in near
 
 
 def test_a_gain_on_the_guide_that_gold_does_not_bear_out_is_damage() -> None:
