@@ -84,13 +84,13 @@ wheel:
 results: $(INSTALLED)
 	$(BIN)/steerbench leaderboard results/testbed --csv results/leaderboard.csv --markdown docs/results.md
 	$(BIN)/steerbench leaderboard results/testbed --markdown README.md --rows 10
-	$(BIN)/steerbench leaderboard results/matched --csv results/matched.csv --markdown results/README.md
-	$(BIN)/steerbench leaderboard results/decoding-0.02 --markdown results/decoding-0.02/README.md
-	$(BIN)/steerbench leaderboard results/decoding-0.05 --markdown results/decoding-0.05/README.md
-	$(BIN)/steerbench leaderboard results/decoding-0.1 --markdown results/decoding-0.1/README.md
-	$(BIN)/steerbench across results/decoding-0.02 results/decoding-0.05 results/decoding-0.1 --metric gold --markdown docs/results.md
+	$(BIN)/steerbench leaderboard results/kl-0.05 --csv results/kl-0.05.csv --markdown results/README.md
+	$(BIN)/steerbench leaderboard results/kl-0.02 --markdown results/kl-0.02/README.md
+	$(BIN)/steerbench leaderboard results/kl-0.1 --markdown results/kl-0.1/README.md
+	$(BIN)/steerbench leaderboard results/decoding --markdown results/decoding/README.md
+	$(BIN)/steerbench across results/kl-0.02 results/kl-0.05 results/decoding results/kl-0.1 --metric gold --markdown docs/results.md
 	$(BIN)/steerbench leaderboard results/smollm2 --csv results/smollm2.csv --markdown docs/smollm2.md
-	$(BIN)/steerbench agree results/matched results/smollm2 --markdown docs/smollm2.md
+	$(BIN)/steerbench agree results/kl-0.05 results/smollm2 --markdown docs/smollm2.md
 	$(BIN)/steerbench verdicts results/claims.toml --markdown docs/verdicts.md
 	$(BIN)/steerbench leaderboard results/curves --markdown results/curves/README.md
 	$(BIN)/steerbench leaderboard results/truthful_qa --markdown results/truthful_qa/README.md

@@ -32,18 +32,15 @@ STUDIED = {
     *("pref_ctrl", "ode_steer", "linear_act", "angular", "ta2", "act_add"),
 }
 """The methods of the tuned study, and of that at one KL."""
-FEWER = {"matched": [("testbed-shp", "alignez:identify=ccs", 4)]}
+FEWER = {"kl-0.05": [("testbed-shp", "alignez:identify=ccs", 4)]}
 """Rows with fewer than five seeds: in one, no layer told good answers from bad, and nothing could be fitted."""
-DECODING = ("0.02", "0.05", "0.1")
-"""The equal KLs of the study of guided decoding, nats per token."""
+DECODING = {"kl-0.02": 0.02, "decoding": 0.05, "kl-0.1": 0.1}
+"""The studies with guided decoding, and their equal KLs in nats per token."""
 READMES = (
     *("README.md", "docs/results.md", "docs/smollm2.md", "docs/verdicts.md", "results/README.md"),
-    *(
-        f"results/{folder}/README.md"
-        for folder in (*(f"decoding-{kl}" for kl in DECODING), "curves", "truthful_qa", "strength")
-    ),
+    *(f"results/{folder}/README.md" for folder in (*DECODING, "curves", "truthful_qa", "strength")),
 )
-TABLES = (*READMES, *(f"results/{name}.csv" for name in ("leaderboard", "matched", "smollm2")))
+TABLES = (*READMES, *(f"results/{name}.csv" for name in ("leaderboard", "kl-0.05", "smollm2")))
 REPORT = "results/report.html"
 PLOTS = ("results/gains.svg", "results/curves/matching.svg")
 
@@ -116,7 +113,7 @@ def test_rows_come_in_the_order_of_what_they_gain() -> None:
         assert not rows["rank"].is_monotonic_increasing
 
 
-@pytest.mark.parametrize("name", ["leaderboard", "matched"])
+@pytest.mark.parametrize("name", ["leaderboard", "kl-0.05"])
 def test_every_method_is_there_on_both_tasks_with_five_seeds(name: str) -> None:
     table = pd.read_csv(ROOT / "results" / f"{name}.csv")
     assert set(table["task"]) == {"testbed-hh_rlhf", "testbed-shp"}
@@ -135,7 +132,7 @@ def test_every_row_had_the_same_budget() -> None:
 
 
 def test_every_row_of_the_other_study_was_matched_to_one_kl() -> None:
-    records = Store(ROOT / "results" / "matched").records()
+    records = Store(ROOT / "results" / "kl-0.05").records()
     assert {r.protocol["match_kl"] for r in records} == {0.05}
     assert all(r.tuning["target"] == 0.05 for r in records if r.tuning)
 
@@ -150,10 +147,10 @@ def test_the_real_study_names_its_weights_and_rewards() -> None:
         assert record.labels["held_out_reward"] == f"{criterion}-held-out"
 
 
-@pytest.mark.parametrize("kl", DECODING)
-def test_guided_decoding_was_matched_to_its_kl_with_three_seeds(kl: str) -> None:
-    records = Store(ROOT / "results" / f"decoding-{kl}").records()
-    assert all(r.tuning["target"] == float(kl) for r in records if r.tuning)
+@pytest.mark.parametrize("study", DECODING)
+def test_guided_decoding_was_matched_to_its_kl_with_three_seeds(study: str) -> None:
+    records = Store(ROOT / "results" / study).records()
+    assert all(r.tuning["target"] == DECODING[study] for r in records if r.tuning)
     rows = {(r.labels["task"], r.method, r.seed) for r in records}
     methods = {method for _, method, _ in rows}
     assert rows == {(f"testbed-{task}", m, seed) for task in ("hh_rlhf", "shp") for m in methods for seed in range(3)}
