@@ -43,6 +43,7 @@ READMES = (
 TABLES = (*READMES, *(f"results/{name}.csv" for name in ("leaderboard", "kl-0.05", "smollm2")))
 REPORT = "results/report.html"
 PLOTS = ("results/gains.svg", "results/curves/matching.svg")
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +93,14 @@ def test_what_is_committed_is_what_the_records_give(tables: Path, name: str) -> 
         assert (tables / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("plot", PLOTS)
 def test_a_plot_that_is_committed_is_what_the_records_give(drawn: Path, plot: str) -> None:
-    assert (drawn / plot).read_text(encoding="utf-8") == (ROOT / plot).read_text(encoding="utf-8")
+    one, other = ((folder / plot).read_text(encoding="utf-8") for folder in (drawn, ROOT))
+    assert NUMBER.sub("", one) == NUMBER.sub("", other)
+    places = [[float(number) for number in NUMBER.findall(text)] for text in (one, other)]
+    assert places[0] == pytest.approx(places[1], abs=0.11)  # another processor may round the last digit otherwise
 
 
-@pytest.mark.slow
 def test_the_report_names_every_row_of_the_leaderboard(drawn: Path) -> None:
     page = unescape((drawn / REPORT).read_text(encoding="utf-8"))
     methods = set(pd.read_csv(ROOT / "results" / "leaderboard.csv")["method"])
