@@ -184,18 +184,17 @@ class _Run:
 
     def through(self, saved: Path | None) -> TrainedEdits:
         """Train to the end and leave the parameters as they were at their best, asking for no gradient."""
-        if saved is not None and saved.exists():
-            self._load(saved)
-        else:
-            self._keep_best()
-        with self._context.progress("training of edits", self._training.epochs) as advance:
-            advance(len(self._losses))
+        with self._context.progress("training of edits", self._training.epochs * len(self._train)) as advance:
+            if saved is not None and saved.exists():
+                self._load(saved)
+            else:
+                self._keep_best()
+            advance(len(self._losses) * len(self._train))
             while len(self._losses) < self._training.epochs and not self._is_over():
-                self._epoch()
+                self._epoch(advance)
                 self._keep_best()
                 if saved is not None:
                     self._save(saved)
-                advance(1)
         with torch.no_grad():
             for parameter, value in zip(self._parameters, self._best, strict=True):
                 parameter.copy_(value)
@@ -212,7 +211,7 @@ class _Run:
         trained = self._scores[1:]
         return trained.index(min(trained)) + 1 if trained else len(self._losses)
 
-    def _epoch(self) -> None:
+    def _epoch(self, advance: Callable[[int], object]) -> None:
         """Take one pass over the pairs, in an order of its own."""
         batches, total = self._batches(), 0.0
         for i, batch in enumerate(batches):
@@ -220,6 +219,7 @@ class _Run:
             for group in self._optimizer.param_groups:
                 group["lr"] = self._training.lr * share
             total += self._step(batch)
+            advance(len(batch))
         self._losses.append(total / len(self._train))
 
     def _batches(self) -> list[list[Pair]]:

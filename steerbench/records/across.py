@@ -41,29 +41,33 @@ class Across(NamedTuple):
         return (min(known), max(known)) if known else None
 
 
-def labels(folders: Sequence[Path]) -> dict[Path, str]:
-    """Return the name of each folder, and its path where two have the same name."""
-    names = [folder.name for folder in folders]
-    return {folder: str(folder) if names.count(folder.name) > 1 else folder.name for folder in folders}
-
-
 def across(folders: Sequence[Path], metric: str, left_out: LeftOut | None = None) -> list[Across]:
     """Return the gains of a metric over the unsteered model, for each task of all folders; each folder is a study.
 
     Raises SteerbenchError for a metric that is no gain's, and where no study has it.
     """
-    if metric not in GAINS:
-        raise SteerbenchError(suggest("metric", metric, list(GAINS)))
-    tables = {name: leaderboard(records_in([folder], left_out)) for folder, name in labels(folders).items()}
-    gains = {name: table[_steered(table) & table[f"{metric}_gain"].notna()] for name, table in tables.items()}
+    gains = gains_of(folders, metric, left_out)
     tasks = sorted({str(task) for table in gains.values() for task in table["task"]})
     if not tasks:
         raise SteerbenchError(f"none of these has gains of {metric}; give other folders, or another --metric.")
     return [_of_task(task, metric, gains) for task in tasks]
 
 
-def _steered(table: pd.DataFrame) -> pd.Series:
-    return table["method"].map(lambda method: method.split(" #")[0] != UNSTEERED)
+def gains_of(folders: Sequence[Path], metric: str, left_out: LeftOut | None = None) -> dict[str, pd.DataFrame]:
+    """Return for each folder, by its name, or its path where two have the same, the methods that have a gain.
+
+    Rows and columns are those of the leaderboard, the unsteered model is no method. Raises SteerbenchError for a metric
+    that is no gain's.
+    """
+    if metric not in GAINS:
+        raise SteerbenchError(suggest("metric", metric, list(GAINS)))
+    names = [folder.name for folder in folders]
+    found = {}
+    for folder, name in zip(folders, names, strict=True):
+        table = leaderboard(records_in([folder], left_out))
+        steered = table["method"].map(lambda method: method.split(" #")[0] != UNSTEERED)
+        found[str(folder) if names.count(name) > 1 else name] = table[steered & table[f"{metric}_gain"].notna()]
+    return found
 
 
 def _of_task(task: str, metric: str, gains: Mapping[str, pd.DataFrame]) -> Across:

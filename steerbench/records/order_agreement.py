@@ -5,23 +5,20 @@ is over methods, as if they were drawn from many, and knows nothing of the noise
 correlation toward zero.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from steerbench.errors import SteerbenchError, suggest
-from steerbench.plugins.spec import UNSTEERED
-from steerbench.records.across import labels
+from steerbench.errors import SteerbenchError
+from steerbench.records.across import gains_of
 from steerbench.records.agreement import of_ranks
-from steerbench.records.columns import COLUMNS, GAINS
+from steerbench.records.columns import COLUMNS
 from steerbench.records.damage import LeftOut
-from steerbench.records.leaderboard import leaderboard
 from steerbench.records.markdown import table_line
 from steerbench.records.statistics import Interval
-from steerbench.records.store import records_in
 
 START, END = "<!-- agreement: written by steerbench agree --markdown -->", "<!-- end of agreement -->"
 _APART = 3
@@ -45,12 +42,10 @@ def order_agreements(folders: Sequence[Path], metric: str, left_out: LeftOut | N
 
     Raises SteerbenchError for a metric that is no gain's, and where there are fewer than two tables with it.
     """
-    if metric not in GAINS:
-        raise SteerbenchError(suggest("metric", metric, list(GAINS)))
     gains = {
-        f"{name}, {task}": found
-        for folder, name in labels(folders).items()
-        for task, found in _gains(folder, metric, left_out).items()
+        f"{name}, {task}": rows.set_index("method")[f"{metric}_gain"]
+        for name, table in gains_of(folders, metric, left_out).items()
+        for task, rows in table.groupby("task", sort=True)
     }
     if len(gains) < 2:
         raise SteerbenchError(
@@ -70,13 +65,6 @@ def agreement_of(first: str, ones: pd.Series, second: str, others: pd.Series) ->
     correlation = places["one"].corr(places["other"])
     known = None if pd.isna(correlation) else of_ranks(float(correlation), len(both))
     return OrderAgreement(first, second, len(both), known, told)
-
-
-def _gains(folder: Path, metric: str, left_out: LeftOut | None) -> Mapping[str, pd.Series]:
-    """Return by task what the methods of a folder gain; the unsteered model is no method."""
-    table = leaderboard(records_in([folder], left_out))
-    steered = table[table["method"] != UNSTEERED].dropna(subset=[f"{metric}_gain"])
-    return {str(task): rows.set_index("method")[f"{metric}_gain"] for task, rows in steered.groupby("task", sort=True)}
 
 
 def markdown(found: Sequence[OrderAgreement], metric: str) -> str:

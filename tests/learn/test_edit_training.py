@@ -1,7 +1,8 @@
 """Training of edits: the losses, their gradients, and what a training keeps, stops at, resumes and leaves alone."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,28 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone() -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_progress_counts_every_pair_as_it_is_trained_on_and_begins_before_the_first_score() -> None:
+    context, seen = planted(0, pairs=20).context, []
+
+    @contextmanager
+    def counting(label: str, total: int) -> Iterator[Callable[[int], None]]:
+        seen.append((label, total))
+        yield lambda n: seen.append(("step", n))
+
+    def loss(pairs: Sequence[Pair], trial: Trial) -> Tensor:
+        assert seen
+        return DPO()(pairs, trial)
+
+    context.progress = counting
+    training = EditTraining(lr=0.1, batch_size=4, epochs=2)
+    trained(context, training, loss)
+    ((label, total),) = (one for one in seen if one[0] != "step")
+    steps = [n for name, n in seen if name == "step"]
+    assert label == "training of edits"
+    assert sum(steps) == total == 2 * 16
+    assert max(steps) == 4
 
 
 def test_micro_batches_add_up_to_the_batch() -> None:

@@ -17,12 +17,18 @@ Cli = Callable[..., Result]
 
 @pytest.fixture
 def studies(tmp_path: Path) -> list[Path]:
-    """Return two studies: `caa` in both, `iti` in the second one alone, where it gains most."""
-    gains = {"one": {"unsteered": 0.0, "caa": 1.0}, "two": {"unsteered": 1.0, "caa": 1.5, "iti": 4.0}}
+    """Return two studies: `caa` and `repe` in both, `iti` in the second one alone, where it gains most."""
+    gains = {
+        "one": {"unsteered": 0.0, "caa": 1.0, "repe": 0.25},
+        "two": {"unsteered": 1.0, "caa": 1.5, "repe": 3.0, "iti": 4.0},
+    }
     for study, rewards in gains.items():
         for method, reward in rewards.items():
             record = make(method, task="t", seeds=[0])
-            Store(tmp_path / study).write(replace(record, examples=record.examples.assign(reward=reward)))
+            latency = {**record.latency, "decode_ratio": reward}
+            Store(tmp_path / study).write(
+                replace(record, latency=latency, examples=record.examples.assign(reward=reward))
+            )
     return [tmp_path / study for study in gains]
 
 
@@ -30,12 +36,14 @@ def test_each_gain_is_over_the_unsteered_model_of_its_own_study(studies: list[Pa
     (found,) = across(studies, "reward")
     assert found.task == "t"
     assert found.studies == ("one", "two")
-    assert list(found.rows) == ["iti", "caa"]
+    assert list(found.rows) == ["iti", "repe", "caa"]
     means = {(m, s): found.gain(m, s) for m in found.rows for s in found.studies}
     assert means["iti", "one"] is None
     assert {key: gain[0] for key, gain in means.items() if gain} == {
         ("caa", "one"): 1.0,
         ("caa", "two"): 0.5,
+        ("repe", "one"): 0.25,
+        ("repe", "two"): 2.0,
         ("iti", "two"): 3.0,
     }
 
@@ -49,7 +57,11 @@ def test_the_command_writes_a_line_for_each_method_between_marks(studies: list[P
     text = page.read_text()
     assert "| reward, t | one | two | time × |" in text
     cells = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
-    assert [(line[0], line[1][:7]) for line in cells] == [("| `iti`", ""), ("| `caa`", "**+1.00")]
+    assert [(line[0], line[1][:7], line[3]) for line in cells] == [
+        ("| `iti`", "", "4.00 |"),
+        ("| `repe`", "**+0.25", "0.25 to 3.00 |"),
+        ("| `caa`", "**+1.00", "1.00 to 1.50 |"),
+    ]
     assert (text.startswith("before\n"), text.endswith("after\n")) == (True, True)
 
 
